@@ -1,0 +1,187 @@
+//! Why a call ends without a certificate, grouped by who must act. The bottom room: everyone may name it.
+//!
+//! A refusal has two faces. Outside, `code` and `public_text`, opaque where the contract wants it; inside, `reason` and `detail`,
+//! which the log and the ledger keep.
+
+use std::fmt;
+
+/// The gRPC status a refusal is answered with (ISTIO-CONTRACT §5); `front::grpc` maps it to the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the gRPC names say it")]
+pub enum Code {
+    InvalidArgument,
+    DeadlineExceeded,
+    PermissionDenied,
+    ResourceExhausted,
+    Internal,
+    Unavailable,
+    Unauthenticated,
+}
+
+impl Code {
+    /// The canonical gRPC name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidArgument => "InvalidArgument",
+            Self::DeadlineExceeded => "DeadlineExceeded",
+            Self::PermissionDenied => "PermissionDenied",
+            Self::ResourceExhausted => "ResourceExhausted",
+            Self::Internal => "Internal",
+            Self::Unavailable => "Unavailable",
+            Self::Unauthenticated => "Unauthenticated",
+        }
+    }
+}
+
+/// What went wrong. The names are the ledger's and the metrics', so they never change meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    // The caller must act.
+    /// No client certificate and no bearer token.
+    NoCredentials,
+    /// A token or client certificate that proves nothing here.
+    BadCredentials,
+    /// The `clusterid` header is unknown or repeated.
+    UnknownCluster,
+    /// Impersonation was asked for and is not granted.
+    Impersonation,
+    /// The CSR is not a legal PKCS#10 request within our limits.
+    MalformedCsr,
+    /// The CSR's signature is not by its own key.
+    ProofOfPossession,
+    /// The key's kind or size is not allowed by the profile.
+    WeakKey,
+    /// The asked lifetime is above the profile's maximum.
+    Lifetime,
+    /// The asked CertSigner is not an active issuer.
+    UnknownSigner,
+    /// A strict profile and a CSR whose SANs are not the caller's identity.
+    SanMismatch,
+    /// The request's metadata or message is malformed.
+    MalformedRequest,
+    // Trying again later helps.
+    /// No permit, or a full queue.
+    Overloaded,
+    /// The call's time limit passed.
+    Deadline,
+    /// The ledger cannot record.
+    LedgerDown,
+    /// The device cannot sign now.
+    DeviceDown,
+    /// The daemon is shutting down or not ready.
+    Stopping,
+    // The operator must act.
+    /// The clock is behind what the ledger recorded.
+    Clock,
+    /// The device refused log-in or the key.
+    DeviceRefused,
+    /// The issuer's certificate has ended.
+    IssuerExpired,
+    /// A bug or a broken device: what was signed does not verify, what was built does not parse.
+    Internal,
+}
+
+impl Reason {
+    /// The name in ledger rows, logs and metric labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoCredentials => "no_credentials",
+            Self::BadCredentials => "bad_credentials",
+            Self::UnknownCluster => "unknown_cluster",
+            Self::Impersonation => "impersonation",
+            Self::MalformedCsr => "malformed_csr",
+            Self::ProofOfPossession => "proof_of_possession",
+            Self::WeakKey => "weak_key",
+            Self::Lifetime => "lifetime",
+            Self::UnknownSigner => "unknown_signer",
+            Self::SanMismatch => "san_mismatch",
+            Self::MalformedRequest => "malformed_request",
+            Self::Overloaded => "overloaded",
+            Self::Deadline => "deadline",
+            Self::LedgerDown => "ledger_down",
+            Self::DeviceDown => "device_down",
+            Self::Stopping => "stopping",
+            Self::Clock => "clock",
+            Self::DeviceRefused => "device_refused",
+            Self::IssuerExpired => "issuer_expired",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// The status it is answered with.
+    pub fn code(self) -> Code {
+        match self {
+            Self::NoCredentials | Self::BadCredentials | Self::UnknownCluster | Self::Impersonation => Code::Unauthenticated,
+            Self::MalformedCsr
+            | Self::ProofOfPossession
+            | Self::WeakKey
+            | Self::Lifetime
+            | Self::UnknownSigner
+            | Self::SanMismatch
+            | Self::MalformedRequest => Code::InvalidArgument,
+            Self::Overloaded => Code::ResourceExhausted,
+            Self::Deadline => Code::DeadlineExceeded,
+            Self::LedgerDown | Self::DeviceDown | Self::Stopping | Self::Clock | Self::DeviceRefused => Code::Unavailable,
+            Self::IssuerExpired | Self::Internal => Code::Internal,
+        }
+    }
+}
+
+/// A call that ends without a certificate.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    reason: Reason,
+    detail: String,
+}
+
+/// The longest detail that is kept: it may quote what a caller sent.
+const DETAIL_LIMIT: usize = 500;
+
+impl Refusal {
+    /// A refusal with its full cause, which must hold no secret; long ones are cut.
+    pub fn new(reason: Reason, detail: impl fmt::Display) -> Self {
+        let mut detail = detail.to_string();
+        if detail.len() > DETAIL_LIMIT {
+            let end = (0..=DETAIL_LIMIT).rev().find(|&at| detail.is_char_boundary(at)).unwrap_or(0);
+            detail.truncate(end);
+            detail.push('…');
+        }
+        Self { reason, detail }
+    }
+
+    /// Why.
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// The full cause, for the log and the ledger.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// The status it is answered with.
+    pub fn code(&self) -> Code {
+        self.reason.code()
+    }
+
+    /// What the caller may read: the cause where the caller must act on it, one fixed text elsewhere.
+    pub fn public_text(&self) -> &str {
+        match self.code() {
+            Code::InvalidArgument => &self.detail,
+            Code::Unauthenticated => "request authenticate failure",
+            Code::PermissionDenied => "not permitted",
+            Code::ResourceExhausted => "the CA is at its limit, try again later",
+            Code::DeadlineExceeded => "the CA's time limit for a call has passed",
+            Code::Unavailable => "the CA cannot issue now, try again later",
+            Code::Internal => "internal error of the CA",
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.reason.as_str(), self.detail)
+    }
+}
+
+impl std::error::Error for Refusal {}

@@ -1,0 +1,3 @@
+//! What is kept. The only room that names sqlx.
+
+pub mod ledger;

@@ -1,0 +1,5 @@
+//! Certificates and requests as bytes (RFC 5280, RFC 2986). Pure: no I/O, no clock, no async, no metrics.
+
+mod serial;
+
+pub use serial::Serial;

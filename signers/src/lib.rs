@@ -1,0 +1,165 @@
+//! A private key that can be asked for a signature. Knows bytes, keys and devices; knows nothing of certificates, databases or networks.
+//!
+//! `KeyUri` names a key, a back end (`pkcs11`, `file`) opens it as a `Device`, and `pool::Signer` puts a bounded queue and threads before it.
+
+mod algorithm;
+mod uri;
+
+pub mod conformance;
+pub mod file;
+pub mod pkcs11;
+pub mod pool;
+
+use std::time::{Duration, Instant};
+
+pub use algorithm::{Algorithm, PublicKey};
+pub use pool::Signer;
+pub use uri::{KeyUri, UriError};
+
+/// One private key inside one device. May block; knows nothing of async or of certificates.
+pub trait Device: Send {
+    /// The key, and the one signature algorithm that was fixed when it was opened.
+    fn public_key(&self) -> &PublicKey;
+    /// The signature over `message`, encoded as X.509 wants it (ECDSA: DER `Ecdsa-Sig-Value`, RFC 3279 §2.2.3; RSA: PKCS#1 v1.5).
+    fn sign(&mut self, message: &[u8]) -> Result<Vec<u8>, SignError>;
+}
+
+/// What a signature is for, so that a guard can later judge what is being signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// A workload's certificate.
+    Leaf,
+    /// The daemon's own serving certificate.
+    Serving,
+    /// A CA certificate, in a ceremony.
+    CaCertificate,
+    /// A certificate revocation list.
+    Crl,
+    /// A health probe with a throw-away key.
+    Probe,
+}
+
+impl Purpose {
+    /// The name in ledger rows and metric labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Leaf => "leaf",
+            Self::Serving => "serving",
+            Self::CaCertificate => "ca_certificate",
+            Self::Crl => "crl",
+            Self::Probe => "probe",
+        }
+    }
+}
+
+/// One request for a signature.
+#[derive(Debug)]
+pub struct Job {
+    /// What it is for.
+    pub purpose: Purpose,
+    /// The call's time limit: past it the job is dropped before signing.
+    pub deadline: Instant,
+    /// The to-be-signed bytes.
+    pub message: Vec<u8>,
+}
+
+/// Why there is no signature, by who must act. Texts hold the full cause and never a secret.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SignError {
+    /// Retry: the queue is full, or the deadline passed before or inside the device.
+    #[error("the signer is busy: {0}")]
+    Busy(String),
+    /// Retry: the device, token or session is gone; it is being reopened.
+    #[error("the device is lost: {0}")]
+    Lost(String),
+    /// Operator: the PIN is wrong or locked; nothing is tried again until a reload or restart.
+    #[error("the token is locked to us: {0}")]
+    Locked(String),
+    /// Operator: the device refuses this key, mechanism or message.
+    #[error("the device rejected the request: {0}")]
+    Rejected(String),
+    /// The signer is shutting down.
+    #[error("the signer has stopped")]
+    Stopped,
+}
+
+/// A failed job, and whether its bytes may have reached the device.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct SignFailure {
+    /// Why.
+    #[source]
+    pub error: SignError,
+    /// Whether it was the job's deadline that ended it.
+    pub deadline_passed: bool,
+    /// False only when the bytes provably reached no device; true means a signature may exist.
+    pub reached_device: bool,
+}
+
+/// What a pool tells of itself while it works; wired to metrics by the daemon.
+pub trait Observer: Send + Sync + 'static {
+    /// Jobs now waiting in the queue.
+    fn queue_depth(&self, jobs: usize);
+    /// A job left the queue after `wait`.
+    fn waited(&self, wait: Duration);
+    /// The device answered a job after `time`.
+    fn signed(&self, purpose: Purpose, time: Duration, ok: bool);
+    /// Threads whose device call is past its deadline and has not returned.
+    fn stuck_threads(&self, threads: usize);
+    /// A session was opened again after a loss.
+    fn reopened(&self);
+}
+
+/// Nobody watches.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unobserved;
+
+impl Observer for Unobserved {
+    fn queue_depth(&self, _: usize) {}
+    fn waited(&self, _: Duration) {}
+    fn signed(&self, _: Purpose, _: Duration, _: bool) {}
+    fn stuck_threads(&self, _: usize) {}
+    fn reopened(&self) {}
+}
+
+/// Facts about a key, read back from its token (PKCS#11 v2.40 §4.9 and §4.10) or known of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyFacts {
+    /// The public key.
+    pub public_key: PublicKey,
+    /// CKA_ID.
+    pub id: Vec<u8>,
+    /// CKA_LABEL.
+    pub label: String,
+    /// CKA_SENSITIVE and CKA_ALWAYS_SENSITIVE.
+    pub sensitive: bool,
+    /// CKA_EXTRACTABLE is false and CKA_NEVER_EXTRACTABLE is true.
+    pub never_extractable: bool,
+    /// CKA_LOCAL: generated inside the token.
+    pub local: bool,
+}
+
+/// Facts about a token, from C_GetTokenInfo.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenFacts {
+    /// Token label.
+    pub label: String,
+    /// Manufacturer.
+    pub manufacturer: String,
+    /// Model.
+    pub model: String,
+    /// Serial number.
+    pub serial: String,
+}
+
+/// Creating and describing keys: the second, separate seam, which only the ceremony and `doctor` use.
+pub trait Vault {
+    /// The token that holds, or will hold, the key.
+    fn token(&self) -> Result<TokenFacts, SignError>;
+    /// The key that `uri` names, `None` if there is none; two keys of that name are `Rejected`.
+    fn describe(&mut self, uri: &KeyUri) -> Result<Option<KeyFacts>, SignError>;
+    /// Generates a key pair inside the device under the URI's label and a fresh random CKA_ID: sensitive, never extractable, sign only. Refuses if one is there.
+    fn generate(&mut self, uri: &KeyUri, algorithm: Algorithm) -> Result<KeyFacts, SignError>;
+    /// Opens the key for signing.
+    fn open(&mut self, uri: &KeyUri) -> Result<Box<dyn Device>, SignError>;
+}
