@@ -33,7 +33,7 @@ pub struct Subject<'a> {
 
 /// How to break a back end.
 pub struct Faults<'a> {
-    /// Closes every session that is open, as a device does that was restarted.
+    /// Closes every session that is open, as a device does that was restarted: at once, or when the next job reaches the device.
     pub close_sessions: &'a dyn Fn(),
     /// Delays the next signature, inside the device.
     pub delay_next: &'a dyn Fn(Duration),
@@ -192,9 +192,10 @@ pub fn a_wrong_pin_costs_exactly_one_try(subject: &Subject<'_>) -> Verdict {
     (faults.break_pin)(true);
     (faults.close_sessions)();
     let before = (faults.logins)();
-    let failures = subject.storm(&signer)?;
+    let mut failures: Vec<_> = subject.sign(&signer, b"the first to notice", PATIENCE).err().into_iter().collect();
+    failures.extend(subject.storm(&signer)?);
     let right = failures.iter().all(|f| matches!(&f.error, SignError::Locked(_)) && !f.reached_device);
-    subject.require(right && failures.len() == 64, || format!("with a wrong PIN: {} failures, {:?}", failures.len(), failures.first()))?;
+    subject.require(right && failures.len() == 65, || format!("with a wrong PIN: {} failures, {:?}", failures.len(), failures.first()))?;
     subject.wait_until("the pool says that it is locked", || signer.health().state == HealthState::Locked)?;
     // Threads that wait for their turn would try within the longest pause, were they not parked.
     std::thread::sleep(Duration::from_millis(500));

@@ -30,6 +30,8 @@ pub struct Pkcs11Device {
     public_key: PublicKey,
     id: Vec<u8>,
     name: String,
+    // Some tokens want no login; only one that was there can be missed.
+    logged_in: bool,
     last_failure: Failure,
 }
 
@@ -48,11 +50,12 @@ impl Pkcs11Device {
     pub(super) fn find(
         module: &Module,
         slot: Slot,
-        session: OpenSession,
+        mut session: OpenSession,
         uri: &Pkcs11Uri,
         known_id: Option<&[u8]>,
     ) -> Result<Self, SignError> {
         let name = uri.to_string();
+        let logged_in = session.logged_in().map_err(|e| sign_error(&name, &e))?;
         let raw = session.get().map_err(|e| sign_error(&name, &e))?;
         let wanted = match known_id {
             Some(id) if !id.is_empty() => Wanted { id: Some(id), label: None },
@@ -78,7 +81,7 @@ impl Pkcs11Device {
         let public_key = public_key(raw, &read).map_err(|e| e.into_sign_error(&name))?;
         let recipe = recipe(module, slot, public_key.algorithm())?;
         let id = read.id().to_vec();
-        Ok(Self { session, key, recipe, public_key, id, name, last_failure: Failure::default() })
+        Ok(Self { session, key, recipe, public_key, id, name, logged_in, last_failure: Failure::default() })
     }
 
     /// CKA_ID.
@@ -127,8 +130,8 @@ impl Device for Pkcs11Device {
 
     fn check(&mut self) -> Result<(), SignError> {
         match self.session.logged_in() {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(SignError::Lost(format!("{}: the session is logged out", self.name))),
+            Ok(now) if now == self.logged_in => Ok(()),
+            Ok(_) => Err(SignError::Lost(format!("{}: the session is not logged in as it was", self.name))),
             Err(e) => Err(sign_error(&self.name, &e)),
         }
     }

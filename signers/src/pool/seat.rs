@@ -70,7 +70,11 @@ fn reopen(shared: &Shared, seat: usize) -> Option<Session> {
 }
 
 fn check(shared: &Shared, seat: usize, mut session: Session) -> Option<Session> {
-    match session.check() {
+    // A device may hang here too: then this thread shows as stuck.
+    shared.enter(seat, Instant::now() + shared.options.idle_check);
+    let checked = session.check();
+    shared.leave(seat);
+    match checked {
         Ok(()) => Some(session),
         Err(error) => {
             tracing::warn!(uri = %shared.source.uri(), seat, %error, "an idle session was lost");

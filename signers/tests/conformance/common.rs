@@ -11,11 +11,11 @@ use secrecy::SecretString;
 use signers::{KeyKind, KeyUri, Vault, pkcs11};
 
 const CHILD: &str = "SIGNERS_TEST_DIRECTORY";
-pub const PIN: &str = "canary-24680";
+pub(crate) const PIN: &str = "canary-24680";
 
 /// Runs `case` in a child process that is this test alone, with a directory, an empty SoftHSM and the fault module before it. `extra` is
 /// added to softhsm2.conf.
-pub fn in_child(test: &str, extra: &str, case: impl FnOnce(&House)) {
+pub(crate) fn in_child(test: &str, extra: &str, case: impl FnOnce(&House)) {
     if let Some(directory) = std::env::var_os(CHILD) {
         return case(&House { directory: directory.into() });
     }
@@ -41,25 +41,25 @@ pub fn in_child(test: &str, extra: &str, case: impl FnOnce(&House)) {
 }
 
 /// What a child process has.
-pub struct House {
-    pub directory: PathBuf,
+pub(crate) struct House {
+    pub(crate) directory: PathBuf,
 }
 
 impl House {
-    pub fn control(&self) -> Control {
+    pub(crate) fn control(&self) -> Control {
         Control::new(self.directory.join("faults"))
     }
 
     /// The fault module, or SoftHSM itself.
-    pub fn module(&self) -> PathBuf {
+    pub(crate) fn module(&self) -> PathBuf {
         pkcs11_fault::library().unwrap()
     }
 
-    pub fn pin_file(&self) -> PathBuf {
+    pub(crate) fn pin_file(&self) -> PathBuf {
         self.directory.join("user.pin")
     }
 
-    pub fn write_pin(&self, pin: &str) {
+    pub(crate) fn write_pin(&self, pin: &str) {
         let new = self.directory.join("new.pin");
         let _ = fs::remove_file(&new);
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).unwrap();
@@ -68,25 +68,25 @@ impl House {
     }
 
     /// A new token `ca`.
-    pub fn token(&self) {
+    pub(crate) fn token(&self) {
         self.write_pin(&format!("{PIN}\n"));
         pkcs11::init_token(&self.module(), "ca", &SecretString::from("so-12345"), &SecretString::from(PIN)).unwrap();
     }
 
-    pub fn uri(&self, object: &str) -> KeyUri {
+    pub(crate) fn uri(&self, object: &str) -> KeyUri {
         let text = format!("pkcs11:token=ca;object={object}?module-path={}&pin-source=file:user.pin", self.module().display());
         KeyUri::parse(&text, &self.directory).unwrap()
     }
 
     /// A new key in the token `ca`.
-    pub fn key(&self, object: &str, kind: KeyKind) -> KeyUri {
+    pub(crate) fn key(&self, object: &str, kind: KeyKind) -> KeyUri {
         let uri = self.uri(object);
         pkcs11::open_vault(&uri).unwrap().generate(&uri, kind).unwrap();
         uri
     }
 
     /// `pkcs11-tool` on the token `ca`, past the fault module.
-    pub fn pkcs11_tool(&self, arguments: &[&str]) -> String {
+    pub(crate) fn pkcs11_tool(&self, arguments: &[&str]) -> String {
         let output = Command::new("pkcs11-tool")
             .arg("--module")
             .arg(pkcs11::find_softhsm().unwrap())

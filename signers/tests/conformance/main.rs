@@ -1,6 +1,8 @@
 //! The suite that every back end passes, on PEM files and on real SoftHSM tokens behind the fault module.
 
 mod common;
+mod faults;
+mod vault;
 
 use common::{PIN, in_child};
 use signers::conformance::{Faults, Subject, run};

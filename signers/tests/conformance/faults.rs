@@ -1,0 +1,243 @@
+//! What happens when a token misbehaves: SoftHSM behind the fault module.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::common::{House, PIN, in_child};
+use signers::{HealthState, Job, KeyKind, PoolOptions, Purpose, SignError, SignFailure, Signer, Vault, pkcs11};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn job(limit: Duration) -> Job {
+    Job { purpose: Purpose::Leaf, deadline: Instant::now() + limit, message: b"to be signed".to_vec() }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap()
+}
+
+fn sign(signer: &Signer) -> Result<Vec<u8>, SignFailure> {
+    runtime().block_on(signer.sign(job(PATIENCE)))
+}
+
+fn signed(signer: &Signer) {
+    let signature = sign(signer).unwrap();
+    assert!(signer.public_key().verify(b"to be signed", &signature));
+}
+
+fn wait_until(what: &str, is: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !is() {
+        assert!(Instant::now() < end, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A token with one P-256 key and a pool of `threads` sessions, all open.
+fn pool(house: &House, threads: usize) -> Signer {
+    house.token();
+    let uri = house.key("issuing", KeyKind::P256);
+    let signer = Signer::start(uri, PoolOptions { threads, ..PoolOptions::default() }).unwrap();
+    wait_until("every session is open", || signer.health().open == threads);
+    signer
+}
+
+#[test]
+fn a_token_that_logged_us_out_is_logged_into_once_and_silently() {
+    in_child("faults::a_token_that_logged_us_out_is_logged_into_once_and_silently", "", |house| {
+        let signer = pool(house, 4);
+        let before = house.control().logins();
+        house.control().set("C_SignInit logout count 1").unwrap();
+        let runtime = runtime();
+        runtime.block_on(async {
+            let tasks: Vec<_> = (0..64)
+                .map(|_| {
+                    let signer = signer.clone();
+                    tokio::spawn(async move { signer.sign(job(PATIENCE)).await })
+                })
+                .collect();
+            for task in tasks {
+                task.await.unwrap().unwrap();
+            }
+        });
+        assert_eq!(house.control().logins() - before, 1);
+    });
+}
+
+#[test]
+fn while_the_login_fails_jobs_fail_fast_and_it_recovers_by_itself() {
+    in_child("faults::while_the_login_fails_jobs_fail_fast_and_it_recovers_by_itself", "", |house| {
+        let signer = pool(house, 2);
+        // Login is refused because the token is away: not a refusal of the PIN, so it is tried again.
+        house.control().set("C_SignInit logout count 1\nC_Login rv 0xE0").unwrap();
+        let first = sign(&signer).unwrap_err();
+        assert!(matches!(first.error, SignError::Lost(_)) && !first.reached_device, "{first:?}");
+        wait_until("nobody has a session", || {
+            let failure = sign(&signer).unwrap_err();
+            assert!(matches!(failure.error, SignError::Lost(_)) && !failure.reached_device && !failure.deadline_passed, "{failure:?}");
+            signer.health().state == HealthState::Lost
+        });
+        assert!(signer.health().detail.contains("CKR_TOKEN_NOT_PRESENT"), "{}", signer.health().detail);
+        house.control().clear().unwrap();
+        wait_until("it is ready again", || signer.health().is_ready());
+        signed(&signer);
+        wait_until("every session is open", || signer.health().open == 2);
+    });
+}
+
+#[test]
+fn a_token_that_was_removed_is_used_again_when_it_returns() {
+    in_child("faults::a_token_that_was_removed_is_used_again_when_it_returns", "", |house| {
+        let signer = pool(house, 2);
+        house.control().set("C_SignInit rv 0x32\nC_OpenSession rv 0xE0\nC_GetTokenInfo rv 0xE0").unwrap();
+        assert!(!sign(&signer).unwrap_err().reached_device);
+        wait_until("nobody has a session", || {
+            assert!(!sign(&signer).unwrap_err().reached_device);
+            signer.health().state == HealthState::Lost
+        });
+        assert_eq!(house.control().signatures(), 0);
+        house.control().clear().unwrap();
+        wait_until("it is ready again", || signer.health().is_ready());
+        signed(&signer);
+    });
+}
+
+#[test]
+fn an_idle_pool_notices_that_its_sessions_are_gone() {
+    in_child("faults::an_idle_pool_notices_that_its_sessions_are_gone", "", |house| {
+        house.token();
+        let uri = house.key("issuing", KeyKind::P256);
+        let options = PoolOptions {
+            threads: 2,
+            idle_check: Duration::from_millis(20),
+            longest_pause: Duration::from_millis(50),
+            ..PoolOptions::default()
+        };
+        let signer = Signer::start(uri, options).unwrap();
+        house.control().set("C_GetSessionInfo rv 0x32\nC_OpenSession rv 0xE0").unwrap();
+        wait_until("it is lost without a job", || signer.health().state == HealthState::Lost);
+        house.control().clear().unwrap();
+        wait_until("it is ready again without a job", || signer.health().open == 2);
+    });
+}
+
+#[test]
+fn an_error_inside_the_device_may_have_signed() {
+    in_child("faults::an_error_inside_the_device_may_have_signed", "", |house| {
+        let signer = pool(house, 1);
+        for rule in ["C_Sign rv 0x30 count 1", "C_Sign late_rv 0x30 count 1", "C_Sign rv 0x21 count 1", "C_Sign late_rv 0x80000001 count 1"]
+        {
+            house.control().set(rule).unwrap();
+            let failure = sign(&signer).unwrap_err();
+            assert!(failure.reached_device && !failure.deadline_passed, "{rule}: {failure:?}");
+            wait_until("it is ready again", || signer.health().is_ready());
+            signed(&signer);
+        }
+        // The two late ones and the four good ones; what a rule answered never reached the device.
+        assert_eq!((house.control().signatures(), house.control().signed()), (6, 6));
+    });
+}
+
+#[test]
+fn a_lost_session_costs_no_second_signature() {
+    in_child("faults::a_lost_session_costs_no_second_signature", "", |house| {
+        let signer = pool(house, 1);
+        for (good, code) in [0x101u64, 0xB3, 0x60, 0x82, 0x91].into_iter().enumerate() {
+            for function in ["C_SignInit", "C_Sign"] {
+                house.control().set(&format!("{function} rv {code} count 1")).unwrap();
+                signed(&signer);
+            }
+            assert_eq!(house.control().signed(), 2 * (good as u64 + 1));
+        }
+        house.control().set("C_SignInit rv 0xB3 count 2").unwrap();
+        let failure = sign(&signer).unwrap_err();
+        assert!(matches!(failure.error, SignError::Lost(_)) && !failure.reached_device, "one retry and no more: {failure:?}");
+    });
+}
+
+#[test]
+fn a_full_queue_is_busy_and_a_caller_who_left_is_still_served() {
+    in_child("faults::a_full_queue_is_busy_and_a_caller_who_left_is_still_served", "", |house| {
+        house.token();
+        let uri = house.key("issuing", KeyKind::P256);
+        let signer = Signer::start(uri, PoolOptions { threads: 1, queue: 3, ..PoolOptions::default() }).unwrap();
+        house.control().set("C_Sign sleep_ms 2000 count 1").unwrap();
+        runtime().block_on(async {
+            let mut first = Box::pin(signer.sign(job(PATIENCE)));
+            // Polled once: queued, then left to itself.
+            assert!(std::future::poll_fn(|context| std::task::Poll::Ready(first.as_mut().poll(context).is_pending())).await);
+            wait_until("the thread has taken it", || signer.health().queued == 0);
+            let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(signer.sign(job(PATIENCE)))).collect();
+            for future in &mut waiting {
+                assert!(std::future::poll_fn(|context| std::task::Poll::Ready(future.as_mut().poll(context).is_pending())).await);
+            }
+            let fourth = signer.sign(job(PATIENCE)).await.unwrap_err();
+            assert!(matches!(fourth.error, SignError::Busy(_)) && !fourth.reached_device && !fourth.deadline_passed, "{fourth:?}");
+            drop((first, waiting));
+        });
+        wait_until("all four were signed", || house.control().signed() == 4);
+        signed(&signer);
+    });
+}
+
+#[test]
+fn another_key_under_the_same_name_is_not_used() {
+    in_child("faults::another_key_under_the_same_name_is_not_used", "", |house| {
+        house.token();
+        let named = signers::KeyUri::parse(&format!("{};id=%07", "pkcs11:token=ca;object=issuing"), &house.directory);
+        assert!(named.is_err(), "a URI without a module");
+        let text = house.uri("issuing").to_string().replace("object=issuing", "object=issuing;id=%07");
+        let uri = signers::KeyUri::parse(&text, &house.directory).unwrap();
+        let mut vault = pkcs11::open_vault(&uri).unwrap();
+        let right = vault.generate(&uri, KeyKind::P256).unwrap();
+        let signer =
+            Signer::start(uri.clone(), PoolOptions { threads: 2, longest_pause: Duration::from_millis(50), ..PoolOptions::default() })
+                .unwrap();
+        wait_until("every session is open", || signer.health().open == 2);
+
+        house.pkcs11_tool(&["--delete-object", "--type", "privkey", "--id", "07"]);
+        house.pkcs11_tool(&["--delete-object", "--type", "pubkey", "--id", "07"]);
+        let wrong = vault.generate(&uri, KeyKind::P256).unwrap();
+        assert_ne!(right.public_key, wrong.public_key);
+
+        let failure = sign(&signer).unwrap_err();
+        assert!(matches!(failure.error, SignError::Rejected(_)) && !failure.reached_device, "{failure:?}");
+        wait_until("nobody has a session", || {
+            assert!(sign(&signer).is_err());
+            signer.health().state == HealthState::Lost
+        });
+        let detail = signer.health().detail;
+        assert!(detail.contains(&right.public_key.fingerprint()) && detail.contains(&wrong.public_key.fingerprint()), "{detail}");
+        assert_eq!(house.control().signed(), 0);
+    });
+}
+
+#[test]
+fn the_last_clone_takes_its_threads_along_and_the_login_stays() {
+    in_child("faults::the_last_clone_takes_its_threads_along_and_the_login_stays", "", |house| {
+        let signer = pool(house, 3);
+        let clone = signer.clone();
+        drop(signer);
+        signed(&clone);
+        assert!(clone.stop());
+        drop(clone);
+        let before = house.control().logins();
+        let again = Signer::start(house.uri("issuing"), PoolOptions::default()).unwrap();
+        signed(&again);
+        assert_eq!(house.control().logins(), before, "the anchor session keeps the login");
+    });
+}
+
+#[test]
+fn an_unreadable_pin_file_is_not_a_wrong_pin() {
+    in_child("faults::an_unreadable_pin_file_is_not_a_wrong_pin", "", |house| {
+        let signer = Arc::new(pool(house, 2));
+        std::fs::remove_file(house.pin_file()).unwrap();
+        house.control().set("C_SignInit logout count 1").unwrap();
+        let failure = sign(&signer).unwrap_err();
+        assert!(failure.to_string().contains("user.pin") && !failure.reached_device, "{failure:?}");
+        house.write_pin(PIN);
+        wait_until("it is ready again without being asked", || signer.health().open == 2);
+        signed(&signer);
+    });
+}
