@@ -1,5 +1,6 @@
 //! A certificate authority for Istio meshes whose keys live in hardware. Start reading at `issue`; ARCHITECTURE.md is the map.
 
+pub mod ceremony;
 pub mod cli;
 pub mod clock;
 pub mod evidence;
