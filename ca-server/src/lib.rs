@@ -2,6 +2,7 @@
 
 pub mod ceremony;
 pub mod cli;
+pub mod client;
 pub mod clock;
 pub mod evidence;
 pub mod refusal;
