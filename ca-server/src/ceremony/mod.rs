@@ -16,11 +16,11 @@ mod tests;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use aws_lc_rs::digest;
 use signers::{PublicKey, Vault};
 
 pub use spec::Spec;
 
+use crate::digest::sha256;
 use crate::timestamp::Timestamp;
 use crate::x509::ca_template::{CaTemplate, assemble};
 use certificate::CaCertificate;
@@ -130,12 +130,11 @@ pub fn run(spec: &Spec, given: &Surroundings<'_>) -> Result<Outcome, Failure> {
 
 /// SHA-256 of a transcript's bytes: what the daemon files in the ledger's `ceremony` row.
 pub fn transcript_digest(path: &Path) -> std::io::Result<[u8; 32]> {
-    let bytes = std::fs::read(path)?;
-    Ok(digest::digest(&digest::SHA256, &bytes).as_ref().try_into().expect("SHA-256 has 32 octets"))
+    Ok(sha256(&std::fs::read(path)?))
 }
 
 fn sha256_hex(bytes: &[u8]) -> String {
-    hex::encode(digest::digest(&digest::SHA256, bytes))
+    hex::encode(sha256(bytes))
 }
 
 fn root_vault(root: &Entry<'_>) -> Result<Box<dyn Vault>, Failure> {

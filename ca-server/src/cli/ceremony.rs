@@ -58,7 +58,7 @@ fn random_pool() -> Result<Random, Exit> {
     Ok(Random(std::cell::RefCell::new(drawn)))
 }
 
-fn exit(failure: Failure) -> Exit {
+pub(super) fn exit(failure: Failure) -> Exit {
     match failure {
         Failure::Spec(sentence) => Exit::config(sentence),
         Failure::Unavailable(sentence) => Exit::missing(sentence),

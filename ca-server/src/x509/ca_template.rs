@@ -3,7 +3,6 @@
 //! Everything that stands in the certificate is a field of the template, so that the same template always gives the same bytes.
 //! It signs nothing: a device does, and `assemble` puts the signature behind the bytes.
 
-use aws_lc_rs::digest;
 use der::asn1::{Any, BitString, OctetString};
 use der::oid::{AssociatedOid, ObjectIdentifier};
 use der::{DateTime, Decode, Encode, Sequence};
@@ -15,6 +14,7 @@ use x509_cert::name::Name;
 use x509_cert::serial_number::SerialNumber;
 use x509_cert::time::Time;
 
+use super::subject_key;
 use crate::timestamp::Timestamp;
 
 /// One CA certificate, before it is signed.
@@ -106,13 +106,10 @@ pub fn assemble(to_be_signed: &[u8], algorithm: Algorithm, signature: &[u8]) -> 
         .to_der()
 }
 
-/// The key identifier of a SubjectPublicKeyInfo: the leftmost 160 bits of SHA-256 over its BIT STRING (RFC 7093 §2 (1)).
+/// The key identifier of a SubjectPublicKeyInfo: the same rule as for leaves.
 pub fn key_identifier(spki_der: &[u8]) -> der::Result<[u8; 20]> {
     let spki = SubjectPublicKeyInfoOwned::from_der(spki_der)?;
-    let hash = digest::digest(&digest::SHA256, spki.subject_public_key.raw_bytes());
-    let mut identifier = [0; 20];
-    identifier.copy_from_slice(&hash.as_ref()[..20]);
-    Ok(identifier)
+    Ok(subject_key::key_identifier(spki.subject_public_key.raw_bytes()))
 }
 
 /// The first bit is the sign, the second keeps the length.

@@ -1,1 +1,220 @@
-//! The append-only record.
+//! The append-only record: an intent before each signature, an outcome after it, and everything else an auditor needs.
+//!
+//! `Ledger` is what calls use; `writer` commits their rows in batches, in one hash chain per process life. `docs/ledger-format.md`
+//! describes the bytes. Reading and checking, by other processes too, is in `query` and `verify`.
+
+mod batch;
+mod begin;
+mod body;
+mod chain;
+pub mod event;
+mod lock;
+mod open_intent;
+mod options;
+mod recovery;
+mod refusals;
+mod sqlite;
+mod status;
+mod survey;
+mod writer;
+
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+pub use open_intent::{Issued, NotOpened, Recorded, Signed, Unsigned};
+pub use options::{LedgerHealth, LedgerObserver, LedgerOptions, LedgerStartError, StartFact, Unobserved};
+
+use self::batch::{Answer, Item, NotFiled, Work};
+use self::begin::{Begun, begin};
+use self::chain::OpenIntents;
+use self::event::{Event, Hash, Intent};
+use self::lock::WriterLock;
+use self::open_intent::{OpenIntent, intent_of};
+use self::refusals::Refusals;
+use self::sqlite::{Database, SchemaError};
+use self::status::{State, Status};
+use self::survey::SurveyError;
+use self::writer::Writer;
+use crate::clock::Clock;
+use crate::evidence::{Evidence, RequestId};
+use crate::refusal::{Reason, Refusal};
+use crate::spiffe::SpiffeId;
+use crate::timestamp::{Period, Timestamp};
+use crate::x509::template::Draft;
+
+/// The ledger as a running daemon uses it. Clones share one writer.
+#[derive(Clone)]
+pub struct Ledger {
+    queue: mpsc::UnboundedSender<Work>,
+    permits: Arc<Semaphore>,
+    status: Arc<Status>,
+    refusals: Arc<Refusals>,
+    observer: Arc<dyn LedgerObserver>,
+    clock: Clock,
+}
+
+impl Ledger {
+    /// Takes the lock, brings the schema up to date, files what dead processes left open, and begins a chain. With a clock that is
+    /// behind the ledger it starts too, but refuses with `Reason::Clock` until the clock has caught up.
+    pub async fn start(options: LedgerOptions, clock: Clock) -> Result<Self, LedgerStartError> {
+        let unavailable =
+            |cause: &dyn std::fmt::Display| LedgerStartError::Unavailable { path: options.path.clone(), cause: cause.to_string() };
+        let corrupt = |cause: &dyn std::fmt::Display| LedgerStartError::Corrupt { path: options.path.clone(), cause: cause.to_string() };
+        let lock = WriterLock::take(&options.path).map_err(|error| unavailable(&error))?;
+        let lock = lock.ok_or_else(|| LedgerStartError::Locked(options.path.clone()))?;
+        let mut database = Database::writer(&options.path).await.map_err(|error| unavailable(&error))?;
+        database.migrate().await.map_err(|error| match error {
+            SchemaError::Unknown(_) => corrupt(&error),
+            SchemaError::Database(_) => unavailable(&error),
+        })?;
+        let status = Arc::new(Status::new());
+        let chain = match begin(&mut database, &options, clock.now()).await {
+            Ok(Begun::Chain(chain)) => {
+                status.chain_stands_at(&chain);
+                status.set(State::Up);
+                Some(chain)
+            }
+            Ok(Begun::ClockBehind(newest)) => {
+                tracing::error!(%newest, "the clock is behind the ledger; nothing is issued until it has caught up or is accepted");
+                status.set(State::ClockBehind(newest));
+                None
+            }
+            Err(SurveyError::Database(error)) => return Err(unavailable(&error)),
+            Err(SurveyError::Corrupt(cause)) => return Err(corrupt(&cause)),
+        };
+        options.observer.up(chain.is_some());
+        let (refusals, refused) = Refusals::new();
+        let (queue, work) = mpsc::unbounded_channel();
+        let ledger = Self {
+            queue,
+            permits: Arc::new(Semaphore::new(options.capacity)),
+            status: status.clone(),
+            refusals: Arc::new(refusals),
+            observer: options.observer.clone(),
+            clock: clock.clone(),
+        };
+        let writer = Writer {
+            options,
+            clock,
+            status,
+            refusals: ledger.refusals.clone(),
+            work,
+            refused,
+            database: Some(database),
+            chain,
+            open: OpenIntents::new(),
+            retained: Vec::new(),
+            unsettled: None,
+            _lock: lock,
+        };
+        tokio::spawn(writer.run());
+        Ok(ledger)
+    }
+
+    /// The period that a draft's serial must have now.
+    pub fn period(&self, now: Timestamp) -> Period {
+        self.status.period(now)
+    }
+
+    /// Whether an intent would be accepted now; asks nobody.
+    pub fn accepting(&self, now: Timestamp) -> Result<(), Refusal> {
+        if self.queue.is_closed() { Err(gone()) } else { self.status.accepting(now) }
+    }
+
+    /// Makes the draft's intent durable. Only what this returns may be signed.
+    pub async fn open(&self, draft: Draft, evidence: &Evidence, request: RequestId) -> Result<Recorded<Draft>, NotOpened<Draft>> {
+        let intent = intent_of(&draft, evidence);
+        self.record(draft, intent, request).await
+    }
+
+    /// `open`, for anything that has an intent.
+    async fn record<T>(&self, draft: T, intent: Intent, request: RequestId) -> Result<Recorded<T>, NotOpened<T>> {
+        match self.file(intent, request).await {
+            Ok(intent) => Ok(Recorded { draft, intent }),
+            Err(NotFiled::PeriodMoved(period)) => Err(NotOpened::PeriodMoved(Box::new(draft), period)),
+            Err(NotFiled::Refused(refusal)) => Err(NotOpened::Refused(refusal)),
+        }
+    }
+
+    async fn file(&self, intent: Intent, request: RequestId) -> Result<OpenIntent, NotFiled> {
+        self.accepting(self.clock.now()).map_err(NotFiled::Refused)?;
+        let permit = self.permits.clone().try_acquire_owned();
+        let permit = permit.map_err(|_| NotFiled::Refused(Refusal::new(Reason::Overloaded, "too many intents are open")))?;
+        let (reply, answered) = oneshot::channel();
+        let answer = Answer::Intent { reply, queue: self.queue.clone(), permit };
+        let item = Item { event: Event::Intent(intent), request: Some(request), answer };
+        self.queue.send(Work::Record(item)).map_err(|_| NotFiled::Refused(gone()))?;
+        answered.await.unwrap_or_else(|_| Err(NotFiled::Refused(gone())))
+    }
+
+    /// Makes the outcome durable and waits for it. The refusal of an `Unsigned` comes back when its row is durable; a certificate
+    /// whose outcome cannot be recorded is withheld.
+    pub async fn close(&self, outcome: Result<Signed, Unsigned>) -> Result<Issued, Refusal> {
+        match outcome {
+            Ok(signed) => {
+                let (intent, event, issued) = signed.into_parts();
+                intent.close(event).await.unwrap_or_else(|_| Err(gone()))?;
+                Ok(issued)
+            }
+            Err(unsigned) => {
+                let (intent, event, refusal) = unsigned.into_parts();
+                let _ = intent.close(event).await;
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Files the refusal of an authenticated caller, within a second and without waiting.
+    pub fn refused(&self, refusal: &Refusal, request: RequestId, identity: Option<&SpiffeId>, evidence: &Evidence) {
+        if !self.refusals.one(refusal, request, identity, evidence, self.clock.now()) {
+            self.observer.dropped(1);
+        }
+    }
+
+    /// Counts the refusal of a caller who proved nothing.
+    pub fn refused_before_authentication(&self, reason: Reason, peer: Option<IpAddr>) {
+        self.refusals.count(reason, peer, self.clock.now());
+    }
+
+    /// Records a new configuration; when this fails it must not be used.
+    pub async fn reloaded(&self, facts: Vec<StartFact>, config_digest: Hash) -> Result<(), Refusal> {
+        let (reply, answered) = oneshot::channel();
+        let mut events = vec![Event::Reload { config: config_digest }];
+        events.extend(facts.into_iter().map(Event::from));
+        self.queue.send(Work::Reload { events, reply }).map_err(|_| gone())?;
+        answered.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Whether it records, for readiness.
+    pub fn health(&self, now: Timestamp) -> LedgerHealth {
+        match self.accepting(now) {
+            Ok(()) => LedgerHealth { ready: true, detail: "the ledger is recording".into() },
+            Err(refusal) => LedgerHealth { ready: false, detail: refusal.detail().into() },
+        }
+    }
+
+    /// Files what is queued, *unknown* for what is still open, and `end`; closes the database and releases the lock.
+    pub async fn shutdown(&self) {
+        let (done, ended) = oneshot::channel();
+        if self.queue.send(Work::Shutdown { done }).is_ok() {
+            let _ = ended.await;
+        }
+    }
+}
+
+impl std::fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Ledger({:?})", self.status.state())
+    }
+}
+
+fn gone() -> Refusal {
+    Refusal::new(Reason::Stopping, "the ledger is closed")
+}

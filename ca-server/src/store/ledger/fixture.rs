@@ -1,0 +1,193 @@
+//! What the tests of the ledger stand on: a real issuer, real certificates by an independent encoder, and a clock that is told.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, SanType, SerialNumber,
+};
+
+use super::body::sha256;
+use super::event::{Event, Intent, Proof};
+use super::open_intent::{NotOpened, Recorded};
+use super::options::{LedgerOptions, LedgerStartError, StartFact, Unobserved};
+use super::{Ledger, gone};
+use crate::clock::Clock;
+use crate::evidence::{Credential, Evidence, Pod, RequestId};
+use crate::refusal::Refusal;
+use crate::timestamp::{Period, Timestamp};
+use crate::x509::Serial;
+
+/// 2026-11-22T12:00:00Z.
+pub(super) const NOON: i64 = 1_795_348_800;
+
+/// A clock that shows what it is told.
+#[derive(Clone)]
+pub(super) struct Hands(Arc<AtomicI64>);
+
+impl Hands {
+    pub(super) fn at(seconds: i64) -> Self {
+        Self(Arc::new(AtomicI64::new(seconds * 1_000_000)))
+    }
+
+    pub(super) fn set(&self, seconds: i64) {
+        self.0.store(seconds * 1_000_000, Ordering::SeqCst);
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        Timestamp::from_micros(self.0.load(Ordering::SeqCst))
+    }
+
+    pub(super) fn clock(&self) -> Clock {
+        let hands = self.clone();
+        Clock::from_fn(move || hands.now())
+    }
+}
+
+/// An issuer whose certificate is good for ten years around the fixture's noon.
+pub(super) struct Ca {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    serials: AtomicU64,
+}
+
+/// A certificate that exists but is not recorded: what a `Draft` and a `Certificate` hold.
+#[derive(Clone, Debug)]
+pub(super) struct Made {
+    pub(super) to_be_signed: Vec<u8>,
+    pub(super) signature: Vec<u8>,
+    pub(super) der: Vec<u8>,
+    pub(super) serial: Serial,
+    pub(super) identity: String,
+}
+
+pub(super) const IDENTITY: &str = "spiffe://cluster.local/ns/default/sa/demo";
+
+impl Ca {
+    pub(super) fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, "Fixture CA");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.not_before = Timestamp::from_seconds(NOON - 5 * 31_536_000).date_time();
+        params.not_after = Timestamp::from_seconds(NOON + 5 * 31_536_000).date_time();
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        Self { issuer, serials: AtomicU64::new(0) }
+    }
+
+    pub(super) fn fact(&self) -> StartFact {
+        StartFact::Issuer {
+            id: "default".into(),
+            chain: vec![self.issuer.der().to_vec()],
+            roots: vec![self.issuer.der().to_vec()],
+            key_uri: "file:issuing.key".into(),
+        }
+    }
+
+    /// A good workload certificate with a fresh serial of `period`.
+    pub(super) fn make(&self, period: Period, now: Timestamp) -> Made {
+        self.make_with(period, now, |_| {})
+    }
+
+    /// The same, with something changed.
+    pub(super) fn make_with(&self, period: Period, now: Timestamp, change: impl FnOnce(&mut CertificateParams)) -> Made {
+        let mut random = [0; 11];
+        random[3..].copy_from_slice(&self.serials.fetch_add(1, Ordering::SeqCst).to_be_bytes());
+        let serial = Serial::new(period, now, random);
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name = DistinguishedName::new();
+        params.serial_number = Some(SerialNumber::from_slice(serial.as_bytes()));
+        params.subject_alt_names = vec![SanType::URI(IDENTITY.try_into().unwrap())];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.use_authority_key_identifier_extension = true;
+        params.not_before = now.minus(Duration::from_secs(120)).date_time();
+        params.not_after = now.plus(Duration::from_secs(86_400)).date_time();
+        change(&mut params);
+        let certificate = params.signed_by(&KeyPair::generate().unwrap(), &self.issuer).unwrap();
+        let der = certificate.der().to_vec();
+        let (to_be_signed, signature) = take_apart(&der);
+        Made { to_be_signed, signature, der, serial, identity: IDENTITY.into() }
+    }
+}
+
+/// The to-be-signed bytes and the signature of a certificate.
+fn take_apart(der: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    use der::{Decode, Encode};
+    let certificate = x509_cert::Certificate::from_der(der).unwrap();
+    (certificate.tbs_certificate().to_der().unwrap(), certificate.signature().raw_bytes().to_vec())
+}
+
+impl Made {
+    pub(super) fn intent(&self) -> Intent {
+        Intent {
+            purpose: "leaf".into(),
+            serial: self.serial.as_bytes().to_vec(),
+            identity: Some(self.identity.clone()),
+            issuer: "default".into(),
+            profile: [7; 32],
+            evidence: Proof::from(&evidence()),
+            to_be_signed: self.to_be_signed.clone(),
+        }
+    }
+}
+
+pub(super) fn evidence() -> Evidence {
+    Evidence {
+        credential: Credential::Jwt,
+        issuer: Some("https://kubernetes.default.svc".into()),
+        subject: Some("system:serviceaccount:default:demo".into()),
+        token: Some("0b9c5a54-4c3e-4d9e-9a54-0a2f8e6c7d10".into()),
+        cluster: Some("Kubernetes".into()),
+        pod: Some(Pod { name: "demo-5d8f7c9b6-x2x7q".into(), uid: "3f0f8f0e-5c1b-4f6e-8a77-1d2c3b4a5e6f".into() }),
+        peer: Some("10.1.2.3:40512".parse().unwrap()),
+    }
+}
+
+pub(super) fn request(number: u8) -> RequestId {
+    RequestId([number; 16])
+}
+
+pub(super) fn options(path: &Path, ca: &Ca) -> LedgerOptions {
+    LedgerOptions {
+        path: path.to_owned(),
+        host: "ca-0".into(),
+        version: "0.1.0".into(),
+        facts: vec![StartFact::Ceremony { digest: [3; 32] }, ca.fact()],
+        config_digest: [5; 32],
+        accept_clock: false,
+        capacity: 1024,
+        observer: Arc::new(Unobserved),
+    }
+}
+
+pub(super) async fn start(path: &Path, ca: &Ca, hands: &Hands) -> Result<Ledger, LedgerStartError> {
+    Ledger::start(options(path, ca), hands.clock()).await
+}
+
+impl Ledger {
+    /// Opens the intent of a certificate.
+    pub(super) async fn open_made(&self, made: Made) -> Result<Recorded<Made>, NotOpened<Made>> {
+        let intent = made.intent();
+        self.record(made, intent, request(1)).await
+    }
+}
+
+impl Recorded<Made> {
+    /// Closes it as issued.
+    pub(super) async fn issue(self) -> Result<(), Refusal> {
+        let event = Event::Issued { intent: self.intent(), signature: self.draft.signature.clone(), certificate: sha256(&self.draft.der) };
+        self.intent.close(event).await.unwrap_or_else(|_| Err(gone()))
+    }
+}
+
+impl Recorded<Made> {
+    /// Keeps the call's answer: what a caller does who waits.
+    pub(super) fn issue_later(self) -> tokio::task::JoinHandle<Result<(), Refusal>> {
+        tokio::spawn(self.issue())
+    }
+}

@@ -1,0 +1,271 @@
+//! The ledger's SQL on SQLite, all of it. What goes in and out are rows; what they mean is decided elsewhere, so that another
+//! database needs another file like this and nothing more.
+
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous};
+use sqlx::{Arguments, AssertSqlSafe, ConnectOptions, Connection, Executor, Row as _, SqliteConnection};
+
+use super::event::{ChainId, Place, Row, StoredRow};
+use crate::timestamp::Period;
+
+/// What the database said.
+pub(super) type DatabaseError = sqlx::Error;
+
+static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
+
+/// How long a statement waits for another process that holds the database.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Pages in the write-ahead log before a commit also copies them into the database: rare enough to be cheap, and bounded.
+const CHECKPOINT_PAGES: &str = "8000";
+
+/// Rows of one statement. Each number of rows is a statement of its own in the connection's cache.
+const ROWS_PER_STATEMENT: usize = 64;
+
+const INSERT: &str =
+    "INSERT OR ROLLBACK INTO event (period, chain, seq, kind, time, serial, identity, issuer, profile, hash, body) VALUES ";
+const COLUMNS: usize = 11;
+
+/// One connection to the ledger.
+#[derive(Debug)]
+pub(super) struct Database {
+    connection: SqliteConnection,
+}
+
+/// Why the schema is not the one that this program writes.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SchemaError {
+    /// Another version of the program was here.
+    #[error("the ledger's schema is newer than this program: {0}")]
+    Unknown(MigrateError),
+    /// The database does not work.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+}
+
+impl Database {
+    /// The writer's connection. Makes the file if there is none.
+    pub(super) async fn writer(path: &Path) -> sqlx::Result<Self> {
+        Self::connect(Self::options(path).create_if_missing(true)).await
+    }
+
+    /// The writer's connection to a ledger that must be there.
+    pub(super) async fn writer_again(path: &Path) -> sqlx::Result<Self> {
+        Self::connect(Self::options(path).create_if_missing(false)).await
+    }
+
+    fn options(path: &Path) -> SqliteConnectOptions {
+        SqliteConnectOptions::new()
+            .filename(path)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(BUSY_TIMEOUT)
+            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
+            .statement_cache_capacity(2 * ROWS_PER_STATEMENT)
+    }
+
+    /// A connection that cannot write, for reading beside the writer. A missing file is an error.
+    pub(super) async fn reader(path: &Path) -> sqlx::Result<Self> {
+        Self::connect(SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT)).await
+    }
+
+    async fn connect(options: SqliteConnectOptions) -> sqlx::Result<Self> {
+        let connection = options.disable_statement_logging().connect().await?;
+        Ok(Self { connection })
+    }
+
+    /// Brings the schema up to this program's; one that is ahead of it is refused.
+    pub(super) async fn migrate(&mut self) -> Result<(), SchemaError> {
+        MIGRATIONS.run(&mut self.connection).await.map_err(|error| match error {
+            MigrateError::Execute(error) => SchemaError::Database(error),
+            other => SchemaError::Unknown(other),
+        })
+    }
+
+    /// Whether the schema is one that this program can read: it knows every migration that was applied.
+    pub(super) async fn schema_is_known(&mut self) -> sqlx::Result<bool> {
+        let applied: Option<i64> =
+            sqlx::query("SELECT max(version) FROM _sqlx_migrations").fetch_one(&mut self.connection).await?.try_get(0)?;
+        Ok(applied.is_some_and(|applied| MIGRATIONS.version_exists(applied)))
+    }
+
+    /// Commits all rows or none. One statement commits by itself; more stand in one transaction.
+    pub(super) async fn insert(&mut self, rows: &[Row]) -> sqlx::Result<()> {
+        if rows.len() <= ROWS_PER_STATEMENT {
+            return self.insert_statement(rows).await;
+        }
+        self.execute("BEGIN IMMEDIATE").await?;
+        for chunk in rows.chunks(ROWS_PER_STATEMENT) {
+            self.insert_statement(chunk).await?;
+        }
+        self.execute("COMMIT").await
+    }
+
+    async fn insert_statement(&mut self, rows: &[Row]) -> sqlx::Result<()> {
+        let mut sql = String::with_capacity(INSERT.len() + rows.len() * (2 * COLUMNS + 2));
+        sql.push_str(INSERT);
+        let mut arguments = SqliteArguments::default();
+        arguments.reserve(rows.len() * COLUMNS, 0);
+        for (at, row) in rows.iter().enumerate() {
+            sql.push_str(if at == 0 { "(?,?,?,?,?,?,?,?,?,?,?)" } else { ",(?,?,?,?,?,?,?,?,?,?,?)" });
+            bind(&mut arguments, row).map_err(sqlx::Error::Encode)?;
+        }
+        self.connection.execute(sqlx::query_with(AssertSqlSafe(sql), arguments)).await.map(drop)
+    }
+
+    /// Whether a commit reaches the disk at present. Writes a number that means nothing, outside the ledger's table.
+    pub(super) async fn probe(&mut self) -> sqlx::Result<()> {
+        self.execute("PRAGMA user_version = 1").await
+    }
+
+    /// Begins a transaction; its first read fixes the snapshot that all later ones see.
+    pub(super) async fn begin_snapshot(&mut self) -> sqlx::Result<()> {
+        self.execute("BEGIN DEFERRED").await
+    }
+
+    /// The rows of kinds `start`, `end` and `chain_ended`, in the order of their writing.
+    pub(super) async fn marks(&mut self) -> sqlx::Result<Vec<StoredRow>> {
+        let sql = select("WHERE kind IN ('start', 'end', 'chain_ended') ORDER BY rowid");
+        self.rows(sql, SqliteArguments::default()).await
+    }
+
+    /// The last row of a chain.
+    pub(super) async fn last_row(&mut self, chain: ChainId) -> sqlx::Result<Option<StoredRow>> {
+        let mut before = i64::MAX;
+        while let Some(period) = self.period_before(before).await? {
+            let sql = select("WHERE period = ? AND chain = ? ORDER BY seq DESC LIMIT 1");
+            let rows = self.rows(sql, key(period, &[&chain.0], &[])).await?;
+            if let Some(row) = rows.into_iter().next() {
+                return Ok(Some(row));
+            }
+            before = period;
+        }
+        Ok(None)
+    }
+
+    async fn period_before(&mut self, period: i64) -> sqlx::Result<Option<i64>> {
+        sqlx::query("SELECT max(period) FROM event WHERE period < ?").bind(period).fetch_one(&mut self.connection).await?.try_get(0)
+    }
+
+    /// The periods that hold rows, in order.
+    pub(super) async fn periods(&mut self) -> sqlx::Result<Vec<i64>> {
+        let mut periods = Vec::new();
+        let mut before = i64::MAX;
+        while let Some(period) = self.period_before(before).await? {
+            periods.push(period);
+            before = period;
+        }
+        periods.reverse();
+        Ok(periods)
+    }
+
+    /// One row by its place.
+    pub(super) async fn row(&mut self, chain: ChainId, place: Place) -> sqlx::Result<Option<StoredRow>> {
+        let key = key(yyyymm(place.period), &[&chain.0], &[seq(place)]);
+        let rows = self.rows(select("WHERE period = ? AND chain = ? AND seq = ?"), key).await?;
+        Ok(rows.into_iter().next())
+    }
+
+    /// Up to `limit` rows of a chain in one period, from `from` on.
+    pub(super) async fn chain_page(&mut self, chain: ChainId, from: Place, limit: u32) -> sqlx::Result<Vec<StoredRow>> {
+        let key = key(yyyymm(from.period), &[&chain.0], &[seq(from), limit.into()]);
+        self.rows(select("WHERE period = ? AND chain = ? AND seq >= ? ORDER BY seq LIMIT ?"), key).await
+    }
+
+    /// Up to `limit` rows of one period after (chain, seq), in that order; from the period's first row if `after` is `None`.
+    pub(super) async fn page(&mut self, period: i64, after: Option<(&[u8], i64)>, limit: u32) -> sqlx::Result<Vec<StoredRow>> {
+        let (chain, seq) = after.unwrap_or((&[], -1));
+        let key = key(period, &[chain], &[seq, limit.into()]);
+        self.rows(select("WHERE period = ? AND (chain, seq) > (?, ?) ORDER BY chain, seq LIMIT ?"), key).await
+    }
+
+    /// The intents with this serial (at most one, unless the index was removed).
+    pub(super) async fn intents_of_serial(&mut self, period: Period, serial: &[u8]) -> sqlx::Result<Vec<StoredRow>> {
+        let key = key(yyyymm(period), &[serial], &[]);
+        self.rows(select("WHERE kind = 'intent' AND period = ? AND serial = ?"), key).await
+    }
+
+    /// The newest `limit` rows that name this identity, newest first.
+    pub(super) async fn rows_of_identity(&mut self, identity: &str, limit: u32) -> sqlx::Result<Vec<StoredRow>> {
+        let mut key = SqliteArguments::default();
+        key.add(identity).and_then(|()| key.add(limit)).map_err(sqlx::Error::Encode)?;
+        self.rows(select("WHERE identity = ? ORDER BY rowid DESC LIMIT ?"), key).await
+    }
+
+    /// How many rows there are.
+    pub(super) async fn row_count(&mut self) -> sqlx::Result<u64> {
+        let count: i64 = sqlx::query("SELECT count(*) FROM event").fetch_one(&mut self.connection).await?.try_get(0)?;
+        Ok(u64::try_from(count).unwrap_or(0))
+    }
+
+    async fn execute(&mut self, sql: &'static str) -> sqlx::Result<()> {
+        self.connection.execute(sql).await.map(drop)
+    }
+
+    async fn rows(&mut self, sql: String, arguments: SqliteArguments) -> sqlx::Result<Vec<StoredRow>> {
+        let rows = sqlx::query_with(AssertSqlSafe(sql), arguments).fetch_all(&mut self.connection).await?;
+        rows.iter().map(stored).collect()
+    }
+
+    /// Closes the connection; the last one to close copies the write-ahead log into the database.
+    pub(super) async fn close(self) -> sqlx::Result<()> {
+        self.connection.close().await
+    }
+}
+
+fn select(rest: &str) -> String {
+    let mut sql = String::from("SELECT period, chain, seq, kind, time, serial, identity, issuer, profile, hash, body FROM event ");
+    sql.push_str(rest);
+    sql
+}
+
+/// The values of a key in their order: period, octets, numbers.
+fn key(period: i64, octets: &[&[u8]], numbers: &[i64]) -> SqliteArguments {
+    let mut arguments = SqliteArguments::default();
+    let added = arguments.add(period);
+    let added = added.and_then(|()| octets.iter().try_for_each(|octets| arguments.add(*octets)));
+    added.and_then(|()| numbers.iter().try_for_each(|number| arguments.add(*number))).expect("numbers and octets always encode");
+    arguments
+}
+
+fn yyyymm(period: Period) -> i64 {
+    period.yyyymm().into()
+}
+
+fn seq(place: Place) -> i64 {
+    i64::try_from(place.seq).unwrap_or(i64::MAX)
+}
+
+fn bind(arguments: &mut SqliteArguments, row: &Row) -> Result<(), sqlx::error::BoxDynError> {
+    let projection = row.event.projection();
+    arguments.add(yyyymm(row.header.place.period))?;
+    arguments.add(row.header.chain.0.as_slice())?;
+    arguments.add(seq(row.header.place))?;
+    arguments.add(row.event.kind())?;
+    arguments.add(row.header.time.micros())?;
+    arguments.add(projection.serial)?;
+    arguments.add(projection.identity)?;
+    arguments.add(projection.issuer)?;
+    arguments.add(projection.profile)?;
+    arguments.add(row.hash.as_slice())?;
+    arguments.add(row.body.as_ref())
+}
+
+fn stored(row: &SqliteRow) -> sqlx::Result<StoredRow> {
+    Ok(StoredRow {
+        period: row.try_get(0)?,
+        chain: row.try_get(1)?,
+        seq: row.try_get(2)?,
+        kind: row.try_get(3)?,
+        time: row.try_get(4)?,
+        serial: row.try_get(5)?,
+        identity: row.try_get(6)?,
+        issuer: row.try_get(7)?,
+        profile: row.try_get(8)?,
+        hash: row.try_get(9)?,
+        body: row.try_get(10)?,
+    })
+}

@@ -1,0 +1,227 @@
+//! The one task that writes: it gathers what many calls want recorded, commits it as one batch, and answers when that is durable.
+//!
+//! One batch is in flight at a time, and the next is hashed only when the last is known to be committed or known not to be. What
+//! happens after an error stands in `recovery`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use super::batch::{Answer, Batch, Item, Work, refuse, refuse_for_ever};
+use super::chain::{Chain, OpenIntents};
+use super::event::{Event, RowRef, Why};
+use super::lock::WriterLock;
+use super::options::LedgerOptions;
+use super::refusals::Refusals;
+use super::sqlite::Database;
+use super::status::{State, Status};
+use crate::clock::Clock;
+use crate::refusal::{Reason, Refusal};
+
+/// Items of one batch; what else is waiting goes into the next.
+const BATCH: usize = 1024;
+
+/// Refusals of one batch: they must not keep calls waiting.
+const REFUSALS: usize = 256;
+
+/// How often the writer looks for refusals that are due.
+const TICK: Duration = Duration::from_millis(250);
+
+/// How often calls that were just answered may run before a batch is closed, so that their outcomes are in it.
+const YIELDS: usize = 4;
+
+/// The pause between attempts while the database does not take rows. An attempt itself may wait a second for another process.
+const PAUSE: Duration = Duration::from_millis(250);
+
+pub(super) struct Writer {
+    pub(super) options: LedgerOptions,
+    pub(super) clock: Clock,
+    pub(super) status: Arc<Status>,
+    pub(super) refusals: Arc<Refusals>,
+    pub(super) work: mpsc::UnboundedReceiver<Work>,
+    pub(super) refused: mpsc::Receiver<Item>,
+    /// `None` after an error, until it is opened anew.
+    pub(super) database: Option<Database>,
+    /// `None` while no chain may begin because the clock is behind.
+    pub(super) chain: Option<Chain>,
+    pub(super) open: OpenIntents,
+    /// What must be recorded and is not; first in the next batch.
+    pub(super) retained: Vec<Item>,
+    /// A batch of which nobody knows yet whether it is durable.
+    pub(super) unsettled: Option<Batch>,
+    /// Held as long as the writer lives.
+    pub(super) _lock: WriterLock,
+}
+
+impl Writer {
+    /// Works until it is told to shut down, or until no call can reach it any more.
+    pub(super) async fn run(mut self) {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut attempt_at = Instant::now();
+        loop {
+            let down = matches!(*self.status.state(), State::Down(_));
+            let first = tokio::select! {
+                biased;
+                () = sleep_until(attempt_at), if down => {
+                    self.attempt().await;
+                    attempt_at = Instant::now() + PAUSE;
+                    continue;
+                }
+                work = self.work.recv(), if self.retained.is_empty() || down => match work {
+                    Some(work) => Some(work),
+                    None => return,
+                },
+                _ = tick.tick() => None,
+                () = std::future::ready(()), if !self.retained.is_empty() && !down => None,
+            };
+            if let Some(done) = self.turn(first).await {
+                self.shut_down().await;
+                let _ = done.send(());
+                return;
+            }
+            if !down {
+                attempt_at = Instant::now() + PAUSE;
+            }
+        }
+    }
+
+    /// Takes what is waiting and records it. Returns who waits for the shutdown, if somebody asked for it.
+    async fn turn(&mut self, first: Option<Work>) -> Option<oneshot::Sender<()>> {
+        let mut items = std::mem::take(&mut self.retained);
+        let mut done = None;
+        let mut next = first;
+        if next.is_some() {
+            for _ in 0..YIELDS {
+                tokio::task::yield_now().await;
+            }
+        }
+        while let Some(work) = next {
+            match work {
+                Work::Record(item) => items.push(item),
+                Work::Reload { events, reply } => items.extend(facts(events, reply)),
+                Work::Shutdown { done: asked } => done = Some(asked),
+            }
+            next = if items.len() < BATCH && done.is_none() { self.work.try_recv().ok() } else { None };
+        }
+        self.options.observer.queue_depth(self.work.len());
+        let state = self.status.state();
+        match &*state {
+            State::Up => {
+                items.extend(self.refusals.due(self.clock.now(), false));
+                items.extend(std::iter::from_fn(|| self.refused.try_recv().ok()).take(REFUSALS));
+                self.record(items).await;
+            }
+            State::ClockBehind(_) => {
+                self.hold(items);
+                self.begin_when_due().await;
+            }
+            State::Down(_) | State::WentBack(_) | State::Stopped => self.hold(items),
+        }
+        done
+    }
+
+    /// Commits a batch, or finds out that it did not. Whether it did.
+    pub(super) async fn record(&mut self, items: Vec<Item>) -> bool {
+        let (Some(chain), Some(database)) = (&self.chain, &mut self.database) else {
+            self.hold(items);
+            return false;
+        };
+        let batch = Batch::new(items, chain, &self.open, self.clock.now());
+        if batch.rows().is_empty() {
+            return true;
+        }
+        let began = Instant::now();
+        self.status.commit_begins();
+        let inserted = database.insert(batch.rows()).await;
+        self.status.commit_ended();
+        match inserted {
+            Ok(()) => {
+                self.options.observer.committed(batch.rows().len(), began.elapsed());
+                self.settle(batch);
+                true
+            }
+            Err(error) => self.recover(batch, &error).await,
+        }
+    }
+
+    /// The batch is durable: the chain moves on, and every waiting call is answered.
+    pub(super) fn settle(&mut self, batch: Batch) {
+        let (chain, retained) = batch.settle(&mut self.open);
+        self.status.chain_stands_at(&chain);
+        self.chain = Some(chain);
+        self.retained.extend(retained);
+    }
+
+    /// Nothing is recorded at present: intents are refused, outcomes kept.
+    pub(super) fn hold(&mut self, items: Vec<Item>) {
+        let refusal = self.status.accepting(self.clock.now()).err();
+        let refusal = refusal.unwrap_or_else(|| Refusal::new(Reason::LedgerDown, "the ledger is down"));
+        if matches!(*self.status.state(), State::WentBack(_) | State::Stopped) {
+            refuse_for_ever(items, &refusal);
+        } else {
+            self.retained.extend(refuse(items, &refusal));
+        }
+    }
+
+    /// Files what is left: what is queued, *unknown* for every intent that is still open, and `end`.
+    async fn shut_down(&mut self) {
+        self.work.close();
+        if matches!(*self.status.state(), State::Down(_)) {
+            self.attempt().await;
+        }
+        let mut items = std::mem::take(&mut self.retained);
+        while let Some(work) = self.work.recv().await {
+            match work {
+                Work::Record(item) => items.push(item),
+                Work::Reload { events, reply } => items.extend(facts(events, reply)),
+                Work::Shutdown { .. } => {}
+            }
+        }
+        let stopping = Refusal::new(Reason::Stopping, "the daemon is shutting down");
+        let mut items = refuse(items, &stopping);
+        items.extend(self.refusals.due(self.clock.now(), true));
+        items.extend(std::iter::from_fn(|| self.refused.try_recv().ok()));
+        if matches!(*self.status.state(), State::Up) && self.record(items).await && self.retained_recorded().await {
+            let why = Why::from(&Refusal::new(Reason::Stopping, "the daemon shut down before the outcome was known"));
+            let left = self.open_intents();
+            let mut rest: Vec<Item> = left.into_iter().map(|intent| unanswered(Event::Unknown { intent, why: why.clone() })).collect();
+            rest.push(unanswered(Event::End));
+            if self.record(rest).await {
+                self.open.clear();
+            }
+        } else if self.chain.is_some() {
+            tracing::error!("the ledger is down at the shutdown: open intents are filed at the next start");
+        }
+        self.status.set(State::Stopped);
+        if let Some(database) = self.database.take()
+            && let Err(error) = database.close().await
+        {
+            tracing::warn!(%error, "closing the ledger failed");
+        }
+    }
+
+    async fn retained_recorded(&mut self) -> bool {
+        let retained = std::mem::take(&mut self.retained);
+        self.record(retained).await
+    }
+
+    fn open_intents(&self) -> Vec<RowRef> {
+        let Some(chain) = &self.chain else { return Vec::new() };
+        self.open.iter().map(|(place, hash)| RowRef { chain: chain.id(), place: *place, hash: *hash }).collect()
+    }
+}
+
+fn unanswered(event: Event) -> Item {
+    Item { event, request: None, answer: Answer::Nobody }
+}
+
+fn facts(events: Vec<Event>, reply: super::batch::Reply) -> Vec<Item> {
+    let mut items: Vec<Item> = events.into_iter().map(|event| Item { event, request: None, answer: Answer::Fact(None) }).collect();
+    if let Some(last) = items.last_mut() {
+        last.answer = Answer::Fact(Some(reply));
+    }
+    items
+}
