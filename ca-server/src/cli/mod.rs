@@ -54,7 +54,11 @@ impl fmt::Display for Exit {
 /// It answers Istio's CSR call, proves who asks by JWT or client certificate, records every issuance durably before the device is asked to
 /// sign, and serves metrics and the root bundle. Start with `ca-server quickstart`.
 #[derive(Debug, Parser)]
-#[command(name = "ca-server", version, after_help = "Exit status: 0 done; 1 the answer is no; 2 usage or config; 3 something is missing or taken.")]
+#[command(
+    name = "ca-server",
+    version,
+    after_help = "Exit status: 0 done; 1 the answer is no; 2 usage or config; 3 something is missing or taken."
+)]
 struct CommandLine {
     /// The config file [default: ./var/ca.toml, then /etc/ca-server/ca.toml]
     #[arg(long, short, global = true, value_name = "FILE")]

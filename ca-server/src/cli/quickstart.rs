@@ -59,8 +59,9 @@ const READY_WITHIN: Duration = Duration::from_secs(10);
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<(), Exit> {
     let path = std::path::absolute(&args.dir).map_err(|error| Exit::config(format!("{}: {error}", args.dir.display())))?;
-    let module = signers::pkcs11::find_softhsm()
-        .ok_or_else(|| Exit::missing("SoftHSM 2 is not installed; install it (Debian and Ubuntu: apt-get install softhsm2) and run this again"))?;
+    let module = signers::pkcs11::find_softhsm().ok_or_else(|| {
+        Exit::missing("SoftHSM 2 is not installed; install it (Debian and Ubuntu: apt-get install softhsm2) and run this again")
+    })?;
     environment::enter(&tokens::environment(&path))?;
     let directory = Directory::claim(&path)?;
     if args.reset {
@@ -116,6 +117,7 @@ fn serve(args: &Args, path: &Path, outcome: &Outcome, issuer: &DemoIssuer) -> Re
             monitoring: server.monitoring_address(),
             outcome,
             issued: &issued,
+            now: Clock::default().now(),
             goes_on: !args.once,
         });
         if args.once {
@@ -137,9 +139,9 @@ fn listen_on(address: &mut SocketAddr, asked: Option<u16>, flag: &str) -> Result
     }
     match TcpListener::bind(*address) {
         Ok(_) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-            Err(Exit::missing(format!("{address} is in use by another program; stop it, or choose another port with --{flag} (0 takes a free one)")))
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(Exit::missing(format!(
+            "{address} is in use by another program; stop it, or choose another port with --{flag} (0 takes a free one)"
+        ))),
         Err(error) => Err(Exit::missing(format!("cannot listen on {address}: {error}; choose another port with --{flag}"))),
     }
 }

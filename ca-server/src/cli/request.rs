@@ -12,6 +12,7 @@ use crate::ceremony::files;
 use crate::client::{Ask, ClientIdentity, Connection, Expected, Issued, KeyType, Roots, Target, WorkloadKey, identities};
 use crate::clock::Clock;
 use crate::spiffe::{ServiceAccount, SpiffeId, TrustDomain};
+use crate::timestamp::Timestamp;
 use defaults::Defaults;
 
 /// Ask an Istio CA for a workload certificate and verify the answer.
@@ -82,7 +83,7 @@ pub fn run(args: &Args, config: &Path) -> Result<(), Exit> {
     let written = write(&out, &key, &issued, &plan.target.roots)?;
     println!("identity  {}", issued.identity);
     println!("serial    {}", issued.serial);
-    println!("lifetime  {}, until {}", whole(issued.lifetime(Clock::default().now())), issued.not_after);
+    println!("lifetime  {}, until {}", left(issued.not_after, Clock::default().now()), issued.not_after);
     for file in written {
         println!("written   {}", file.display());
     }
@@ -191,9 +192,10 @@ pub(super) fn write(out: &Path, key: &WorkloadKey, issued: &Issued, roots: &Root
     Ok(paths)
 }
 
-/// A duration in whole seconds, as people say it.
-pub(super) fn whole(duration: Duration) -> String {
-    humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string()
+/// What is left until `end`, as people say it: to the nearest minute, so that the second that passed since does not show.
+pub(super) fn left(end: Timestamp, now: Timestamp) -> String {
+    let minutes = (end.since(now).as_secs() + 30) / 60;
+    humantime::format_duration(Duration::from_secs(minutes * 60)).to_string()
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Exit> {

@@ -119,11 +119,6 @@ impl Issued {
             chain: answer[..answer.len() - 1].to_vec(),
         })
     }
-
-    /// From now to the end.
-    pub fn lifetime(&self, now: Timestamp) -> Duration {
-        self.not_after.since(now)
-    }
 }
 
 impl Expected {

@@ -58,7 +58,8 @@ impl Directory {
                 path.display()
             )));
         }
-        let mut lock = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&marker).map_err(|error| failed(&error))?;
+        let mut lock =
+            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&marker).map_err(|error| failed(&error))?;
         take(&lock, path, "another quickstart")?;
         // The ledger's lock is the daemon's to keep; whether it is free is all that matters here.
         if let Ok(ledger) = File::open(path.join(LEDGER_LOCK)) {
@@ -86,7 +87,8 @@ impl Directory {
             return Err(Exit::refused("nothing was deleted"));
         }
         for path in there {
-            let removed = if path.symlink_metadata().is_ok_and(|facts| facts.is_dir()) { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            let removed =
+                if path.symlink_metadata().is_ok_and(|facts| facts.is_dir()) { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             removed.map_err(|error| Exit::missing(format!("{}: {error}", path.display())))?;
         }
         Ok(())

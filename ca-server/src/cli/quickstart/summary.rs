@@ -5,8 +5,9 @@ use std::path::Path;
 
 use super::ca_toml;
 use crate::ceremony::Outcome;
-use crate::cli::request::whole;
+use crate::cli::request::left;
 use crate::client::Issued;
+use crate::timestamp::Timestamp;
 
 /// What the summary is about.
 pub(super) struct Facts<'a> {
@@ -18,6 +19,7 @@ pub(super) struct Facts<'a> {
     pub(super) monitoring: SocketAddr,
     pub(super) outcome: &'a Outcome,
     pub(super) issued: &'a Issued,
+    pub(super) now: Timestamp,
     /// Whether the daemon serves on.
     pub(super) goes_on: bool,
 }
@@ -27,12 +29,11 @@ pub(super) fn print(facts: &Facts<'_>) {
     let program = format!("{} --config {}", program(), shell(&directory.join(ca_toml::FILE).display().to_string()));
     let address = if facts.csr_is_configured { String::new() } else { format!(" --address {csr}") };
     let root = if outcome.root.now { "new" } else { "kept" };
-    let asked = issued.not_after.since(issued.not_before);
     println!();
     println!("  A workload certificate, asked for over Istio's CSR call and verified:");
     println!();
     println!("    identity    {}", issued.identity);
-    println!("    lifetime    {}, until {}", whole(asked), until(issued.not_after));
+    println!("    lifetime    {}, until {}", left(issued.not_after, facts.now), until(issued.not_after));
     println!("    serial      {}", issued.serial);
     println!("    files       {}", directory.join("demo").join("{key,cert-chain,root-cert}.pem").display());
     println!();
@@ -67,7 +68,7 @@ pub(super) fn print(facts: &Facts<'_>) {
 }
 
 /// A time as people read it: to the second.
-fn until(at: crate::timestamp::Timestamp) -> String {
+fn until(at: Timestamp) -> String {
     at.rfc3339().replace(".000000Z", "Z")
 }
 
