@@ -2,7 +2,9 @@
 
 pub mod app;
 pub mod authn;
+pub mod ceremony;
 pub mod cli;
+pub mod client;
 pub mod clock;
 pub mod config;
 pub mod digest;

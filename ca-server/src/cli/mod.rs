@@ -1,8 +1,11 @@
 //! The command line: one file a verb. A verb returns `Exit`, whose code says who must act (0 done, 1 the answer is no,
 //! 2 usage or config, 3 something is missing or taken) and whose text is one clear sentence.
 
+pub mod ceremony;
 pub mod check_config;
 pub mod environment;
+pub mod quickstart;
+pub mod request;
 pub mod serve;
 
 use std::fmt;
@@ -51,7 +54,11 @@ impl fmt::Display for Exit {
 /// It answers Istio's CSR call, proves who asks by JWT or client certificate, records every issuance durably before the device is asked to
 /// sign, and serves metrics and the root bundle. Start with `ca-server quickstart`.
 #[derive(Debug, Parser)]
-#[command(name = "ca-server", version, after_help = "Exit status: 0 done; 1 the answer is no; 2 usage or config; 3 something is missing or taken.")]
+#[command(
+    name = "ca-server",
+    version,
+    after_help = "Exit status: 0 done; 1 the answer is no; 2 usage or config; 3 something is missing or taken."
+)]
 struct CommandLine {
     /// The config file [default: ./var/ca.toml, then /etc/ca-server/ca.toml]
     #[arg(long, short, global = true, value_name = "FILE")]
@@ -64,6 +71,12 @@ struct CommandLine {
 enum Verb {
     /// Run the daemon
     Serve(serve::Args),
+    /// Make a complete CA to try out, serve, and ask it for a first certificate
+    Quickstart(quickstart::Args),
+    /// Make a root and an issuing certificate from a reviewed spec
+    Ceremony(ceremony::Args),
+    /// Ask an Istio CA for a certificate, or for many
+    Request(Box<request::Args>),
     /// Check the config and every file that it names
     CheckConfig,
 }
@@ -84,6 +97,9 @@ fn run(line: CommandLine) -> Result<(), Exit> {
     let config = line.config.unwrap_or_else(default_config);
     match line.verb {
         Verb::Serve(args) => serve::run(&args, &config),
+        Verb::Quickstart(args) => quickstart::run(&args),
+        Verb::Ceremony(args) => ceremony::run(&args),
+        Verb::Request(args) => request::run(&args, &config),
         Verb::CheckConfig => check_config::run(&config),
     }
 }

@@ -1,0 +1,98 @@
+//! One line of the spec against what is there: its token, its key, its certificate. Here stands the rule of adoption: a key without
+//! a certificate is used only if the transcript recorded its generation and it reads back local and never extractable.
+
+use std::path::{Path, PathBuf};
+
+use signers::{KeyFacts, PublicKey, SignError, TokenFacts, Vault};
+
+use super::certificate::CaCertificate;
+use super::spec::EntrySpec;
+use super::transcript::{Key, Step, Transcript};
+use super::{Failure, Surroundings};
+use crate::timestamp::Timestamp;
+
+/// What the spec wants under one name, and what already stands.
+pub(super) struct Entry<'a> {
+    pub(super) name: &'static str,
+    pub(super) spec: &'a EntrySpec,
+    pub(super) file: PathBuf,
+    pub(super) certificate: Option<CaCertificate>,
+    vault: Box<dyn Vault>,
+    token: TokenFacts,
+    key: Option<KeyFacts>,
+}
+
+impl<'a> Entry<'a> {
+    /// Looks at token, key and file; changes nothing.
+    pub(super) fn look(name: &'static str, spec: &'a EntrySpec, file: &Path) -> Result<Self, Failure> {
+        let device = |error: SignError| Failure::unavailable(format!("the {name} key {}: {error}", spec.key));
+        let mut vault = signers::open_vault(&spec.key).map_err(device)?;
+        let token = vault.token().map_err(device)?;
+        let key = vault.describe(&spec.key).map_err(device)?;
+        let certificate = CaCertificate::read(file).map_err(|error| Failure::unavailable(format!("{}: {error}", file.display())))?;
+        Ok(Self { name, spec, file: file.to_owned(), certificate, vault, token, key })
+    }
+
+    /// The key: the one that stands, if it may be used, else one that is generated now.
+    pub(super) fn ready_key(&mut self, transcript: &mut Transcript, given: &Surroundings<'_>) -> Result<PublicKey, Failure> {
+        let Some(facts) = &self.key else { return self.generate(transcript, given) };
+        if !super::certificate::is_of_kind(&facts.public_key, self.spec.kind) {
+            return Err(Failure::spec(format!(
+                "the {} key {} is not of the kind {}, which the spec asks for",
+                self.name, self.spec.key, self.spec.kind
+            )));
+        }
+        if self.certificate.is_none() {
+            self.adopt(facts, transcript, given)?;
+        }
+        Ok(facts.public_key.clone())
+    }
+
+    fn generate(&mut self, transcript: &mut Transcript, given: &Surroundings<'_>) -> Result<PublicKey, Failure> {
+        if self.certificate.is_some() {
+            return Err(Failure::unavailable(format!(
+                "{} is there, but its key {} is not: restore the token from its backup, or name another output",
+                self.file.display(),
+                self.spec.key
+            )));
+        }
+        (given.progress)(&format!("generating the {} key", self.name));
+        transcript.record((given.now)(), Step::token(self.name, self.token.clone()))?;
+        let facts = self.vault.generate(&self.spec.key, self.spec.kind).map_err(|error| self.device(&error))?;
+        transcript.record((given.now)(), Step::KeyGenerated(Key::new(self.name, &self.spec.key.without_secrets(), &facts)))?;
+        let is_held = facts.sensitive && facts.never_extractable && facts.local;
+        if !(is_held || self.spec.key.is_file()) {
+            return Err(Failure::unavailable(format!(
+                "the token did not make the {} key sensitive, never extractable and local",
+                self.name
+            )));
+        }
+        Ok(facts.public_key)
+    }
+
+    fn adopt(&self, facts: &KeyFacts, transcript: &mut Transcript, given: &Surroundings<'_>) -> Result<(), Failure> {
+        let refused = |why: &str| {
+            let advice = "name another key in the spec, or remove this one if you know that nothing needs it";
+            Failure::unavailable(format!("the {} key {} is there without a certificate, and {why}: {advice}", self.name, self.spec.key))
+        };
+        if !transcript.recorded_generation(self.name, facts)? {
+            return Err(refused("the transcript does not record that it was generated here"));
+        }
+        if !(facts.sensitive && facts.local && facts.never_extractable) {
+            return Err(refused("it does not read back as sensitive, local and never extractable"));
+        }
+        transcript.record((given.now)(), Step::token(self.name, self.token.clone()))?;
+        transcript.record((given.now)(), Step::KeyAdopted(Key::new(self.name, &self.spec.key.without_secrets(), facts)))
+    }
+
+    /// The end that the spec gives a certificate made at `now`: never beyond its root's.
+    pub(super) fn not_after(&self, now: Timestamp, root: Option<&CaCertificate>) -> Timestamp {
+        let wanted = now.plus(self.spec.lifetime);
+        root.map_or(wanted, |root| wanted.min(root.not_after()))
+    }
+
+    /// A device's refusal as one sentence.
+    pub(super) fn device(&self, error: &SignError) -> Failure {
+        Failure::unavailable(format!("the {} key {}: {error}", self.name, self.spec.key))
+    }
+}

@@ -1,0 +1,174 @@
+//! `quickstart`: from nothing to a verified workload certificate. It makes a data directory (tokens, a ceremony with a built-in spec,
+//! a demonstration token issuer, `ca.toml`), serves from it, and asks itself for one certificate through the real call.
+//!
+//! Every step first looks whether its work is done, so that running it again keeps what is whole and repairs what is half made.
+
+mod ca_toml;
+mod demo_issuer;
+mod directory;
+mod summary;
+mod tokens;
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::request::{self, Plan};
+use super::{Exit, ceremony, environment};
+use crate::app::{Options, Server};
+use crate::ceremony::{Outcome, Spec, files};
+use crate::client::{Ask, Issued, KeyType, Roots, Target};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::spiffe::TrustDomain;
+use crate::telemetry;
+use demo_issuer::DemoIssuer;
+use directory::Directory;
+
+/// Make a complete CA in a directory of its own and serve: SoftHSM tokens, root and issuing certificate, demonstration tokens, config.
+///
+/// It then asks itself for a certificate, verifies it and prints where everything is. A second run keeps root, keys and ledger.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The data directory
+    #[arg(long, default_value = "./var", value_name = "DIR")]
+    dir: PathBuf,
+    /// Port of the CSR call on 127.0.0.1; 0 takes a free one [default: the config's, at first 15012]
+    #[arg(long, value_name = "PORT")]
+    csr_port: Option<u16>,
+    /// Port of metrics and health on 127.0.0.1; 0 takes a free one [default: the config's, at first 15014]
+    #[arg(long, value_name = "PORT")]
+    monitoring_port: Option<u16>,
+    /// Stop after the first certificate
+    #[arg(long)]
+    once: bool,
+    /// Delete everything that quickstart made in the directory, root and keys included, and start anew
+    #[arg(long)]
+    reset: bool,
+    /// Do not ask before --reset deletes
+    #[arg(long)]
+    yes: bool,
+}
+
+/// How often the demonstration token is looked at while the daemon serves.
+const TOKEN_WATCH: Duration = Duration::from_secs(600);
+
+/// How long the daemon may take until every check of readiness is well.
+const READY_WITHIN: Duration = Duration::from_secs(10);
+
+/// Runs the verb.
+pub fn run(args: &Args) -> Result<(), Exit> {
+    let path = std::path::absolute(&args.dir).map_err(|error| Exit::config(format!("{}: {error}", args.dir.display())))?;
+    let module = signers::pkcs11::find_softhsm().ok_or_else(|| {
+        Exit::missing("SoftHSM 2 is not installed; install it (Debian and Ubuntu: apt-get install softhsm2) and run this again")
+    })?;
+    environment::enter(&tokens::environment(&path))?;
+    let directory = Directory::claim(&path)?;
+    if args.reset {
+        directory.reset(args.yes)?;
+    }
+    tokens::ready(&path, &module)?;
+    let outcome = hold_ceremony(&path, &module)?;
+    let issuer = DemoIssuer::ready(&path)?;
+    issuer.token(Clock::default().now())?;
+    let first = ca_toml::Ports { csr: args.csr_port, monitoring: args.monitoring_port };
+    ca_toml::ready(&path, &module, first)?;
+    serve(args, &path, &outcome, &issuer)
+}
+
+/// The built-in spec, written down so that it can be read, then carried out.
+fn hold_ceremony(path: &Path, module: &Path) -> Result<Outcome, Exit> {
+    let file = path.join("ceremony.toml");
+    if !file.exists() {
+        let text = ca_toml::ceremony_spec(module);
+        files::create(&file, text.as_bytes(), files::PUBLIC).map_err(|error| Exit::missing(format!("{}: {error}", file.display())))?;
+    }
+    ceremony::hold(&Spec::read(&file).map_err(ceremony::exit)?)
+}
+
+fn serve(args: &Args, path: &Path, outcome: &Outcome, issuer: &DemoIssuer) -> Result<(), Exit> {
+    let mut config = Config::load(&path.join(ca_toml::FILE), Clock::default().now()).map_err(Exit::config)?;
+    environment::enter(&config.environment)?;
+    listen_on(&mut config.csr_listen, args.csr_port, "csr-port")?;
+    listen_on(&mut config.monitoring_listen, args.monitoring_port, "monitoring-port")?;
+    if config.log.level == "info" {
+        // The summary is what people came for; `serve` logs every call.
+        "warn".clone_into(&mut config.log.level);
+    }
+    telemetry::start(&config.log).map_err(Exit::config)?;
+    let (configured, trust_domain) = (config.request.address.clone(), config.trust_domains.own.clone());
+    super::runtime()?.block_on(async {
+        let server = Server::start(config, Options::default()).await?;
+        let first = async {
+            server.ready(READY_WITHIN).await?;
+            first_certificate(path, server.csr_address(), trust_domain, issuer).await
+        };
+        let issued = match first.await {
+            Ok(issued) => issued,
+            Err(exit) => {
+                server.shutdown().await;
+                return Err(exit);
+            }
+        };
+        summary::print(&summary::Facts {
+            directory: &args.dir,
+            csr: server.csr_address(),
+            csr_is_configured: configured.as_deref() == Some(&server.csr_address().to_string()),
+            monitoring: server.monitoring_address(),
+            outcome,
+            issued: &issued,
+            now: Clock::default().now(),
+            goes_on: !args.once,
+        });
+        if args.once {
+            server.shutdown().await;
+            return Ok(());
+        }
+        let watching = keep_token(issuer);
+        tokio::select! {
+            ended = server.run() => ended,
+            never = watching => match never {},
+        }
+    })
+}
+
+/// Puts an asked port in place and says in one sentence if it is taken.
+fn listen_on(address: &mut SocketAddr, asked: Option<u16>, flag: &str) -> Result<(), Exit> {
+    if let Some(port) = asked {
+        address.set_port(port);
+    }
+    match TcpListener::bind(*address) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(Exit::missing(format!(
+            "{address} is in use by another program; stop it, or choose another port with --{flag} (0 takes a free one)"
+        ))),
+        Err(error) => Err(Exit::missing(format!("cannot listen on {address}: {error}; choose another port with --{flag}"))),
+    }
+}
+
+/// The real call, as an agent makes it.
+async fn first_certificate(path: &Path, address: SocketAddr, trust_domain: TrustDomain, issuer: &DemoIssuer) -> Result<Issued, Exit> {
+    let file = path.join(crate::ceremony::ROOT_FILE);
+    let read = |error: &dyn std::fmt::Display| Exit::missing(format!("{}: {error}", file.display()));
+    let roots = Roots::from_pem(&std::fs::read_to_string(&file).map_err(|error| read(&error))?).map_err(|error| read(&error))?;
+    let token = issuer.token(Clock::default().now())?;
+    let plan = Plan {
+        expected: request::expected_of(&token, Some(&trust_domain)),
+        target: Target { address: address.to_string(), server_name: None, roots, identity: None },
+        ask: Ask { token: Some(token), cluster_id: Some(ca_toml::CLUSTER.to_owned()), lifetime: Duration::ZERO, signer: None },
+        key_type: KeyType::P256,
+    };
+    let (key, issued) = plan.once().await?;
+    request::write(&path.join("demo"), &key, &issued, &plan.target.roots)?;
+    Ok(issued)
+}
+
+/// Renews the demonstration token for as long as the daemon serves.
+async fn keep_token(issuer: &DemoIssuer) -> std::convert::Infallible {
+    loop {
+        tokio::time::sleep(TOKEN_WATCH).await;
+        if let Err(exit) = issuer.token(Clock::default().now()) {
+            tracing::warn!("the demonstration token could not be renewed: {exit}");
+        }
+    }
+}

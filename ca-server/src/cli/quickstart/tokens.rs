@@ -1,0 +1,90 @@
+//! The two SoftHSM tokens and their PINs. The user PINs are random and kept in files of mode 0600; the security officer's PINs are
+//! random and thrown away, so that nobody can ever reset a user PIN: a forgotten one means a new token.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use zeroize::Zeroizing;
+
+use crate::ceremony::{ROOT_FILE, TRANSCRIPT_FILE, files};
+use crate::cli::Exit;
+
+/// The two tokens; each has its PIN file `<label>.pin`.
+const LABELS: [&str; 2] = ["root", "issuing"];
+
+/// Stands while tokens are being initialised. As long as it does no key can be in them, so they may be made anew.
+pub(super) const MAKING: &str = ".tokens-are-being-made";
+
+/// What SoftHSM reads when it is loaded.
+pub(super) fn environment(directory: &Path) -> BTreeMap<String, String> {
+    BTreeMap::from([("SOFTHSM2_CONF".to_owned(), directory.join("softhsm2.conf").display().to_string())])
+}
+
+/// Makes configuration, PINs and tokens, or recognises them.
+pub(super) fn ready(directory: &Path, module: &Path) -> Result<(), Exit> {
+    let failed = |error: std::io::Error| Exit::missing(format!("{}: {error}", directory.display()));
+    write_configuration(directory).map_err(failed)?;
+    let (tokens, making) = (directory.join("tokens"), directory.join(MAKING));
+    if making.exists() {
+        remove(&tokens).map_err(failed)?;
+    } else if tokens.exists() {
+        return check_pins(directory);
+    } else if [ROOT_FILE, TRANSCRIPT_FILE].iter().any(|name| directory.join(name).exists()) {
+        return Err(Exit::missing(format!(
+            "{} is gone, and with it the keys of the certificates beside it: put it back from a backup, or start anew with --reset",
+            tokens.display()
+        )));
+    }
+    files::replace(&making, b"", files::PRIVATE).map_err(failed)?;
+    fs::create_dir_all(&tokens).map_err(failed)?;
+    for label in LABELS {
+        let pin = directory.join(format!("{label}.pin"));
+        files::replace(&pin, random_pin()?.as_bytes(), files::PRIVATE).map_err(failed)?;
+        let user_pin = signers::read_pin(&pin).map_err(Exit::missing)?;
+        let officer_pin = random_pin()?.to_string().into();
+        signers::pkcs11::init_token(module, label, &officer_pin, &user_pin)
+            .map_err(|error| Exit::missing(format!("SoftHSM could not make the token {label:?}: {error}")))?;
+    }
+    fs::remove_file(&making).and_then(|()| files::sync_directory(&making)).map_err(failed)
+}
+
+fn write_configuration(directory: &Path) -> std::io::Result<()> {
+    let path = directory.join("softhsm2.conf");
+    let text = format!(
+        "# SoftHSM 2, as ca-server quickstart uses it; see softhsm2.conf(5).\n\
+         directories.tokendir = {}\n\
+         objectstore.backend = file\n\
+         log.level = ERROR\n\
+         slots.removable = false\n",
+        directory.join("tokens").display()
+    );
+    if fs::read_to_string(&path).is_ok_and(|found| found == text) {
+        return Ok(());
+    }
+    files::replace(&path, text.as_bytes(), files::PUBLIC)
+}
+
+fn check_pins(directory: &Path) -> Result<(), Exit> {
+    for label in LABELS {
+        let pin = directory.join(format!("{label}.pin"));
+        if !pin.exists() {
+            return Err(Exit::missing(format!("{} is gone: put it back from a backup, or start anew with --reset", pin.display())));
+        }
+    }
+    Ok(())
+}
+
+fn remove(path: &Path) -> std::io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// 128 random bits as text.
+fn random_pin() -> Result<Zeroizing<String>, Exit> {
+    let mut bytes = Zeroizing::new([0_u8; 16]);
+    getrandom::fill(&mut *bytes).map_err(|error| Exit::missing(format!("the system has no random numbers: {error}")))?;
+    Ok(Zeroizing::new(hex::encode(*bytes)))
+}

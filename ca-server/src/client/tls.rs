@@ -1,0 +1,93 @@
+//! The TLS side of the client: rustls over aws-lc, ALPN `h2`, roots and client certificate from PEM.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+
+use super::Target;
+
+/// A name, certificate or key that TLS cannot use.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct TlsError(String);
+
+/// A client certificate with its chain, leaf first, and its key.
+#[derive(Debug)]
+pub struct ClientIdentity {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+impl Clone for ClientIdentity {
+    fn clone(&self) -> Self {
+        Self { chain: self.chain.clone(), key: self.key.clone_key() }
+    }
+}
+
+impl ClientIdentity {
+    /// Reads a chain and a key from PEM.
+    pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, TlsError> {
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(chain)
+            .collect::<Result<_, _>>()
+            .map_err(|error| TlsError(format!("client certificate: {error}")))?;
+        if chain.is_empty() {
+            return Err(TlsError("client certificate: no certificate in the PEM".into()));
+        }
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| TlsError(format!("client key: {error}")))?;
+        Ok(Self { chain, key })
+    }
+
+    /// The leaf, DER.
+    pub fn leaf(&self) -> &[u8] {
+        &self.chain[0]
+    }
+}
+
+/// The configuration of one connection. No session is ever resumed: a resumed one would skip the certificate checks.
+pub(super) fn config(target: &Target) -> Result<Arc<ClientConfig>, TlsError> {
+    let wrong = |error: rustls::Error| TlsError(error.to_string());
+    let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(wrong)?
+        .with_root_certificates(target.roots.store());
+    let mut config = match target.identity.clone() {
+        Some(identity) => builder.with_client_auth_cert(identity.chain, identity.key).map_err(wrong)?,
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+/// A DNS name or IP address to check the CA's certificate against.
+pub(super) fn server_name(name: &str) -> Result<ServerName<'static>, TlsError> {
+    ServerName::try_from(name.to_owned()).map_err(|_| TlsError(format!("{name:?} is neither a DNS name nor an IP address")))
+}
+
+/// The host of `host:port`, without the brackets of an IPv6 address.
+pub(super) fn host(authority: &str) -> Option<&str> {
+    let (host, port) = authority.rsplit_once(':')?;
+    port.parse::<u16>().ok()?;
+    match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']').filter(|host| host.parse::<IpAddr>().is_ok()),
+        None => (!host.is_empty() && !host.contains([':', '/'])).then_some(host),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_a_host_and_a_port() {
+        assert_eq!(host("localhost:15012"), Some("localhost"));
+        assert_eq!(host("[::1]:15012"), Some("::1"));
+        for wrong in ["localhost", "localhost:", ":15012", "localhost:99999", "::1:15012", "[::1]", "a/b:1", ""] {
+            assert_eq!(host(wrong), None, "{wrong:?}");
+        }
+    }
+}
