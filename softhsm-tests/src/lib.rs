@@ -1,1 +1,21 @@
+//! Whole-system stories need a whole system: real tokens, a real ledger, real TLS and the real binary in a process of its own.
+//!
+//! `TestCa` starts one daemon over its own SoftHSM tokens (or a file key), speaks Istio's call to it, and after each story `check`
+//! re-reads the ledger and compares it with what clients received and what the device signed.
 
+pub mod authority;
+pub mod build;
+pub mod check;
+pub mod client;
+pub mod daemon;
+mod material;
+pub mod tokens;
+
+pub use client::{Ask, Channel, Csr, KeyChoice};
+pub use daemon::{Setup, TestCa};
+pub use material::Material;
+
+/// Installs the one crypto provider; every test may call it.
+pub fn crypto() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}

@@ -46,8 +46,18 @@ impl Control {
         self.count("logins")
     }
 
+    /// What C_Sign was given, call by call, as lower-case hex: for ECDSA the digest of the to-be-signed bytes.
+    pub fn signature_inputs(&self) -> Vec<String> {
+        self.lines("signatures").lines().map(str::to_owned).collect()
+    }
+
     fn count(&self, counter: &str) -> u64 {
-        fs::metadata(self.directory.join(counter)).map_or(0, |file| file.len())
+        self.lines(counter).lines().count() as u64
+    }
+
+    fn lines(&self, counter: &str) -> String {
+        // Before the first event there is no file.
+        fs::read_to_string(self.directory.join(counter)).unwrap_or_default()
     }
 }
 
@@ -152,7 +162,7 @@ fn number(text: &str) -> Option<u64> {
     }
 }
 
-/// A file whose length is a count.
+/// A file with a line an event.
 pub(crate) struct Counter(File);
 
 impl Counter {
@@ -160,8 +170,11 @@ impl Counter {
         OpenOptions::new().append(true).create(true).open(directory.join(name)).map(Self)
     }
 
-    pub(crate) fn add_one(&self) -> io::Result<()> {
-        (&self.0).write_all(b".")
+    /// One line, by one write: the hex of `what`, which may be empty.
+    pub(crate) fn add(&self, what: &[u8]) -> io::Result<()> {
+        let mut line: String = what.iter().map(|byte| format!("{byte:02x}")).collect();
+        line.push('\n');
+        (&self.0).write_all(line.as_bytes())
     }
 }
 

@@ -28,10 +28,11 @@
 //!
 //! # The counters
 //!
-//! Files to which one byte is appended per event, by one write(2) with O_APPEND: their length is the count, over all processes and kills. They
+//! Files to which one line is appended per event, by one write(2) with O_APPEND: their lines are the count, over all processes and kills. They
 //! survive a kill -9 at any point (the page cache keeps them), not a power cut.
 //!
-//! - `signatures`: C_Sign calls with a buffer that are about to reach the real module, after any rule: whatever the device signed is at most this.
+//! - `signatures`: C_Sign calls with a buffer that are about to reach the real module, after any rule: whatever the device signed is at
+//!   most this. Each line is the hex of what was to be signed, so that a signature can be traced to its intent.
 //! - `signed`: C_Sign calls with a buffer to which the real module answered CKR_OK: at least what the caller was given.
 //! - `logins`: C_Login calls, whether a rule answered or the real module did.
 

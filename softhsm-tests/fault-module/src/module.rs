@@ -199,7 +199,7 @@ unsafe extern "C" fn login(session: CK_SESSION_HANDLE, user: CK_USER_TYPE, pin: 
     let Some((fault, real)) = fault().and_then(|fault| Some((fault, fault.real.C_Login?))) else {
         return CKR_FUNCTION_NOT_SUPPORTED;
     };
-    if fault.logins.add_one().is_err() {
+    if fault.logins.add(&[]).is_err() {
         return CKR_GENERAL_ERROR;
     }
     // SAFETY: the caller's arguments go to the function that they were meant for.
@@ -224,13 +224,15 @@ unsafe extern "C" fn sign(
     }
     let mut reached = false;
     let rv = fault.ruled("C_Sign", Some(session), || {
+        // SAFETY: C_Sign's contract (PKCS#11 v2.40 §5.11) is that `data` points to `length` bytes.
+        let input = unsafe { std::slice::from_raw_parts(data, length as usize) };
         // A signature that could not be counted must not be made.
-        if fault.signatures.add_one().is_err() {
+        if fault.signatures.add(input).is_err() {
             return CKR_GENERAL_ERROR;
         }
         reached = true;
         let rv = call();
-        if rv == CKR_OK && fault.signed.add_one().is_err() {
+        if rv == CKR_OK && fault.signed.add(&[]).is_err() {
             return CKR_GENERAL_ERROR;
         }
         rv

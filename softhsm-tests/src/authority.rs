@@ -1,0 +1,92 @@
+//! A CA made by rcgen, an encoder independent of ours: for issuers on file keys, for client certificates of every shape, and for strangers.
+
+#![allow(clippy::disallowed_methods, reason = "tests choose times around the real clock")]
+
+use std::time::{Duration, SystemTime};
+
+use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
+
+/// A CA certificate and its key.
+pub struct Authority {
+    certificate: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// A certificate and its key, PEM.
+pub struct Issued {
+    /// The certificate.
+    pub certificate: String,
+    /// PKCS#8.
+    pub key: String,
+}
+
+impl Authority {
+    /// A self-signed root that ends `life` from now.
+    pub fn root(name: &str, life: Duration) -> Self {
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("a key");
+        let params = ca_params(name, life);
+        let certificate = params.self_signed(&key).expect("signed").pem();
+        Self { certificate, issuer: Issuer::new(params, key) }
+    }
+
+    /// An intermediate under this one that ends `life` from now.
+    pub fn intermediate(&self, name: &str, life: Duration) -> Self {
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("a key");
+        let params = ca_params(name, life);
+        let certificate = params.signed_by(&key, &self.issuer).expect("signed").pem();
+        Self { certificate, issuer: Issuer::new(params, key) }
+    }
+
+    /// Its certificate, PEM.
+    pub fn certificate(&self) -> &str {
+        &self.certificate
+    }
+
+    /// Its key, PKCS#8 PEM.
+    pub fn key(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
+    /// A client certificate with these SANs that ends `life` from now.
+    pub fn client(&self, sans: &[San<'_>], life: Duration) -> Issued {
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("a key");
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.not_before = (SystemTime::now() - Duration::from_secs(3600)).into();
+        params.not_after = (SystemTime::now() + life).into();
+        params.subject_alt_names = sans.iter().map(San::rcgen).collect();
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        Issued { certificate: params.signed_by(&key, &self.issuer).expect("signed").pem(), key: key.serialize_pem() }
+    }
+}
+
+/// A subject alternative name.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum San<'a> {
+    Uri(&'a str),
+    Dns(&'a str),
+}
+
+impl San<'_> {
+    fn rcgen(&self) -> SanType {
+        match self {
+            Self::Uri(uri) => SanType::URI((*uri).try_into().expect("ASCII")),
+            Self::Dns(name) => SanType::DnsName((*name).try_into().expect("ASCII")),
+        }
+    }
+}
+
+fn ca_params(name: &str, life: Duration) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.not_before = (SystemTime::now() - Duration::from_secs(3600)).into();
+    params.not_after = (SystemTime::now() + life).into();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.use_authority_key_identifier_extension = true;
+    params
+}

@@ -1,0 +1,90 @@
+//! The whole-state check after a story: what clients received, what the device signed, what the ledger holds.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use serde_json::Value;
+
+use super::TestCa;
+
+/// One state of the ledger, as `audit export` tells it.
+pub struct Ledger {
+    /// Every row, in the order of the export.
+    pub rows: Vec<Value>,
+}
+
+impl Ledger {
+    /// The rows of a kind.
+    pub fn kind(&self, kind: &str) -> Vec<&Value> {
+        self.rows.iter().filter(|row| row["kind"] == kind).collect()
+    }
+
+    /// How many rows of a kind there are.
+    pub fn count(&self, kind: &str) -> usize {
+        self.kind(kind).len()
+    }
+}
+
+impl TestCa {
+    /// Re-reads the ledger beside the daemon, or after it: `audit verify` is content, no serial stands twice, no intent has two outcomes,
+    /// and every certificate that a client received is there. With the fault module, signatures made equal intents signed or unknown.
+    pub fn check(&self) -> Ledger {
+        let verified = self.verb(&["audit", "verify"]).output().expect("ca-server runs");
+        let said = String::from_utf8_lossy(&verified.stdout) + String::from_utf8_lossy(&verified.stderr);
+        assert!(verified.status.success(), "audit verify: {said}\n{}", self.log_text());
+        let ledger = self.export();
+        let mut intents = BTreeSet::new();
+        for intent in ledger.kind("intent") {
+            assert!(intents.insert(intent["serial"].as_str().expect("serial").to_owned()), "a serial stands twice: {intent}");
+        }
+        let mut outcomes: BTreeMap<&str, &str> = BTreeMap::new();
+        for kind in ["issued", "failed", "unknown"] {
+            for outcome in ledger.kind(kind) {
+                let serial = outcome["serial"].as_str().expect("serial");
+                assert!(intents.contains(serial), "an outcome without an intent: {outcome}");
+                assert_eq!(outcomes.insert(serial, kind), None, "two outcomes: {outcome}");
+            }
+        }
+        let issued: BTreeSet<&str> = ledger.kind("issued").iter().map(|row| row["certificate_sha256"].as_str().expect("a digest")).collect();
+        for leaf in self.received() {
+            let der = CertificateDer::from_pem_slice(leaf.as_bytes()).expect("PEM");
+            assert!(issued.contains(hex::encode(digest(&SHA256, &der)).as_str()), "received, and not in the ledger: {leaf}");
+        }
+        if self.faults_directory().exists() {
+            self.check_signatures();
+        }
+        ledger
+    }
+
+    /// Invariant 3: every signature that the device was asked for belongs to exactly one intent, which was issued, is unknown, or is open
+    /// still; and every certificate issued was signed. A retry of the same bytes after a lost session is the same signature.
+    fn check_signatures(&self) {
+        let asked: BTreeSet<String> = self.faults().signature_inputs().into_iter().collect();
+        let intents = self.intents();
+        let mut by_outcome: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+        for (to_be_signed, outcome) in &intents {
+            by_outcome.entry(outcome).or_default().insert(hex::encode(digest(&SHA256, to_be_signed)));
+        }
+        let of = |outcome: &str| by_outcome.get(outcome).cloned().unwrap_or_default();
+        let allowed: BTreeSet<String> = of("issued").into_iter().chain(of("unknown")).chain(of("open")).collect();
+        let stray: Vec<&String> = asked.difference(&allowed).collect();
+        assert!(stray.is_empty(), "signed without an intent that says so: {stray:?}");
+        let unsigned: Vec<String> = of("issued").difference(&asked).cloned().collect();
+        assert!(unsigned.is_empty(), "issued and never signed: {unsigned:?}");
+    }
+
+    /// Intents without an outcome.
+    pub fn open_intents(&self, ledger: &Ledger) -> usize {
+        ledger.count("intent") - ledger.count("issued") - ledger.count("failed") - ledger.count("unknown")
+    }
+
+    /// `audit export`.
+    pub fn export(&self) -> Ledger {
+        let exported = self.verb(&["audit", "export"]).output().expect("ca-server runs");
+        assert!(exported.status.success(), "audit export: {}", String::from_utf8_lossy(&exported.stderr));
+        let text = String::from_utf8(exported.stdout).expect("text");
+        Ledger { rows: text.lines().map(|line| serde_json::from_str(line).expect("a JSON object a line")).collect() }
+    }
+}

@@ -1,0 +1,12 @@
+//! Stories of the whole system: every test starts the real daemon on a real token and ends with a look at the whole ledger.
+//! Numbers in names are the cases of Istio's contract.
+#![allow(clippy::disallowed_methods, reason = "tests choose times around the real clock")]
+
+mod authentication;
+mod chain;
+mod client_certificate;
+mod csr;
+mod lifetime;
+mod metadata;
+mod operations;
+mod seen;
