@@ -1,6 +1,8 @@
 //! The command line: one file a verb. A verb returns `Exit`, whose code says who must act (0 done, 1 the answer is no,
 //! 2 usage or config, 3 something is missing or taken) and whose text is one clear sentence.
 
+pub mod audit;
+
 use std::fmt;
 use std::process::ExitCode;
 
