@@ -1,10 +1,20 @@
 //! A certificate authority for Istio meshes whose keys live in hardware. Start reading at `issue`; ARCHITECTURE.md is the map.
 
+pub mod app;
+pub mod authn;
 pub mod cli;
 pub mod clock;
+pub mod config;
+pub mod digest;
 pub mod evidence;
+pub mod front;
+pub mod issue;
+pub mod issuer;
+pub mod metrics;
+pub mod policy;
 pub mod refusal;
 pub mod spiffe;
 pub mod store;
+pub mod telemetry;
 pub mod timestamp;
 pub mod x509;

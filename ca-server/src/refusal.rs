@@ -68,6 +68,8 @@ pub enum Reason {
     LedgerDown,
     /// The device cannot sign now.
     DeviceDown,
+    /// The keys that check tokens cannot be read.
+    TokenCheckDown,
     /// The daemon is shutting down or not ready.
     Stopping,
     // The operator must act.
@@ -100,6 +102,7 @@ impl Reason {
             Self::Deadline => "deadline",
             Self::LedgerDown => "ledger_down",
             Self::DeviceDown => "device_down",
+            Self::TokenCheckDown => "token_check_down",
             Self::Stopping => "stopping",
             Self::Clock => "clock",
             Self::DeviceRefused => "device_refused",
@@ -121,7 +124,7 @@ impl Reason {
             | Self::MalformedRequest => Code::InvalidArgument,
             Self::Overloaded => Code::ResourceExhausted,
             Self::Deadline => Code::DeadlineExceeded,
-            Self::LedgerDown | Self::DeviceDown | Self::Stopping | Self::Clock | Self::DeviceRefused => Code::Unavailable,
+            Self::LedgerDown | Self::DeviceDown | Self::TokenCheckDown | Self::Stopping | Self::Clock | Self::DeviceRefused => Code::Unavailable,
             Self::IssuerExpired | Self::Internal => Code::Internal,
         }
     }

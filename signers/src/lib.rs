@@ -3,6 +3,7 @@
 //! `KeyUri` names a key, a back end (`pkcs11`, `file`) opens it as a `Device`, and `pool::Signer` puts a bounded queue and threads before it.
 
 mod algorithm;
+mod secret_file;
 mod uri;
 
 pub mod conformance;
@@ -12,9 +13,10 @@ pub mod pool;
 
 use std::time::{Duration, Instant};
 
-pub use algorithm::{Algorithm, PublicKey};
-pub use pool::Signer;
-pub use uri::{KeyUri, UriError};
+pub use algorithm::{Algorithm, KeyKind, PublicKey, UnknownName};
+pub use pool::{Health, HealthState, PoolOptions, Signer};
+pub use secret_file::{SecretFileError, check_pin_file, read_pin};
+pub use uri::{KeyUri, Pkcs11Uri, UriError};
 
 /// One private key inside one device. May block; knows nothing of async or of certificates.
 pub trait Device: Send {
@@ -22,6 +24,29 @@ pub trait Device: Send {
     fn public_key(&self) -> &PublicKey;
     /// The signature over `message`, encoded as X.509 wants it (ECDSA: DER `Ecdsa-Sig-Value`, RFC 3279 §2.2.3; RSA: PKCS#1 v1.5).
     fn sign(&mut self, message: &[u8]) -> Result<Vec<u8>, SignError>;
+    /// What the last failed `sign` left behind. Unless a device knows better, a signature may exist and the same bytes are not tried again.
+    fn last_failure(&self) -> Failure {
+        Failure::default()
+    }
+    /// Whether the session still lives and is logged in, asked of an idle device without signing anything.
+    fn check(&mut self) -> Result<(), SignError> {
+        Ok(())
+    }
+}
+
+/// What a failed `Device::sign` left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// False only when the device provably made no signature.
+    pub may_have_signed: bool,
+    /// The session, login or handle was gone: the same bytes deserve one more try on a fresh session.
+    pub worth_a_retry: bool,
+}
+
+impl Default for Failure {
+    fn default() -> Self {
+        Self { may_have_signed: true, worth_a_retry: false }
+    }
 }
 
 /// What a signature is for, so that a guard can later judge what is being signed.
@@ -159,7 +184,23 @@ pub trait Vault {
     /// The key that `uri` names, `None` if there is none; two keys of that name are `Rejected`.
     fn describe(&mut self, uri: &KeyUri) -> Result<Option<KeyFacts>, SignError>;
     /// Generates a key pair inside the device under the URI's label and a fresh random CKA_ID: sensitive, never extractable, sign only. Refuses if one is there.
-    fn generate(&mut self, uri: &KeyUri, algorithm: Algorithm) -> Result<KeyFacts, SignError>;
+    fn generate(&mut self, uri: &KeyUri, kind: KeyKind) -> Result<KeyFacts, SignError>;
     /// Opens the key for signing.
     fn open(&mut self, uri: &KeyUri) -> Result<Box<dyn Device>, SignError>;
+}
+
+/// The vault that holds, or will hold, the key that `uri` names: its token, or a directory for PEM files.
+pub fn open_vault(uri: &KeyUri) -> Result<Box<dyn Vault>, SignError> {
+    match uri {
+        KeyUri::Pkcs11(_) => Ok(Box::new(pkcs11::open_vault(uri)?)),
+        KeyUri::File(_) => Ok(Box::new(file::FileVault)),
+    }
+}
+
+/// Opens one session with the key that `uri` names, for signing.
+pub fn open_device(uri: &KeyUri) -> Result<Box<dyn Device>, SignError> {
+    match uri {
+        KeyUri::Pkcs11(uri) => Ok(Box::new(pkcs11::open_device(uri, None)?)),
+        KeyUri::File(path) => Ok(Box::new(file::FileDevice::open(path)?)),
+    }
 }

@@ -2,9 +2,15 @@
 //! 2 usage or config, 3 something is missing or taken) and whose text is one clear sentence.
 
 pub mod audit;
+pub mod check_config;
+pub mod environment;
+pub mod serve;
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
 
 /// Why a verb ends without success: the exit status and one sentence for the operator.
 #[derive(Debug)]
@@ -41,7 +47,58 @@ impl fmt::Display for Exit {
     }
 }
 
+/// A certificate authority for Istio meshes whose keys live in hardware.
+///
+/// It answers Istio's CSR call, proves who asks by JWT or client certificate, records every issuance durably before the device is asked to
+/// sign, and serves metrics and the root bundle. Start with `ca-server quickstart`.
+#[derive(Debug, Parser)]
+#[command(name = "ca-server", version, after_help = "Exit status: 0 done; 1 the answer is no; 2 usage or config; 3 something is missing or taken.")]
+struct CommandLine {
+    /// The config file [default: ./var/ca.toml, then /etc/ca-server/ca.toml]
+    #[arg(long, short, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the daemon
+    Serve(serve::Args),
+    /// Check the config and every file that it names
+    CheckConfig,
+}
+
 /// Runs the program.
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let line = CommandLine::parse();
+    match run(line) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(exit) => {
+            eprintln!("ca-server: {exit}");
+            ExitCode::from(exit.code())
+        }
+    }
+}
+
+fn run(line: CommandLine) -> Result<(), Exit> {
+    let config = line.config.unwrap_or_else(default_config);
+    match line.verb {
+        Verb::Serve(args) => serve::run(&args, &config),
+        Verb::CheckConfig => check_config::run(&config),
+    }
+}
+
+/// `./var/ca.toml` where it is, else the system's.
+fn default_config() -> PathBuf {
+    let near = Path::new("var/ca.toml");
+    if near.exists() { near.to_owned() } else { PathBuf::from("/etc/ca-server/ca.toml") }
+}
+
+/// The async runtime that a verb works in.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Exit> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Exit::missing(format_args!("cannot start threads: {error}")))
 }

@@ -1,0 +1,262 @@
+//! The composition root: config → parts → listeners → reload → orderly shutdown. Alone knows every room.
+
+mod reload;
+mod serving;
+mod snapshot;
+mod watched;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Mutex, Notify, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::cli::Exit;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::front::call_limit::CallLimit;
+use crate::front::grpc::Certificates;
+use crate::front::tls::{self, Connection, ServingCertificate};
+use crate::front::monitoring;
+use crate::issue::{PERMITS, Pipeline};
+use crate::metrics::Metrics;
+use crate::store::ledger::{Ledger, LedgerObserver, LedgerOptions, LedgerStartError};
+
+/// Calls on one connection at a time; ztunnel multiplexes a node's workloads over few connections.
+const MAX_STREAMS: u32 = 250;
+/// The largest list of headers: tokens are a few kilobytes.
+const MAX_HEADERS: u32 = 64 * 1024;
+/// Our own pings find peers that are gone; those of clients are always answered.
+const PING_EVERY: Duration = Duration::from_secs(60);
+const PING_ANSWERED_WITHIN: Duration = Duration::from_secs(20);
+/// What shutdown may take beyond the limit of a call.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
+
+/// What a start may be told beside the config.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Go on although the clock is behind the ledger.
+    pub accept_clock: bool,
+}
+
+/// The parts that live as long as the daemon.
+struct Daemon {
+    config: Mutex<Config>,
+    call_timeout: Duration,
+    pipeline: Arc<Pipeline>,
+    ledger: Ledger,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+    serving: Arc<ServingCertificate>,
+    serving_ends: serving::Ends,
+    renew: Notify,
+    tls: Arc<ArcSwap<ServerConfig>>,
+}
+
+/// A running daemon.
+pub struct Server {
+    daemon: Arc<Daemon>,
+    csr_address: SocketAddr,
+    monitoring_address: SocketAddr,
+    stop: watch::Sender<bool>,
+    csr: JoinHandle<Result<(), tonic::transport::Error>>,
+    renewal: JoinHandle<()>,
+}
+
+impl Server {
+    /// Opens everything and serves. Ports first, so that a taken one costs nothing; the ledger's lock before any device.
+    pub async fn start(config: Config, options: Options) -> Result<Self, Exit> {
+        raise_file_limit();
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        let clock = Clock::default();
+        let metrics = Arc::new(Metrics::new());
+        let csr_listener = listen("csr.listen", config.csr_listen).await?;
+        let monitoring_listener = listen("monitoring.listen", config.monitoring_listen).await?;
+        let ledger = open_ledger(&config, options, &metrics, clock.clone()).await?;
+        let parts = match snapshot::build(&config, &metrics, clock.now(), None).await {
+            Ok(parts) => parts,
+            Err(exit) => {
+                ledger.shutdown().await;
+                return Err(exit);
+            }
+        };
+        let serving = Arc::new(ServingCertificate::default());
+        let tls_config = tls::server_config(serving.clone(), parts.verifier).map_err(|error| Exit::config(format_args!("TLS: {error}")))?;
+        let tls_config = Arc::new(ArcSwap::from_pointee(tls_config));
+        let daemon = Arc::new(Daemon {
+            call_timeout: config.call_timeout,
+            pipeline: Arc::new(Pipeline::new(parts.snapshot, ledger.clone(), clock.clone(), metrics.clone())),
+            config: Mutex::new(config),
+            ledger,
+            metrics,
+            clock,
+            serving,
+            serving_ends: serving::Ends::default(),
+            renew: Notify::new(),
+            tls: tls_config,
+        });
+        let (csr_address, monitoring_address) = (address(&csr_listener)?, address(&monitoring_listener)?);
+        let stop = watch::Sender::new(false);
+        let csr = tokio::spawn(serve_csr(daemon.clone(), csr_listener, stop.subscribe()));
+        let routes = monitoring::router(Arc::new(watched::View(daemon.clone())));
+        tokio::spawn(async move { axum::serve(monitoring_listener, routes).await });
+        let renewal = tokio::spawn(serving::keep_fresh(daemon.clone()));
+        Ok(Self { daemon, csr_address, monitoring_address, stop, csr, renewal })
+    }
+
+    /// Where CSR calls are answered.
+    pub fn csr_address(&self) -> SocketAddr {
+        self.csr_address
+    }
+
+    /// Where monitoring is answered.
+    pub fn monitoring_address(&self) -> SocketAddr {
+        self.monitoring_address
+    }
+
+    /// Waits until every check of readiness is well; after `limit`, says what is not.
+    pub async fn ready(&self, limit: Duration) -> Result<(), Exit> {
+        let until = tokio::time::Instant::now() + limit;
+        loop {
+            let unwell = self.daemon.checks().into_iter().find(|check| !check.ready);
+            match unwell {
+                None => return Ok(()),
+                Some(check) if tokio::time::Instant::now() >= until => {
+                    return Err(Exit::missing(format_args!("not ready: {}: {}", check.name, check.detail)));
+                }
+                Some(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    }
+
+    /// Serves until SIGINT or SIGTERM, then stops in order; SIGHUP reloads the config, a second ending signal ends at once.
+    pub async fn run(self) -> Result<(), Exit> {
+        let mut hangup = signals(SignalKind::hangup())?;
+        let mut interrupt = signals(SignalKind::interrupt())?;
+        let mut terminate = signals(SignalKind::terminate())?;
+        loop {
+            tokio::select! {
+                _ = hangup.recv() => self.daemon.reload().await,
+                _ = interrupt.recv() => break,
+                _ = terminate.recv() => break,
+            }
+        }
+        tracing::info!("stopping: no new connections, calls under way are finished; a second signal ends at once");
+        tokio::select! {
+            () = self.shutdown() => Ok(()),
+            _ = interrupt.recv() => std::process::exit(130),
+            _ = terminate.recv() => std::process::exit(143),
+        }
+    }
+
+    /// Stops in order: accepting, connections, calls, their tasks, the ledger with its `end` row and lock. Within the limit of a call and 2 s.
+    pub async fn shutdown(mut self) {
+        let until = tokio::time::Instant::now() + self.daemon.call_timeout + SHUTDOWN_GRACE;
+        let calls_until = until - SHUTDOWN_GRACE / 2;
+        self.renewal.abort();
+        self.stop.send_replace(true);
+        if tokio::time::timeout_at(calls_until, &mut self.csr).await.is_err() {
+            self.csr.abort();
+        }
+        if tokio::time::timeout_at(calls_until, self.daemon.pipeline.drain()).await.is_err() {
+            tracing::warn!("calls are still in the device; their intents are filed as unknown");
+        }
+        if tokio::time::timeout_at(until, self.daemon.ledger.shutdown()).await.is_err() {
+            tracing::error!("the ledger did not take the last rows in time; the next start files what is open as unknown");
+        }
+        tracing::info!("stopped");
+    }
+}
+
+async fn serve_csr(daemon: Arc<Daemon>, listener: TcpListener, stop: watch::Receiver<bool>) -> Result<(), tonic::transport::Error> {
+    let (connections, incoming) = mpsc::channel::<io::Result<Connection>>(64);
+    let (metrics, mut stopped) = (daemon.metrics.clone(), stop.clone());
+    let accepting = tokio::spawn(tls::accept(listener, daemon.tls.clone(), metrics.clone(), connections, stop));
+    let service = Certificates::service(daemon.pipeline.clone(), metrics.clone(), daemon.clock.clone());
+    let result = tonic::transport::Server::builder()
+        .layer(CallLimit { limit: daemon.call_timeout, metrics })
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_max_header_list_size(MAX_HEADERS)
+        .http2_keepalive_interval(Some(PING_EVERY))
+        .http2_keepalive_timeout(Some(PING_ANSWERED_WITHIN))
+        .add_service(service)
+        .serve_with_incoming_shutdown(ReceiverStream::new(incoming), async move {
+            // The sender is gone only with the daemon itself.
+            let _ = stopped.wait_for(|stop| *stop).await;
+        })
+        .await;
+    accepting.abort();
+    result
+}
+
+async fn open_ledger(config: &Config, options: Options, metrics: &Arc<Metrics>, clock: Clock) -> Result<Ledger, Exit> {
+    let options = LedgerOptions {
+        path: config.ledger.clone(),
+        host: gethostname::gethostname().to_string_lossy().into_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        facts: snapshot::facts(config),
+        config_digest: config.digest,
+        accept_clock: options.accept_clock,
+        capacity: PERMITS,
+        observer: Arc::new(Watching(metrics.clone())),
+    };
+    Ledger::start(options, clock).await.map_err(|error| match error {
+        LedgerStartError::Locked(_) | LedgerStartError::Unavailable { .. } | LedgerStartError::Corrupt { .. } => Exit::missing(error),
+    })
+}
+
+/// The ledger's hook, wired to the metrics.
+struct Watching(Arc<Metrics>);
+
+impl LedgerObserver for Watching {
+    fn committed(&self, rows: usize, time: Duration) {
+        self.0.ledger_committed(rows, time);
+    }
+
+    fn queue_depth(&self, calls: usize) {
+        self.0.ledger_queue(calls);
+    }
+
+    fn dropped(&self, refusals: u64) {
+        self.0.ledger_dropped(refusals);
+    }
+
+    fn up(&self, up: bool) {
+        self.0.ledger_up(up);
+    }
+}
+
+async fn listen(key: &str, address: SocketAddr) -> Result<TcpListener, Exit> {
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => Exit::missing(format_args!("{address} ({key}) is in use by another process; stop it or choose another port")),
+        _ => Exit::missing(format_args!("cannot listen on {address} ({key}): {error}")),
+    })
+}
+
+fn address(listener: &TcpListener) -> Result<SocketAddr, Exit> {
+    listener.local_addr().map_err(|error| Exit::missing(format_args!("a listener has no address: {error}")))
+}
+
+fn signals(kind: SignalKind) -> Result<Signal, Exit> {
+    signal(kind).map_err(|error| Exit::missing(format_args!("cannot watch for signals: {error}")))
+}
+
+/// Twenty thousand connections need as many files.
+fn raise_file_limit() {
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) if limit < tls::MAX_CONNECTIONS as u64 + 1000 => {
+            tracing::warn!(limit, "the hard limit on open files is below what {} connections need", tls::MAX_CONNECTIONS);
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the limit on open files cannot be raised"),
+    }
+}

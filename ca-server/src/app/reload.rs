@@ -1,0 +1,59 @@
+//! SIGHUP: read, validate everything, file what is in force from now on, then swap. A bad file changes nothing.
+
+use std::sync::Arc;
+
+use super::{Daemon, snapshot};
+use crate::cli::Exit;
+use crate::config::Config;
+use crate::front::tls;
+use crate::issue::Snapshot;
+
+impl Daemon {
+    /// Reads the config again; on any fault the one in force stays, and one sentence says why.
+    pub(super) async fn reload(&self) {
+        let result = self.try_reload().await;
+        self.metrics.reloaded(result.is_ok());
+        match result {
+            Ok(()) => tracing::info!("config reloaded"),
+            Err(exit) => tracing::error!("config not reloaded, the former stays in force: {exit}"),
+        }
+    }
+
+    async fn try_reload(&self) -> Result<(), Exit> {
+        let mut in_force = self.config.lock().await;
+        let config = Config::load(&in_force.path, self.clock.now()).map_err(Exit::config)?;
+        if let Some(key) = in_force.needs_restart(&config) {
+            return Err(Exit::config(format_args!("`{key}` has changed, which needs a restart")));
+        }
+        let before = self.pipeline.snapshot();
+        let parts = snapshot::build(&config, &self.metrics, self.clock.now(), Some(&before)).await?;
+        let tls = tls::server_config(self.serving.clone(), parts.verifier).map_err(|error| Exit::config(format_args!("TLS: {error}")))?;
+        let recorded = self.ledger.reloaded(snapshot::facts(&config), config.digest).await;
+        recorded.map_err(|refusal| Exit::missing(format_args!("the reload cannot be recorded: {refusal}")))?;
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        self.pipeline.swap(parts.snapshot);
+        self.tls.store(Arc::new(tls));
+        *in_force = config;
+        // The default issuer may be another now.
+        self.renew.notify_one();
+        self.stop_unused(&before);
+        Ok(())
+    }
+
+    /// Stops the signers that no issuer uses any more, once the calls that may still hold them are over.
+    fn stop_unused(&self, before: &Snapshot) {
+        let now = self.pipeline.snapshot();
+        let used = |uri: &signers::KeyUri| now.issuers.0.iter().filter_map(|issuer| issuer.signer.as_ref()).any(|signer| signer.uri() == uri);
+        let unused = before.issuers.0.iter().filter_map(|issuer| issuer.signer.clone()).filter(|signer| !used(signer.uri()));
+        for signer in unused {
+            let wait = self.call_timeout;
+            tokio::spawn(async move {
+                tokio::time::sleep(wait).await;
+                // Its answer, whether every thread ended in time, changes nothing any more.
+                let _ = tokio::task::spawn_blocking(move || signer.stop()).await;
+            });
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Builds a snapshot from a config: signers, authenticators, policy, bundle. A signer whose key has not changed is taken over from the
+//! snapshot before, sessions and all.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::server::danger::ClientCertVerifier;
+use signers::{PoolOptions, SignError, Signer};
+
+use crate::authn::Authenticators;
+use crate::authn::client_cert::ClientCertificates;
+use crate::authn::jwks::Jwks;
+use crate::authn::jwt::{TokenIssuer, Tokens};
+use crate::cli::Exit;
+use crate::config::{Config, IssuerConfig};
+use crate::issue::{PERMITS, Snapshot};
+use crate::issuer::{Issuer, Issuers};
+use crate::metrics::{Metrics, SignerMetrics};
+use crate::policy::{Choice, Policy};
+use crate::store::ledger::StartFact;
+use crate::timestamp::Timestamp;
+use crate::x509::pem;
+
+/// Sessions per key. SoftHSM gains little beyond; network HSMs are asked for more in a later config key.
+const SESSIONS: usize = 4;
+
+/// A snapshot, and what the TLS configuration needs of it.
+pub(super) struct Parts {
+    pub snapshot: Snapshot,
+    pub verifier: Arc<dyn ClientCertVerifier>,
+}
+
+/// Opens and checks everything that the config names; nothing is in force yet.
+pub(super) async fn build(config: &Config, metrics: &Arc<Metrics>, now: Timestamp, before: Option<&Snapshot>) -> Result<Parts, Exit> {
+    let mut issuers = Vec::new();
+    for issuer in &config.issuers {
+        issuers.push(Issuer { chain: issuer.chain.clone(), signer: signer(issuer, metrics, before).await? });
+    }
+    let roots = config.issuers.iter().flat_map(|issuer| issuer.chain.roots().iter().map(Vec::as_slice));
+    let certificates = ClientCertificates::new(roots, config.trust_domains.clone()).map_err(Exit::config)?;
+    let verifier = certificates.verifier();
+    let tokens = Tokens::new(token_issuers(config, now)?, config.cluster_id.clone(), config.trust_domains.own.clone());
+    let choices = issuers.iter().map(|issuer| Choice { chain: issuer.chain.clone(), active: issuer.signer.is_some() }).collect();
+    show(metrics, &issuers);
+    let snapshot = Snapshot {
+        authenticators: Authenticators::new(certificates, tokens),
+        policy: Policy::new(config.profile.clone(), choices),
+        bundle: bundle(&config.issuers),
+        issuers: Issuers(issuers),
+    };
+    Ok(Parts { snapshot, verifier })
+}
+
+/// What the ledger's first rows, and those of each reload, say of keys and certificates.
+pub(super) fn facts(config: &Config) -> Vec<StartFact> {
+    let transcripts: BTreeSet<_> = config.issuers.iter().filter_map(|issuer| issuer.transcript).collect();
+    let ceremonies = transcripts.into_iter().map(|digest| StartFact::Ceremony { digest });
+    let issuers = config.issuers.iter().map(|issuer| StartFact::Issuer {
+        id: issuer.chain.id().to_owned(),
+        chain: issuer.chain.chain().to_vec(),
+        roots: issuer.chain.roots().to_vec(),
+        key_uri: issuer.key_uri.clone(),
+    });
+    ceremonies.chain(issuers).collect()
+}
+
+async fn signer(issuer: &IssuerConfig, metrics: &Arc<Metrics>, before: Option<&Snapshot>) -> Result<Option<Signer>, Exit> {
+    let Some(key) = issuer.key.clone() else {
+        return Ok(None);
+    };
+    let id = issuer.chain.id();
+    let same = |signer: &&Signer| *signer.uri() == key && signer.public_key() == issuer.chain.public_key();
+    let kept = before.and_then(|snapshot| snapshot.issuers.0.iter().filter_map(|issuer| issuer.signer.as_ref()).find(same));
+    if let Some(signer) = kept {
+        signer.retry_login();
+        return Ok(Some(signer.clone()));
+    }
+    let options = PoolOptions {
+        threads: SESSIONS,
+        queue: PERMITS,
+        expected: Some(issuer.chain.public_key().clone()),
+        observer: Arc::new(SignerMetrics::new(metrics, id)),
+        ..PoolOptions::default()
+    };
+    let started = tokio::task::spawn_blocking(move || Signer::start(key, options)).await;
+    let signer = started.map_err(|error| Exit::missing(format_args!("issuer {id}: {error}")))?.map_err(|error| match error {
+        SignError::Lost(_) | SignError::Busy(_) | SignError::Stopped => Exit::missing(format_args!("issuer {id}: {error}")),
+        SignError::Locked(_) | SignError::Rejected(_) => Exit::config(format_args!("issuer {id}: {error}")),
+    })?;
+    if signer.is_file() {
+        tracing::warn!(issuer = id, "its key is a file: good for development and migration, no hardware protects it");
+    }
+    Ok(Some(signer))
+}
+
+fn token_issuers(config: &Config, now: Timestamp) -> Result<Vec<TokenIssuer>, Exit> {
+    let open = |jwt: &crate::config::JwtConfig| {
+        let jwks = Jwks::open(&jwt.jwks, jwt.refresh.max(Duration::from_secs(1)), now).map_err(Exit::config)?;
+        Ok(TokenIssuer { issuer: jwt.issuer.clone(), audiences: jwt.audiences.clone(), cluster: jwt.cluster_id.clone(), jwks })
+    };
+    config.jwt.iter().map(open).collect()
+}
+
+/// Every root once, in the config's order, so that the default issuer's comes first.
+fn bundle(issuers: &[IssuerConfig]) -> Arc<str> {
+    let mut seen = BTreeSet::new();
+    let roots = issuers.iter().flat_map(|issuer| issuer.chain.roots()).filter(|root| seen.insert(*root));
+    roots.map(|root| pem::certificate(root)).collect::<String>().into()
+}
+
+fn show(metrics: &Metrics, issuers: &[Issuer]) {
+    for issuer in issuers {
+        metrics.issuer_ends(issuer.chain.id(), issuer.chain.issuing_ends(), issuer.chain.root_ends());
+        if let Some(signer) = &issuer.signer {
+            metrics.signer_kind(issuer.chain.id(), signer.kind());
+        }
+    }
+    if let Some(default) = issuers.iter().find(|issuer| issuer.signer.is_some()) {
+        metrics.default_issuer_ends(default.chain.ends(), default.chain.root_ends());
+    }
+}

@@ -1,0 +1,127 @@
+//! The public keys of a token issuer (RFC 7517), from a file. Read at start, and again at most once an interval when a token names a
+//! key that is not among them. The last good set stays in force when a later one cannot be read.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
+use jsonwebtoken::{Algorithm, DecodingKey};
+use tokio::sync::Mutex;
+
+use crate::timestamp::Timestamp;
+
+/// The largest file and the most keys that are accepted.
+const MAX_BYTES: u64 = 1024 * 1024;
+const MAX_KEYS: usize = 100;
+
+/// One public key, and the algorithm that it is pinned to where the set says so.
+pub struct VerifyKey {
+    /// `kid`.
+    pub id: Option<String>,
+    /// The key.
+    pub key: DecodingKey,
+    /// The only algorithm it verifies.
+    pub algorithm: Option<Algorithm>,
+}
+
+impl std::fmt::Debug for VerifyKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "VerifyKey {{ id: {:?}, algorithm: {:?} }}", self.id, self.algorithm)
+    }
+}
+
+/// The keys of one issuer.
+#[derive(Debug)]
+pub struct Jwks {
+    path: PathBuf,
+    interval: Duration,
+    keys: ArcSwap<Vec<Arc<VerifyKey>>>,
+    /// When the file was last read for an unknown key. Held while reading, so that many unknown keys cost one read.
+    last_read: Mutex<Timestamp>,
+}
+
+impl Jwks {
+    /// Reads the file; `interval` is the least time between two reads for unknown keys.
+    pub fn open(path: &Path, interval: Duration, now: Timestamp) -> Result<Self, String> {
+        let keys = read(path)?;
+        Ok(Self { path: path.to_owned(), interval, keys: ArcSwap::from_pointee(keys), last_read: Mutex::new(now.minus(interval)) })
+    }
+
+    /// The key named `id`. A token without `kid` means the only key of the set. `Err` when an unknown key made us read the file and that failed.
+    pub async fn key(&self, id: Option<&str>, now: Timestamp) -> Result<Option<Arc<VerifyKey>>, String> {
+        if let Some(key) = self.find(id) {
+            return Ok(Some(key));
+        }
+        let mut last_read = self.last_read.lock().await;
+        if let Some(key) = self.find(id) {
+            return Ok(Some(key));
+        }
+        // A clock that was set back must not stop the refetch for ever.
+        if now >= *last_read && now.since(*last_read) < self.interval {
+            return Ok(None);
+        }
+        *last_read = now;
+        let path = self.path.clone();
+        let keys = tokio::task::spawn_blocking(move || read(&path)).await.map_err(|error| error.to_string())??;
+        tracing::info!(path = %self.path.display(), keys = keys.len(), "JWKS read again for an unknown key id");
+        self.keys.store(Arc::new(keys));
+        Ok(self.find(id))
+    }
+
+    fn find(&self, id: Option<&str>) -> Option<Arc<VerifyKey>> {
+        let keys = self.keys.load();
+        match id {
+            Some(_) => keys.iter().find(|key| key.id.as_deref() == id).cloned(),
+            None => (keys.len() == 1).then(|| keys[0].clone()),
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<Arc<VerifyKey>>, String> {
+    let at = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let size = std::fs::metadata(path).map_err(|error| at(&error))?.len();
+    if size > MAX_BYTES {
+        return Err(at(&format_args!("{size} bytes, at most {MAX_BYTES} are read")));
+    }
+    let text = std::fs::read(path).map_err(|error| at(&error))?;
+    parse(&text).map_err(|error| at(&error))
+}
+
+/// The signature keys of a JWK Set. Keys for other uses are passed over; a set without a usable key is an error.
+pub fn parse(text: &[u8]) -> Result<Vec<Arc<VerifyKey>>, String> {
+    let set: JwkSet = serde_json::from_slice(text).map_err(|error| format!("not a JWK Set: {error}"))?;
+    if set.keys.len() > MAX_KEYS {
+        return Err(format!("{} keys, at most {MAX_KEYS} are read", set.keys.len()));
+    }
+    let mut keys = Vec::new();
+    for jwk in &set.keys {
+        if matches!(jwk.common.public_key_use, None | Some(PublicKeyUse::Signature))
+            && !matches!(jwk.algorithm, AlgorithmParameters::OctetKey(_))
+        {
+            let key = DecodingKey::from_jwk(jwk).map_err(|error| format!("key {:?}: {error}", jwk.common.key_id))?;
+            keys.push(Arc::new(VerifyKey { id: jwk.common.key_id.clone(), key, algorithm: pinned(jwk) }));
+        }
+    }
+    if keys.is_empty() { Err("no public signature key in it".to_owned()) } else { Ok(keys) }
+}
+
+/// The algorithm that `alg` or the curve leaves no choice about.
+fn pinned(jwk: &Jwk) -> Option<Algorithm> {
+    match (jwk.common.key_algorithm, &jwk.algorithm) {
+        (Some(KeyAlgorithm::RS256), _) => Some(Algorithm::RS256),
+        (Some(KeyAlgorithm::RS384), _) => Some(Algorithm::RS384),
+        (Some(KeyAlgorithm::RS512), _) => Some(Algorithm::RS512),
+        (Some(KeyAlgorithm::PS256), _) => Some(Algorithm::PS256),
+        (Some(KeyAlgorithm::PS384), _) => Some(Algorithm::PS384),
+        (Some(KeyAlgorithm::PS512), _) => Some(Algorithm::PS512),
+        (_, AlgorithmParameters::EllipticCurve(curve)) => match curve.curve {
+            EllipticCurve::P256 => Some(Algorithm::ES256),
+            EllipticCurve::P384 => Some(Algorithm::ES384),
+            _ => None,
+        },
+        (_, AlgorithmParameters::OctetKeyPair(_)) => Some(Algorithm::EdDSA),
+        _ => None,
+    }
+}

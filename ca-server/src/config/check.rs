@@ -1,0 +1,232 @@
+//! Turns the file's shape into typed parts, key by key, and reads the files that it names.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use signers::KeyUri;
+
+use super::file::{File, Issuer, IssuerState, Jwt, Key, Profile as ProfileFile, San};
+use super::{Config, ConfigError, IssuerConfig, JwtConfig, RequestDefaults};
+use crate::authn::jwks;
+use crate::digest::sha256;
+use crate::policy::{KeyAllowed, Profile, SanRule, ServingName, TrustDomains};
+use crate::spiffe::TrustDomain;
+use crate::timestamp::Timestamp;
+use crate::x509::chain::IssuerChain;
+
+/// Limits on `csr.call_timeout`.
+const CALL_TIMEOUT: std::ops::RangeInclusive<u64> = 100..=60_000;
+
+/// Checks against one file, whose directory relative paths count from.
+pub(super) struct Checker<'a> {
+    path: &'a Path,
+    directory: PathBuf,
+}
+
+impl<'a> Checker<'a> {
+    pub(super) fn new(path: &'a Path) -> Self {
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
+        Self { path, directory: std::path::absolute(&directory).unwrap_or(directory) }
+    }
+
+    pub(super) fn config(&self, file: File, text: &[u8], now: Timestamp) -> Result<Config, ConfigError> {
+        let mut warnings = Vec::new();
+        let digest = sha256(text);
+        let issuers = self.issuers(&file, now, &mut warnings)?;
+        if file.jwt.is_empty() {
+            warnings.push("no [[jwt]] issuer: only client certificates can prove an identity".to_owned());
+        }
+        let timeout = file.csr.call_timeout;
+        if !CALL_TIMEOUT.contains(&u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)) {
+            return Err(self.bad("csr.call_timeout", "lies outside 100ms–60s"));
+        }
+        let request = RequestDefaults {
+            address: file.request.address.clone(),
+            server_name: file.request.server_name.clone(),
+            roots: file.request.roots.as_deref().map(|path| self.file(path)),
+            token_file: file.request.token_file.as_deref().map(|path| self.file(path)),
+            cluster_id: file.request.cluster_id.clone(),
+            out: file.request.out.as_deref().map(|path| self.file(path)),
+        };
+        Ok(Config {
+            path: self.path.to_owned(),
+            digest,
+            trust_domains: TrustDomains {
+                own: self.trust_domain("trust_domain", &file.trust_domain)?,
+                aliases: self.each(&file.trust_domain_aliases, |alias| self.trust_domain("trust_domain_aliases", alias))?,
+            },
+            cluster_id: self.not_empty("cluster_id", &file.cluster_id)?,
+            csr_listen: self.address("csr.listen", &file.csr.listen)?,
+            names: self.names(&file.csr.names)?,
+            call_timeout: timeout,
+            monitoring_listen: self.address("monitoring.listen", &file.monitoring.listen)?,
+            ledger: self.ledger(&file.ledger.url)?,
+            environment: self.environment(&file)?,
+            issuers,
+            profile: self.profile(&file.profile)?,
+            jwt: self.each(&file.jwt, |jwt| self.jwt(jwt))?,
+            log: file.log,
+            request,
+            warnings,
+        })
+    }
+
+    /// `sqlite:` and a path.
+    pub(super) fn ledger(&self, url: &str) -> Result<PathBuf, ConfigError> {
+        match url.strip_prefix("sqlite:").map(|path| path.strip_prefix("//").unwrap_or(path)) {
+            Some(path) if !path.is_empty() && !path.contains('?') => Ok(self.file(Path::new(path))),
+            _ => Err(self.bad("ledger.url", format_args!("{url:?} is not understood; write sqlite:FILE"))),
+        }
+    }
+
+    fn bad(&self, key: &str, why: impl Display) -> ConfigError {
+        ConfigError(format!("{}: `{key}` {why}", self.path.display()))
+    }
+
+    fn file(&self, path: &Path) -> PathBuf {
+        self.directory.join(path)
+    }
+
+    fn read(&self, key: &str, path: &Path) -> Result<Vec<u8>, ConfigError> {
+        let path = self.file(path);
+        std::fs::read(&path).map_err(|error| self.bad(key, format_args!("names {}, which cannot be read: {error}", path.display())))
+    }
+
+    fn each<T, U>(&self, items: &[T], check: impl FnMut(&T) -> Result<U, ConfigError>) -> Result<Vec<U>, ConfigError> {
+        items.iter().map(check).collect()
+    }
+
+    fn not_empty(&self, key: &str, text: &str) -> Result<String, ConfigError> {
+        if text.is_empty() { Err(self.bad(key, "is empty")) } else { Ok(text.to_owned()) }
+    }
+
+    fn trust_domain(&self, key: &str, name: &str) -> Result<TrustDomain, ConfigError> {
+        TrustDomain::parse(name)
+            .ok_or_else(|| self.bad(key, format_args!("{name:?} is no trust domain; use lower-case letters, digits, dots and dashes")))
+    }
+
+    fn address(&self, key: &str, text: &str) -> Result<SocketAddr, ConfigError> {
+        text.parse().map_err(|_| self.bad(key, format_args!("{text:?} is no address; write an IP address and a port, such as 127.0.0.1:15012")))
+    }
+
+    fn names(&self, names: &[String]) -> Result<Vec<ServingName>, ConfigError> {
+        if names.is_empty() {
+            return Err(self.bad("csr.names", "is empty; list every name that agents dial, such as istiod.istio-system.svc"));
+        }
+        let name = |name: &String| ServingName::parse(name).ok_or_else(|| self.bad("csr.names", format_args!("holds {name:?}, no DNS name and no IP address")));
+        self.each(names, name)
+    }
+
+    /// One process has one environment, so two devices must not want different values.
+    fn environment(&self, file: &File) -> Result<BTreeMap<String, String>, ConfigError> {
+        let mut together = BTreeMap::new();
+        for (device, section) in &file.device {
+            for (name, value) in &section.env {
+                let legal = !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
+                if !legal || together.insert(name.clone(), value.clone()).is_some_and(|other| other != *value) {
+                    let why = "is not a legal variable, or another device wants another value of it";
+                    return Err(self.bad(&format!("device.{device}.env.{name}"), why));
+                }
+            }
+        }
+        Ok(together)
+    }
+
+    fn issuers(&self, file: &File, now: Timestamp, warnings: &mut Vec<String>) -> Result<Vec<IssuerConfig>, ConfigError> {
+        let mut ids = BTreeSet::new();
+        let issuers = self.each(&file.issuer, |issuer| {
+            if !ids.insert(issuer.id.clone()) {
+                return Err(self.bad("issuer.id", format_args!("{:?} stands twice", issuer.id)));
+            }
+            if let Some(device) = issuer.device.as_ref().filter(|device| !file.device.contains_key(*device)) {
+                return Err(self.bad(&format!("issuer.{}.device", issuer.id), format_args!("names [device.{device}], which is not there")));
+            }
+            self.issuer(issuer, now, warnings)
+        })?;
+        if !issuers.iter().any(|issuer| issuer.key.is_some()) {
+            return Err(self.bad("issuer", "has no active entry, so nothing could be issued"));
+        }
+        Ok(issuers)
+    }
+
+    fn issuer(&self, issuer: &Issuer, now: Timestamp, warnings: &mut Vec<String>) -> Result<IssuerConfig, ConfigError> {
+        let key = |name: &str| format!("issuer.{}.{name}", issuer.id);
+        self.not_empty("issuer.id", &issuer.id)?;
+        let chain_pem = self.read(&key("chain"), &issuer.chain)?;
+        let roots_pem = self.read(&key("roots"), &issuer.roots)?;
+        let chain = IssuerChain::parse(&issuer.id, &chain_pem, &roots_pem)
+            .map_err(|why| self.bad(&format!("issuer.{}", issuer.id), format_args!("has certificates that do not fit: {why}")))?;
+        let valid = chain.begins() <= now && now < chain.ends();
+        let span = format!("is valid from {} to {}; it is now {now}", chain.begins(), chain.ends());
+        let key_uri = issuer.key.as_deref().map(|uri| KeyUri::parse(uri, &self.directory).map_err(|error| self.bad(&key("key"), error)));
+        let key_uri = key_uri.transpose()?;
+        let signs = match (issuer.state, &key_uri) {
+            (IssuerState::Active, None) => return Err(self.bad(&key("key"), "is missing; an active issuer needs the URI of its key")),
+            (IssuerState::Active, Some(_)) if !valid => {
+                return Err(self.bad(&key("chain"), format_args!("{span}; renew it, or set state = \"retiring\"")));
+            }
+            (IssuerState::Active, Some(uri)) => {
+                if let Some(pin) = uri.pin_source() {
+                    signers::check_pin_file(pin).map_err(|error| self.bad(&key("key"), format_args!("has a bad pin-source: {error}")))?;
+                }
+                key_uri.clone()
+            }
+            (IssuerState::Retiring, _) => {
+                if !valid {
+                    warnings.push(format!("retiring issuer {} {span}", issuer.id));
+                }
+                None
+            }
+        };
+        let transcript = issuer.transcript.as_deref().map(|path| self.read(&key("transcript"), path)).transpose()?;
+        Ok(IssuerConfig {
+            chain: Arc::new(chain),
+            key: signs,
+            key_uri: key_uri.as_ref().map(KeyUri::without_secrets).unwrap_or_default(),
+            transcript: transcript.map(|text| sha256(&text)),
+        })
+    }
+
+    fn profile(&self, profile: &ProfileFile) -> Result<Profile, ConfigError> {
+        let profile = Profile {
+            default: profile.default,
+            minimum: profile.minimum,
+            maximum: profile.maximum,
+            jitter: profile.jitter,
+            san: match profile.san {
+                San::Overwrite => SanRule::Overwrite,
+                San::Strict => SanRule::Strict,
+            },
+            keys: profile.keys.iter().map(|key| key_allowed(*key)).collect(),
+        };
+        profile.checked().map_err(|bad| self.bad(&format!("profile.{}", bad.key), format_args!("cannot be: {}", bad.why)))
+    }
+
+    fn jwt(&self, jwt: &Jwt) -> Result<JwtConfig, ConfigError> {
+        self.not_empty("jwt.issuer", &jwt.issuer)?;
+        if jwt.audiences.is_empty() || jwt.audiences.iter().any(String::is_empty) {
+            return Err(self.bad("jwt.audiences", "needs at least one audience, none of them empty; Istio's is \"istio-ca\""));
+        }
+        jwks::parse(&self.read("jwt.jwks", &jwt.jwks)?)
+            .map_err(|why| self.bad("jwt.jwks", format_args!("names {}: {why}", self.file(&jwt.jwks).display())))?;
+        Ok(JwtConfig {
+            issuer: jwt.issuer.clone(),
+            audiences: jwt.audiences.clone(),
+            cluster_id: self.not_empty("jwt.cluster_id", &jwt.cluster_id)?,
+            jwks: self.file(&jwt.jwks),
+            refresh: jwt.refresh,
+        })
+    }
+}
+
+fn key_allowed(key: Key) -> KeyAllowed {
+    match key {
+        Key::Rsa => KeyAllowed::Rsa,
+        Key::P256 => KeyAllowed::P256,
+        Key::P384 => KeyAllowed::P384,
+        Key::Ed25519 => KeyAllowed::Ed25519,
+    }
+}

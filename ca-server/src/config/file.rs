@@ -1,0 +1,193 @@
+//! The shape of `ca.toml`. Unknown keys are refused; every value is checked in `config` and turned into typed parts.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// The whole file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    pub trust_domain: String,
+    #[serde(default)]
+    pub trust_domain_aliases: Vec<String>,
+    pub cluster_id: String,
+    pub csr: Csr,
+    pub monitoring: Monitoring,
+    pub ledger: Ledger,
+    #[serde(default)]
+    pub log: Log,
+    #[serde(default)]
+    pub request: Request,
+    #[serde(default)]
+    pub device: BTreeMap<String, Device>,
+    pub issuer: Vec<Issuer>,
+    pub profile: Profile,
+    #[serde(default)]
+    pub jwt: Vec<Jwt>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Csr {
+    pub listen: String,
+    pub names: Vec<String>,
+    #[serde(default = "five_seconds", with = "humantime_serde")]
+    pub call_timeout: Duration,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Monitoring {
+    pub listen: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Ledger {
+    pub url: String,
+}
+
+/// How logs are written.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    /// A `tracing` filter, such as `info` or `info,ca_server=debug`.
+    #[serde(default = "info")]
+    pub level: String,
+    /// For people or for machines.
+    #[serde(default)]
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: info(), format: LogFormat::default() }
+    }
+}
+
+/// The shape of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Request {
+    pub address: Option<String>,
+    pub server_name: Option<String>,
+    pub roots: Option<PathBuf>,
+    pub token_file: Option<PathBuf>,
+    pub cluster_id: Option<String>,
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Device {
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Issuer {
+    pub id: String,
+    pub key: Option<String>,
+    pub chain: PathBuf,
+    pub roots: PathBuf,
+    #[serde(default)]
+    pub state: IssuerState,
+    pub transcript: Option<PathBuf>,
+    pub device: Option<String>,
+}
+
+/// Whether an issuer signs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum IssuerState {
+    #[default]
+    Active,
+    Retiring,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Profile {
+    #[serde(default = "a_day", with = "humantime_serde")]
+    pub default: Duration,
+    #[serde(default = "ten_minutes", with = "humantime_serde")]
+    pub minimum: Duration,
+    #[serde(default = "ninety_days", with = "humantime_serde")]
+    pub maximum: Duration,
+    #[serde(default, with = "humantime_serde")]
+    pub jitter: Duration,
+    #[serde(default)]
+    pub san: San,
+    #[serde(default = "mesh_keys")]
+    pub keys: Vec<Key>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum San {
+    #[default]
+    Overwrite,
+    Strict,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Key {
+    Rsa,
+    P256,
+    P384,
+    Ed25519,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Jwt {
+    pub issuer: String,
+    pub audiences: Vec<String>,
+    pub cluster_id: String,
+    pub jwks: PathBuf,
+    #[serde(default = "ten_seconds", with = "humantime_serde")]
+    pub refresh: Duration,
+}
+
+fn info() -> String {
+    "info".to_owned()
+}
+
+fn five_seconds() -> Duration {
+    Duration::from_secs(5)
+}
+
+fn ten_seconds() -> Duration {
+    Duration::from_secs(10)
+}
+
+fn ten_minutes() -> Duration {
+    Duration::from_secs(600)
+}
+
+fn a_day() -> Duration {
+    Duration::from_secs(86_400)
+}
+
+fn ninety_days() -> Duration {
+    Duration::from_secs(90 * 86_400)
+}
+
+fn mesh_keys() -> Vec<Key> {
+    vec![Key::Rsa, Key::P256, Key::P384]
+}

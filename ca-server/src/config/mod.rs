@@ -1,0 +1,159 @@
+//! The config: `ca.toml` read whole and validated into typed parts, together with the files that it names. Relative paths count from its
+//! directory. An error names file, key and remedy in one line; nothing half-read ever leaves this room.
+
+mod check;
+mod file;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use signers::KeyUri;
+
+pub use file::{Log, LogFormat};
+
+use crate::policy::{Profile, ServingName, TrustDomains};
+use crate::timestamp::Timestamp;
+use crate::x509::chain::IssuerChain;
+
+/// A config that cannot be used: one line with file, key and remedy.
+#[derive(Clone, Debug)]
+pub struct ConfigError(String);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// The whole config, validated.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where it was read from.
+    pub path: PathBuf,
+    /// SHA-256 of its text.
+    pub digest: [u8; 32],
+    /// `trust_domain`, `trust_domain_aliases`.
+    pub trust_domains: TrustDomains,
+    /// `cluster_id`: which cluster a call without `clusterid` means.
+    pub cluster_id: String,
+    /// `[csr] listen`.
+    pub csr_listen: SocketAddr,
+    /// `[csr] names`: what the serving certificate carries.
+    pub names: Vec<ServingName>,
+    /// `[csr] call_timeout`.
+    pub call_timeout: Duration,
+    /// `[monitoring] listen`.
+    pub monitoring_listen: SocketAddr,
+    /// `[ledger] url`: the SQLite file.
+    pub ledger: PathBuf,
+    /// `[log]`.
+    pub log: Log,
+    /// `[request]`.
+    pub request: RequestDefaults,
+    /// `[device.*] env`, put together: the environment that the devices' modules need.
+    pub environment: BTreeMap<String, String>,
+    /// `[[issuer]]`, in order; at least one is active.
+    pub issuers: Vec<IssuerConfig>,
+    /// `[profile]`.
+    pub profile: Profile,
+    /// `[[jwt]]`.
+    pub jwt: Vec<JwtConfig>,
+    /// What is worth a line in the log, and no reason to refuse.
+    pub warnings: Vec<String>,
+}
+
+/// Defaults of the `request` verb.
+#[derive(Clone, Debug, Default)]
+pub struct RequestDefaults {
+    /// host:port.
+    pub address: Option<String>,
+    /// The name to verify the server's certificate for.
+    pub server_name: Option<String>,
+    /// PEM file of roots.
+    pub roots: Option<PathBuf>,
+    /// A file with a bearer token.
+    pub token_file: Option<PathBuf>,
+    /// `clusterid`.
+    pub cluster_id: Option<String>,
+    /// Directory for key and certificates.
+    pub out: Option<PathBuf>,
+}
+
+/// One `[[issuer]]`.
+#[derive(Clone, Debug)]
+pub struct IssuerConfig {
+    /// Its certificates; their `id` is the issuer's.
+    pub chain: Arc<IssuerChain>,
+    /// The key of an active issuer; a retiring one signs nothing and has none here.
+    pub key: Option<KeyUri>,
+    /// The key's URI as the ledger keeps it, without secrets.
+    pub key_uri: String,
+    /// SHA-256 of the ceremony's transcript.
+    pub transcript: Option<[u8; 32]>,
+}
+
+/// One `[[jwt]]`.
+#[derive(Clone, Debug)]
+pub struct JwtConfig {
+    /// `iss`.
+    pub issuer: String,
+    /// Accepted `aud`.
+    pub audiences: Vec<String>,
+    /// The cluster it speaks for.
+    pub cluster_id: String,
+    /// The key file.
+    pub jwks: PathBuf,
+    /// The least time between two reads for unknown keys.
+    pub refresh: Duration,
+}
+
+impl Config {
+    /// Reads and validates the file and everything it names, as of `now`.
+    pub fn load(path: &Path, now: Timestamp) -> Result<Self, ConfigError> {
+        let text = std::fs::read(path).map_err(|error| {
+            ConfigError(format!("{}: cannot be read ({error}); name another with --config, or make one with `ca-server quickstart`", path.display()))
+        })?;
+        let text = String::from_utf8(text).map_err(|_| ConfigError(format!("{}: is not UTF-8 text", path.display())))?;
+        let file = toml::from_str(&text).map_err(|error| ConfigError(syntax(path, &text, &error)))?;
+        check::Checker::new(path).config(file, text.as_bytes(), now)
+    }
+
+    /// The ledger of the config at `path`, for verbs that read the ledger alone and must work when the rest is broken.
+    pub fn ledger_of(path: &Path) -> Result<PathBuf, ConfigError> {
+        #[derive(serde::Deserialize)]
+        struct Only {
+            ledger: file::Ledger,
+        }
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError(format!("{}: cannot be read ({error}); name another with --config", path.display())))?;
+        let only: Only = toml::from_str(&text).map_err(|error| ConfigError(syntax(path, &text, &error)))?;
+        check::Checker::new(path).ledger(&only.ledger.url)
+    }
+
+    /// The first thing that differs from `other` and cannot change without a restart.
+    pub fn needs_restart(&self, other: &Config) -> Option<&'static str> {
+        let differs = [
+            ("csr.listen", self.csr_listen != other.csr_listen),
+            ("csr.names", self.names != other.names),
+            ("csr.call_timeout", self.call_timeout != other.call_timeout),
+            ("monitoring.listen", self.monitoring_listen != other.monitoring_listen),
+            ("ledger.url", self.ledger != other.ledger),
+            ("trust_domain", self.trust_domains.own != other.trust_domains.own),
+            ("device env", self.environment != other.environment),
+            ("log", self.log.level != other.log.level || self.log.format != other.log.format),
+        ];
+        differs.iter().find(|(_, differs)| *differs).map(|(key, _)| *key)
+    }
+}
+
+/// One line: file, line, and what the parser says.
+fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> String {
+    let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+    format!("{}:{line}: {}", path.display(), error.message().replace('\n', " "))
+}

@@ -1,0 +1,245 @@
+//! The path of a CSR, top to bottom. Start reading here.
+//!
+//! Each value has one private maker, so holding it proves that its step happened: `Caller → Csr → Grant → Draft → Recorded<Draft> →
+//! Signed → Issued`. From the intent on the call belongs to the server: its steps run in a task that no reset, time limit or shutdown drops.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::Instrument;
+
+use crate::authn::{Authenticators, Caller, Credentials};
+use crate::clock::Clock;
+use crate::evidence::{Evidence, RequestId};
+use crate::issuer::Issuers;
+use crate::metrics::{Metrics, Step};
+use crate::policy::{Policy, ServingName, Wishes};
+use crate::refusal::{Reason, Refusal};
+use crate::store::ledger::{Issued, Ledger, NotOpened, Recorded};
+use crate::timestamp::Timestamp;
+use crate::x509::csr::Csr;
+use crate::x509::pem;
+use crate::x509::subject_key::SubjectKey;
+use crate::x509::template::{Draft, SerialRandom};
+
+/// Calls between authentication and their durable outcome. Bounds the signer's queue, the writer's queue and the open intents alike.
+pub const PERMITS: usize = 1024;
+
+/// One CSR call, as the front hands it over.
+#[derive(Debug)]
+pub struct Call {
+    /// Its id, in logs and ledger.
+    pub request: RequestId,
+    /// What it presented.
+    pub credentials: Credentials,
+    /// The CSR, PEM.
+    pub csr: String,
+    /// What it asks for.
+    pub wishes: Wishes,
+    /// When the caller will have been answered, come what may.
+    pub deadline: Instant,
+}
+
+/// Everything that a reload can change. A call loads one at its start and reads nothing else that changes.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Who is calling.
+    pub authenticators: Authenticators,
+    /// What they may have.
+    pub policy: Policy,
+    /// Who signs.
+    pub issuers: Issuers,
+    /// Every root, active and retiring, PEM, in one text.
+    pub bundle: Arc<str>,
+}
+
+/// A recorded certificate and the roots to send with it.
+#[derive(Debug)]
+pub struct Answer {
+    issued: Issued,
+    bundle: Arc<str>,
+}
+
+impl Answer {
+    /// As Istio's clients read it (ISTIO-CONTRACT §1): leaf, intermediates one a string, all roots together in the last.
+    pub fn chain(&self) -> Vec<String> {
+        let mut chain = vec![pem::certificate(self.issued.certificate().der())];
+        chain.extend_from_slice(self.issued.draft().issuer().intermediates_pem());
+        chain.push(self.bundle.to_string());
+        chain
+    }
+
+    /// The recorded certificate.
+    pub fn issued(&self) -> &Issued {
+        &self.issued
+    }
+}
+
+/// The pipeline: one for the life of the daemon.
+#[derive(Debug)]
+pub struct Pipeline {
+    permits: Arc<Semaphore>,
+    snapshot: ArcSwap<Snapshot>,
+    ledger: Ledger,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+}
+
+impl Pipeline {
+    /// A pipeline over this ledger, with this first snapshot.
+    pub fn new(snapshot: Snapshot, ledger: Ledger, clock: Clock, metrics: Arc<Metrics>) -> Self {
+        Self { permits: Arc::new(Semaphore::new(PERMITS)), snapshot: ArcSwap::from_pointee(snapshot), ledger, clock, metrics }
+    }
+
+    /// What is in force now.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// Puts another snapshot in force; calls under way keep theirs.
+    pub fn swap(&self, snapshot: Snapshot) {
+        self.snapshot.store(Arc::new(snapshot));
+    }
+
+    /// One CSR call, from credentials to a recorded certificate. Every refusal passes through here, so it is recorded here.
+    pub async fn issue(&self, call: &Call) -> Result<Answer, Refusal> {
+        let mut caller = None;
+        let limit = tokio::time::Instant::from_std(call.deadline);
+        let outcome = match tokio::time::timeout_at(limit, self.walk(call, &mut caller)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Refusal::new(Reason::Deadline, "the call's time limit passed")),
+        };
+        match &outcome {
+            Ok(answer) => {
+                let (draft, caller) = (answer.issued.draft(), caller.as_ref().map(Caller::evidence));
+                tracing::info!(serial = %draft.serial(), identity = draft.identity().map(tracing::field::display), issuer = draft.issuer_id(),
+                    credential = caller.map(|evidence| evidence.credential.as_str()), not_after = %draft.validity().1, "issued");
+            }
+            Err(refusal) => self.record(call, caller.as_ref(), refusal),
+        }
+        outcome
+    }
+
+    async fn walk(&self, call: &Call, proven: &mut Option<Caller>) -> Result<Answer, Refusal> {
+        let (ca, now, metrics, random) = (self.snapshot(), self.clock.now(), &self.metrics, Randomness::fresh());
+        let permit = self.permit()?;
+        let caller = metrics.step(Step::Authenticate, ca.authenticators.authenticate(&call.credentials, now)).await?;
+        let caller = proven.insert(caller);
+        let csr = metrics.quick_step(Step::Csr, || Csr::parse(&call.csr))?;
+        let grant = metrics.quick_step(Step::Policy, || ca.policy.grant(caller.identity(), &csr, &call.wishes, now, random.jitter))?;
+        let period = self.ledger.period(now);
+        let draft = metrics.quick_step(Step::Draft, || Draft::new(grant, csr.into_key(), period, now, random.serial));
+        self.finish(permit, ca, draft, caller.evidence().clone(), call.request, call.deadline).await
+    }
+
+    /// The daemon's own serving certificate: enters where policy grants, and takes the same path from there.
+    pub async fn issue_serving(&self, names: &[ServingName], key: SubjectKey, request: RequestId, deadline: Instant) -> Result<Answer, Refusal> {
+        let (ca, now, random) = (self.snapshot(), self.clock.now(), Randomness::fresh());
+        let permit = self.permit()?;
+        let grant = ca.policy.serving(names, now)?;
+        let draft = Draft::new(grant, key, self.ledger.period(now), now, random.serial);
+        self.finish(permit, ca, draft, Evidence::daemon(), request, deadline).await
+    }
+
+    /// Hands the call to the server: intent, signature and outcome run to their end whatever becomes of the caller.
+    async fn finish(
+        &self,
+        permit: OwnedSemaphorePermit,
+        ca: Arc<Snapshot>,
+        draft: Draft,
+        evidence: Evidence,
+        request: RequestId,
+        deadline: Instant,
+    ) -> Result<Answer, Refusal> {
+        let (ledger, metrics, clock) = (self.ledger.clone(), self.metrics.clone(), self.clock.clone());
+        let task = async move {
+            let recorded = metrics.step(Step::Open, open(&ledger, draft, &evidence, request, &clock)).await?;
+            let outcome = metrics.step(Step::Sign, ca.issuers.sign(recorded, deadline)).await;
+            let issued = metrics.step(Step::Close, ledger.close(outcome)).await?;
+            metrics.issued(issued.draft().issuer_id(), issued.draft().purpose());
+            // The permit comes back when the outcome is durable, not when the caller has lost patience.
+            drop(permit);
+            Ok(Answer { issued, bundle: ca.bundle.clone() })
+        };
+        match tokio::spawn(task.in_current_span()).await {
+            Ok(outcome) => outcome,
+            Err(error) => Err(Refusal::new(Reason::Internal, format_args!("the issuing task ended early: {error}"))),
+        }
+    }
+
+    fn permit(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        let permit = self.permits.clone().try_acquire_owned();
+        self.metrics.in_flight(PERMITS - self.permits.available_permits());
+        permit.map_err(|error| match error {
+            tokio::sync::TryAcquireError::Closed => Refusal::new(Reason::Stopping, "the daemon is shutting down"),
+            tokio::sync::TryAcquireError::NoPermits => Refusal::new(Reason::Overloaded, format_args!("{PERMITS} calls are under way")),
+        })
+    }
+
+    fn record(&self, call: &Call, caller: Option<&Caller>, refusal: &Refusal) {
+        self.metrics.refused(refusal);
+        let identity = caller.map(Caller::identity);
+        tracing::warn!(reason = refusal.reason().as_str(), code = refusal.code().as_str(), detail = refusal.detail(),
+            identity = identity.map(tracing::field::display), peer = call.credentials.peer.map(tracing::field::display), "refused");
+        match caller {
+            Some(caller) => self.ledger.refused(refusal, call.request, identity, caller.evidence()),
+            None => self.ledger.refused_before_authentication(refusal.reason(), call.credentials.peer.map(|peer| peer.ip())),
+        }
+    }
+
+    /// Waits until every call that belongs to the server has its outcome recorded, and lets no other begin.
+    pub async fn drain(&self) {
+        let all = u32::try_from(PERMITS).expect("a constant below four billion");
+        if let Ok(permits) = self.permits.acquire_many(all).await {
+            permits.forget();
+        }
+        self.permits.close();
+    }
+}
+
+/// Makes the intent durable; a draft whose month the ledger has left is drafted again with a new serial.
+async fn open(
+    ledger: &Ledger,
+    mut draft: Draft,
+    evidence: &Evidence,
+    request: RequestId,
+    clock: &Clock,
+) -> Result<Recorded<Draft>, Refusal> {
+    loop {
+        match ledger.open(draft, evidence, request).await {
+            Ok(recorded) => return Ok(recorded),
+            Err(NotOpened::Refused(refusal)) => return Err(refusal),
+            Err(NotOpened::PeriodMoved(old, period)) => draft = old.again(period, clock.now(), Randomness::fresh().serial),
+        }
+    }
+}
+
+/// What one call draws.
+struct Randomness {
+    serial: SerialRandom,
+    jitter: u64,
+}
+
+impl Randomness {
+    fn fresh() -> Self {
+        let mut bytes = [0; 19];
+        getrandom::fill(&mut bytes).expect("the system's random source never fails once it is seeded");
+        let (serial, jitter) = bytes.split_at(11);
+        Self {
+            serial: SerialRandom(serial.try_into().expect("split at 11")),
+            jitter: u64::from_le_bytes(jitter.try_into().expect("8 are left")),
+        }
+    }
+}
+
+/// A fresh id for a call.
+pub fn fresh_request_id(at: Timestamp) -> RequestId {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).expect("the system's random source never fails once it is seeded");
+    // The milliseconds in front let an operator sort ids by time (as UUID version 7 does).
+    let milliseconds = (at.micros() / 1000).to_be_bytes();
+    id[..6].copy_from_slice(&milliseconds[2..]);
+    RequestId(id)
+}

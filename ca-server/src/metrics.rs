@@ -1,0 +1,379 @@
+//! Every metric name, and the only room that names the metrics library. Names begin `ca_server_` and use base units;
+//! the `citadel_server_*` families are those that Istio's dashboards know (ISTIO-CONTRACT §6), present from the start at 0.
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use prometheus::{
+    Counter, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+use signers::Purpose;
+use tracing::Instrument;
+
+use crate::refusal::{Reason, Refusal};
+use crate::timestamp::Timestamp;
+
+/// A step of the path of a CSR; the label of its histogram and the name of its span.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the steps are those of issue.rs")]
+pub enum Step {
+    Authenticate,
+    Csr,
+    Policy,
+    Draft,
+    Open,
+    Sign,
+    Close,
+}
+
+impl Step {
+    const ALL: [Step; 7] = [Step::Authenticate, Step::Csr, Step::Policy, Step::Draft, Step::Open, Step::Sign, Step::Close];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Authenticate => "authenticate",
+            Self::Csr => "csr",
+            Self::Policy => "policy",
+            Self::Draft => "draft",
+            Self::Open => "open",
+            Self::Sign => "sign",
+            Self::Close => "close",
+        }
+    }
+
+    fn span(self) -> tracing::Span {
+        tracing::debug_span!("step", step = self.name())
+    }
+}
+
+/// From 10 µs to 10 s.
+const SECONDS: [f64; 19] = [
+    0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+
+/// The `error` labels of Istio's sign error counter.
+const CITADEL_SIGN_ERRORS: [&str; 4] = ["CA_NOT_READY", "CSR_ERROR", "TTL_ERROR", "CERT_GEN_ERROR"];
+
+/// All metrics of one daemon.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    calls: IntCounterVec,
+    refusals: IntCounterVec,
+    call_seconds: Histogram,
+    step_seconds: HistogramVec,
+    in_flight: IntGauge,
+    issued: IntCounterVec,
+    signer_queue: IntGaugeVec,
+    signer_wait: HistogramVec,
+    signer_sign: HistogramVec,
+    signer_failures: IntCounterVec,
+    signer_stuck: IntGaugeVec,
+    signer_reopened: IntCounterVec,
+    signer_info: IntGaugeVec,
+    ledger_rows: Histogram,
+    ledger_commit: Histogram,
+    ledger_queue: IntGauge,
+    ledger_dropped: IntCounter,
+    ledger_up: IntGauge,
+    expiry: GaugeVec,
+    connections: IntGauge,
+    handshake_failures: IntCounterVec,
+    reloads: IntCounterVec,
+    citadel: Citadel,
+}
+
+/// The families that Istio's own CA exposes; same names, same meaning.
+#[derive(Debug)]
+struct Citadel {
+    csr: Counter,
+    authentication_failure: Counter,
+    csr_parsing_error: Counter,
+    id_extraction_error: Counter,
+    csr_sign_error: prometheus::CounterVec,
+    success: Counter,
+    root_expiry: Gauge,
+    chain_expiry: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Every family registered, those without free labels at 0.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let r = &registry;
+        let build = gauges(r, "ca_server_build_info", "Always 1; the labels say what runs.", &["version"]);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let metrics = Self {
+            calls: counters(r, "ca_server_calls_total", "CSR calls answered, by gRPC status.", &["code"]),
+            refusals: counters(r, "ca_server_refusals_total", "CSR calls refused, by reason.", &["reason"]),
+            call_seconds: histogram(r, "ca_server_call_seconds", "Time from a call's first byte to its answer.", &SECONDS),
+            step_seconds: histograms(r, "ca_server_step_seconds", "Time in each step of the path of a CSR.", &["step"]),
+            in_flight: gauge(r, "ca_server_calls_in_flight", "Calls that hold a permit."),
+            issued: counters(r, "ca_server_certificates_issued_total", "Certificates issued and recorded.", &["issuer", "purpose"]),
+            signer_queue: gauges(r, "ca_server_signer_queue_jobs", "Jobs waiting for a session.", &["issuer"]),
+            signer_wait: histograms(r, "ca_server_signer_wait_seconds", "Time a job waited for a session.", &["issuer"]),
+            signer_sign: histograms(r, "ca_server_signer_sign_seconds", "Time in the device for one signature.", &["issuer", "purpose"]),
+            signer_failures: counters(r, "ca_server_signer_failures_total", "Signatures that the device did not give.", &["issuer"]),
+            signer_stuck: gauges(r, "ca_server_signer_stuck_threads", "Device calls past their deadline, not returned.", &["issuer"]),
+            signer_reopened: counters(r, "ca_server_signer_reopened_total", "Sessions opened again after a loss.", &["issuer"]),
+            signer_info: gauges(r, "ca_server_signer_info", "Always 1; kind is pkcs11, or file for a development key.", &["issuer", "kind"]),
+            ledger_rows: histogram(r, "ca_server_ledger_batch_rows", "Rows a commit carried.", &[1., 2., 4., 8., 16., 32., 64., 128., 256., 512.]),
+            ledger_commit: histogram(r, "ca_server_ledger_commit_seconds", "Time of one durable commit.", &SECONDS),
+            ledger_queue: gauge(r, "ca_server_ledger_queue_rows", "Rows waiting for the next commit."),
+            ledger_dropped: counter(r, "ca_server_ledger_dropped_total", "Refusal rows dropped because their queue was full."),
+            ledger_up: gauge(r, "ca_server_ledger_up", "1 while the ledger records."),
+            expiry: {
+                let name = "ca_server_certificate_expiry_timestamp_seconds";
+                let expiry = GaugeVec::new(Opts::new(name, "NotAfter, Unix time."), &["certificate"]).expect(LEGAL);
+                registered(r, expiry)
+            },
+            connections: gauge(r, "ca_server_connections", "Open connections on the CSR port."),
+            handshake_failures: counters(r, "ca_server_handshake_failures_total", "Connections that ended before a call.", &["reason"]),
+            reloads: counters(r, "ca_server_reloads_total", "Reloads of the config, by result.", &["result"]),
+            citadel: Citadel::new(r),
+            registry,
+        };
+        Step::ALL.iter().for_each(|step| drop(metrics.step_seconds.with_label_values(&[step.name()])));
+        ["timeout", "tls", "limit"].iter().for_each(|reason| drop(metrics.handshake_failures.with_label_values(&[reason])));
+        ["ok", "refused"].iter().for_each(|result| drop(metrics.reloads.with_label_values(&[result])));
+        metrics
+    }
+
+    /// The text exposition format.
+    pub fn render(&self) -> String {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("our names and labels are legal");
+        String::from_utf8(text).expect("the encoder writes text")
+    }
+
+    /// Runs one step of the path inside its span, and times it.
+    pub async fn step<T>(&self, step: Step, work: impl Future<Output = T>) -> T {
+        let begun = Instant::now();
+        let result = work.instrument(step.span()).await;
+        self.step_seconds.with_label_values(&[step.name()]).observe(begun.elapsed().as_secs_f64());
+        result
+    }
+
+    /// The same for a step that does not wait.
+    pub fn quick_step<T>(&self, step: Step, work: impl FnOnce() -> T) -> T {
+        let begun = Instant::now();
+        let result = step.span().in_scope(work);
+        self.step_seconds.with_label_values(&[step.name()]).observe(begun.elapsed().as_secs_f64());
+        result
+    }
+
+    /// A CSR call has arrived.
+    pub fn csr_arrived(&self) {
+        self.citadel.csr.inc();
+    }
+
+    /// A call was answered with this gRPC status after `time`.
+    pub fn answered(&self, code: &str, time: Duration) {
+        self.calls.with_label_values(&[code]).inc();
+        self.call_seconds.observe(time.as_secs_f64());
+    }
+
+    /// A permit was taken or came back.
+    pub fn in_flight(&self, permits: usize) {
+        self.in_flight.set(clamp(permits));
+    }
+
+    /// A CSR call was refused.
+    pub fn refused(&self, refusal: &Refusal) {
+        self.refusals.with_label_values(&[refusal.reason().as_str()]).inc();
+        let sign_error = |label| self.citadel.csr_sign_error.with_label_values(&[label]).inc();
+        match refusal.reason() {
+            Reason::NoCredentials | Reason::BadCredentials | Reason::UnknownCluster | Reason::TokenCheckDown => {
+                self.citadel.authentication_failure.inc();
+            }
+            Reason::Impersonation => self.citadel.id_extraction_error.inc(),
+            Reason::MalformedCsr | Reason::MalformedRequest => self.citadel.csr_parsing_error.inc(),
+            Reason::ProofOfPossession | Reason::WeakKey | Reason::SanMismatch | Reason::UnknownSigner => sign_error("CSR_ERROR"),
+            Reason::Lifetime => sign_error("TTL_ERROR"),
+            Reason::LedgerDown | Reason::DeviceDown | Reason::Stopping | Reason::Clock | Reason::DeviceRefused => sign_error("CA_NOT_READY"),
+            Reason::IssuerExpired | Reason::Internal | Reason::Deadline => sign_error("CERT_GEN_ERROR"),
+            Reason::Overloaded => {}
+        }
+    }
+
+    /// A certificate was issued and recorded.
+    pub fn issued(&self, issuer: &str, purpose: Purpose) {
+        self.issued.with_label_values(&[issuer, purpose.as_str()]).inc();
+        if purpose == Purpose::Leaf {
+            self.citadel.success.inc();
+        }
+    }
+
+    /// When an issuer's certificate and the root above it end.
+    pub fn issuer_ends(&self, issuer: &str, issuing: Timestamp, root: Timestamp) {
+        self.expiry.with_label_values(&[&format!("issuer:{issuer}")]).set(issuing.seconds() as f64);
+        self.expiry.with_label_values(&[&format!("root:{issuer}")]).set(root.seconds() as f64);
+    }
+
+    /// What Istio's own gauges show: the default issuer's chain and root.
+    pub fn default_issuer_ends(&self, chain: Timestamp, root: Timestamp) {
+        self.citadel.chain_expiry.set(chain.seconds() as f64);
+        self.citadel.root_expiry.set(root.seconds() as f64);
+    }
+
+    /// When the serving certificate ends.
+    pub fn serving_ends(&self, at: Timestamp) {
+        self.expiry.with_label_values(&["serving"]).set(at.seconds() as f64);
+    }
+
+    /// Which kind of device signs for an issuer.
+    pub fn signer_kind(&self, issuer: &str, kind: &str) {
+        self.signer_info.with_label_values(&[issuer, kind]).set(1);
+    }
+
+    /// Open connections on the CSR port.
+    pub fn connections(&self, open: usize) {
+        self.connections.set(clamp(open));
+    }
+
+    /// A connection ended before a call: `timeout`, `tls` or `limit`.
+    pub fn handshake_failed(&self, reason: &'static str) {
+        self.handshake_failures.with_label_values(&[reason]).inc();
+    }
+
+    /// A reload succeeded or was refused.
+    pub fn reloaded(&self, ok: bool) {
+        self.reloads.with_label_values(&[if ok { "ok" } else { "refused" }]).inc();
+    }
+
+    /// One durable commit of the ledger.
+    pub fn ledger_committed(&self, rows: usize, time: Duration) {
+        self.ledger_rows.observe(rows as f64);
+        self.ledger_commit.observe(time.as_secs_f64());
+    }
+
+    /// Rows waiting for the next commit.
+    pub fn ledger_queue(&self, rows: usize) {
+        self.ledger_queue.set(clamp(rows));
+    }
+
+    /// Refusal rows that a full queue dropped.
+    pub fn ledger_dropped(&self, rows: u64) {
+        self.ledger_dropped.inc_by(rows);
+    }
+
+    /// Whether the ledger records.
+    pub fn ledger_up(&self, up: bool) {
+        self.ledger_up.set(i64::from(up));
+    }
+}
+
+/// What one issuer's signer pool tells of itself.
+#[derive(Debug)]
+pub struct SignerMetrics {
+    queue: IntGauge,
+    wait: Histogram,
+    sign: [(Purpose, Histogram); 2],
+    failures: IntCounter,
+    stuck: IntGauge,
+    reopened: IntCounter,
+}
+
+impl SignerMetrics {
+    /// The series of `issuer`, looked up once.
+    pub fn new(metrics: &Metrics, issuer: &str) -> Self {
+        let sign = |purpose: Purpose| (purpose, metrics.signer_sign.with_label_values(&[issuer, purpose.as_str()]));
+        Self {
+            queue: metrics.signer_queue.with_label_values(&[issuer]),
+            wait: metrics.signer_wait.with_label_values(&[issuer]),
+            sign: [sign(Purpose::Leaf), sign(Purpose::Serving)],
+            failures: metrics.signer_failures.with_label_values(&[issuer]),
+            stuck: metrics.signer_stuck.with_label_values(&[issuer]),
+            reopened: metrics.signer_reopened.with_label_values(&[issuer]),
+        }
+    }
+}
+
+impl signers::Observer for SignerMetrics {
+    fn queue_depth(&self, jobs: usize) {
+        self.queue.set(clamp(jobs));
+    }
+
+    fn waited(&self, wait: Duration) {
+        self.wait.observe(wait.as_secs_f64());
+    }
+
+    fn signed(&self, purpose: Purpose, time: Duration, ok: bool) {
+        if !ok {
+            self.failures.inc();
+        }
+        if let Some((_, histogram)) = self.sign.iter().find(|(known, _)| *known == purpose) {
+            histogram.observe(time.as_secs_f64());
+        }
+    }
+
+    fn stuck_threads(&self, threads: usize) {
+        self.stuck.set(clamp(threads));
+    }
+
+    fn reopened(&self) {
+        self.reopened.inc();
+    }
+}
+
+impl Citadel {
+    fn new(r: &Registry) -> Self {
+        let count = |name: &str, help: &str| registered(r, Counter::new(name, help).expect(LEGAL));
+        let time = |name: &str, help: &str| registered(r, Gauge::new(name, help).expect(LEGAL));
+        let sign_errors = Opts::new("citadel_server_csr_sign_err_count", "The number of errors occurred when signing the CSR.");
+        let csr_sign_error = registered(r, prometheus::CounterVec::new(sign_errors, &["error"]).expect(LEGAL));
+        CITADEL_SIGN_ERRORS.iter().for_each(|error| drop(csr_sign_error.with_label_values(&[error])));
+        Self {
+            csr: count("citadel_server_csr_count", "The number of CSRs received."),
+            authentication_failure: count("citadel_server_authentication_failure_count", "The number of authentication failures."),
+            csr_parsing_error: count("citadel_server_csr_parsing_err_count", "The number of errors occurred when parsing the CSR."),
+            id_extraction_error: count("citadel_server_id_extraction_err_count", "The number of errors occurred when extracting the ID."),
+            success: count("citadel_server_success_cert_issuance_count", "The number of certificates issued."),
+            root_expiry: time("citadel_server_root_cert_expiry_timestamp", "The Unix time at which the root certificate expires."),
+            chain_expiry: time("citadel_server_cert_chain_expiry_timestamp", "The Unix time at which the issuing chain expires."),
+            csr_sign_error,
+        }
+    }
+}
+
+const LEGAL: &str = "metric names and labels here are legal and distinct";
+
+fn clamp(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn registered<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, collector: C) -> C {
+    registry.register(Box::new(collector.clone())).expect(LEGAL);
+    collector
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    registered(registry, IntCounter::new(name, help).expect(LEGAL))
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    registered(registry, IntCounterVec::new(Opts::new(name, help), labels).expect(LEGAL))
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    registered(registry, IntGauge::new(name, help).expect(LEGAL))
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    registered(registry, IntGaugeVec::new(Opts::new(name, help), labels).expect(LEGAL))
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+    registered(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())).expect(LEGAL))
+}
+
+fn histograms(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
+    registered(registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()), labels).expect(LEGAL))
+}

@@ -1,0 +1,48 @@
+//! Private keys in PKCS#11 tokens (v2.40), over `cryptoki`.
+//!
+//! A module is loaded and initialised once in the process, a token is logged into once for all its sessions, and each device owns one session.
+//! What a token answers is grouped by who must act (`SignError`). A key is found by its URI, never by a remembered handle alone.
+
+mod error;
+mod key;
+mod module;
+mod token;
+mod vault;
+
+use std::path::{Path, PathBuf};
+
+pub use key::Pkcs11Device;
+pub use vault::{Pkcs11Vault, init_token, list_tokens, open_vault};
+
+use crate::{Pkcs11Uri, SignError};
+use module::Module;
+use token::Access;
+
+/// Opens one read-only session with the key that `uri` names. `known_id` is the key's CKA_ID where it is known from an earlier session: it
+/// then counts more than a label, which several keys may have had.
+pub fn open_device(uri: &Pkcs11Uri, known_id: Option<&[u8]>) -> Result<Pkcs11Device, SignError> {
+    let module = Module::load(&uri.module_path)?;
+    let (slot, token) = module.token(uri)?;
+    let session = token.session(&module, slot, uri.pin_source.as_deref(), Access::ReadOnly)?;
+    Pkcs11Device::find(&module, slot, session, uri, known_id)
+}
+
+/// Lets one more login be tried on a token that refused our PIN: an operator has asked for it. True if there was a refusal to forget.
+pub fn forget_refused_pin(uri: &Pkcs11Uri) -> bool {
+    Module::load(&uri.module_path).and_then(|module| module.token(uri)).is_ok_and(|(_, token)| token.forget_refusal())
+}
+
+/// SoftHSM 2 where distributions install it.
+pub fn find_softhsm() -> Option<PathBuf> {
+    const PLACES: [&str; 8] = [
+        "/usr/lib/softhsm/libsofthsm2.so",
+        "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
+        "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
+        "/usr/lib64/softhsm/libsofthsm2.so",
+        "/usr/lib64/pkcs11/libsofthsm2.so",
+        "/usr/lib64/libsofthsm2.so",
+        "/usr/local/lib/softhsm/libsofthsm2.so",
+        "/opt/homebrew/lib/softhsm/libsofthsm2.so",
+    ];
+    PLACES.iter().map(Path::new).find(|path| path.is_file()).map(Path::to_owned)
+}

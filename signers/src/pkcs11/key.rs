@@ -1,0 +1,352 @@
+//! One private key in one session: finding it, reading its public key, signing with it.
+
+use aws_lc_rs::digest;
+use cryptoki::error::Error;
+use cryptoki::mechanism::{Mechanism, MechanismType};
+use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
+use cryptoki::session::Session;
+use cryptoki::slot::Slot;
+use der::asn1::UintRef;
+use der::{Encode, Sequence};
+
+use super::error::{failure, sign_error};
+use super::module::Module;
+use super::token::OpenSession;
+use crate::{Algorithm, Device, Failure, Pkcs11Uri, PublicKey, SignError};
+
+/// CKA_EC_PARAMS of the curves that we support: their object identifiers in DER (RFC 5480 §2.1.1.1).
+pub(super) const P256_PARAMS: [u8; 10] = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
+pub(super) const P384_PARAMS: [u8; 7] = [0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22];
+
+/// The DigestInfo of SHA-256 before its 32 bytes (RFC 8017 §9.2, note 1).
+const SHA256_DIGEST_INFO: [u8; 19] =
+    [0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00, 0x04, 0x20];
+
+/// One session with one private key.
+pub struct Pkcs11Device {
+    session: OpenSession,
+    key: ObjectHandle,
+    recipe: Recipe,
+    public_key: PublicKey,
+    id: Vec<u8>,
+    name: String,
+    last_failure: Failure,
+}
+
+/// How to get an X.509 signature from the token. `Mechanism` is not Send, so it is made at each use.
+#[derive(Clone, Copy, Debug)]
+enum Recipe {
+    /// We hash, CKM_ECDSA answers r‖s.
+    Ecdsa(&'static digest::Algorithm),
+    /// CKM_SHA256_RSA_PKCS hashes and signs.
+    RsaSha256,
+    /// We hash, CKM_RSA_PKCS signs the DigestInfo.
+    RsaDigestInfo,
+}
+
+impl Pkcs11Device {
+    pub(super) fn find(
+        module: &Module,
+        slot: Slot,
+        session: OpenSession,
+        uri: &Pkcs11Uri,
+        known_id: Option<&[u8]>,
+    ) -> Result<Self, SignError> {
+        let name = uri.to_string();
+        let raw = session.get().map_err(|e| sign_error(&name, &e))?;
+        let wanted = match known_id {
+            Some(id) if !id.is_empty() => Wanted { id: Some(id), label: None },
+            _ => Wanted { id: uri.id.as_deref(), label: uri.object.as_deref() },
+        };
+        let key = match private_keys(raw, wanted).map_err(|e| sign_error(&name, &e))?[..] {
+            [key] => key,
+            [] => return Err(SignError::Rejected(format!("the token holds no private key that {name} names"))),
+            [_, _, ..] => {
+                return Err(SignError::Rejected(format!("the token holds more than one private key that {name} names: add id=…")));
+            }
+        };
+        let read = Attributes::of(raw, key).map_err(|e| sign_error(&name, &e))?;
+        if read.flag(AttributeType::Sign) == Some(false) {
+            return Err(SignError::Rejected(format!("the private key that {name} names is not allowed to sign (CKA_SIGN is false)")));
+        }
+        if read.flag(AttributeType::AlwaysAuthenticate) == Some(true) {
+            let text = format!(
+                "the private key that {name} names wants its PIN for each signature (CKA_ALWAYS_AUTHENTICATE), which is not supported"
+            );
+            return Err(SignError::Rejected(text));
+        }
+        let public_key = public_key(raw, &read).map_err(|e| e.into_sign_error(&name))?;
+        let recipe = recipe(module, slot, public_key.algorithm())?;
+        let id = read.id().to_vec();
+        Ok(Self { session, key, recipe, public_key, id, name, last_failure: Failure::default() })
+    }
+
+    /// CKA_ID.
+    pub fn id(&self) -> &[u8] {
+        &self.id
+    }
+
+    fn raw_signature(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
+        let session = self.session.get()?;
+        match self.recipe {
+            Recipe::Ecdsa(hash) => session.sign(&Mechanism::Ecdsa, self.key, digest::digest(hash, message).as_ref()),
+            Recipe::RsaSha256 => session.sign(&Mechanism::Sha256RsaPkcs, self.key, message),
+            Recipe::RsaDigestInfo => {
+                let hash = digest::digest(&digest::SHA256, message);
+                session.sign(&Mechanism::RsaPkcs, self.key, &[&SHA256_DIGEST_INFO, hash.as_ref()].concat())
+            }
+        }
+    }
+}
+
+impl Device for Pkcs11Device {
+    fn public_key(&self) -> &PublicKey {
+        &self.public_key
+    }
+
+    fn sign(&mut self, message: &[u8]) -> Result<Vec<u8>, SignError> {
+        match self.raw_signature(message) {
+            Ok(signature) => match self.recipe {
+                Recipe::Ecdsa(_) => ecdsa_der(&signature).ok_or_else(|| {
+                    self.last_failure = Failure::default();
+                    SignError::Rejected(format!("{}: the token answered an ECDSA signature of {} bytes", self.name, signature.len()))
+                }),
+                Recipe::RsaSha256 | Recipe::RsaDigestInfo => Ok(signature),
+            },
+            Err(e) => {
+                self.last_failure = failure(&e);
+                self.session.after(&e);
+                Err(sign_error(&self.name, &e))
+            }
+        }
+    }
+
+    fn last_failure(&self) -> Failure {
+        self.last_failure
+    }
+
+    fn check(&mut self) -> Result<(), SignError> {
+        match self.session.logged_in() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(SignError::Lost(format!("{}: the session is logged out", self.name))),
+            Err(e) => Err(sign_error(&self.name, &e)),
+        }
+    }
+}
+
+/// Raw r‖s (PKCS#11 v2.40 mechanisms §2.3.1) as Ecdsa-Sig-Value (RFC 3279 §2.2.3).
+fn ecdsa_der(raw: &[u8]) -> Option<Vec<u8>> {
+    #[derive(Sequence)]
+    struct EcdsaSigValue<'a> {
+        r: UintRef<'a>,
+        s: UintRef<'a>,
+    }
+    if raw.is_empty() || !raw.len().is_multiple_of(2) {
+        return None;
+    }
+    let (r, s) = raw.split_at(raw.len() / 2);
+    EcdsaSigValue { r: UintRef::new(r).ok()?, s: UintRef::new(s).ok()? }.to_der().ok()
+}
+
+fn recipe(module: &Module, slot: Slot, algorithm: Algorithm) -> Result<Recipe, SignError> {
+    let listed = module.context.get_mechanism_list(slot).map_err(|e| module.error(&e))?;
+    let signs = |mechanism| listed.contains(&mechanism) && module.context.get_mechanism_info(slot, mechanism).is_ok_and(|info| info.sign());
+    match algorithm {
+        Algorithm::EcdsaP256Sha256 if signs(MechanismType::ECDSA) => Ok(Recipe::Ecdsa(&digest::SHA256)),
+        Algorithm::EcdsaP384Sha384 if signs(MechanismType::ECDSA) => Ok(Recipe::Ecdsa(&digest::SHA384)),
+        Algorithm::RsaPkcs1Sha256 if signs(MechanismType::SHA256_RSA_PKCS) => Ok(Recipe::RsaSha256),
+        Algorithm::RsaPkcs1Sha256 if signs(MechanismType::RSA_PKCS) => Ok(Recipe::RsaDigestInfo),
+        Algorithm::EcdsaP256Sha256 | Algorithm::EcdsaP384Sha384 => Err(SignError::Rejected(format!(
+            "the token cannot sign with {algorithm}: it does not offer the mechanism CKM_ECDSA for signing"
+        ))),
+        Algorithm::RsaPkcs1Sha256 => Err(SignError::Rejected(format!(
+            "the token cannot sign with {algorithm}: it offers neither CKM_SHA256_RSA_PKCS nor CKM_RSA_PKCS for signing"
+        ))),
+    }
+}
+
+/// What a key object must be called. Both absent matches everything, which the callers exclude.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted<'a> {
+    pub(super) id: Option<&'a [u8]>,
+    pub(super) label: Option<&'a str>,
+}
+
+pub(super) fn private_keys(session: &Session, wanted: Wanted<'_>) -> Result<Vec<ObjectHandle>, Error> {
+    keys(session, ObjectClass::PRIVATE_KEY, wanted)
+}
+
+pub(super) fn public_keys(session: &Session, wanted: Wanted<'_>) -> Result<Vec<ObjectHandle>, Error> {
+    keys(session, ObjectClass::PUBLIC_KEY, wanted)
+}
+
+fn keys(session: &Session, class: ObjectClass, wanted: Wanted<'_>) -> Result<Vec<ObjectHandle>, Error> {
+    let mut template = vec![Attribute::Class(class), Attribute::Token(true)];
+    template.extend(wanted.id.map(|id| Attribute::Id(id.to_vec())));
+    template.extend(wanted.label.map(|label| Attribute::Label(label.as_bytes().to_vec())));
+    session.find_objects(&template)
+}
+
+/// The attributes of one object that its token was willing to tell.
+pub(super) struct Attributes(Vec<Attribute>);
+
+impl Attributes {
+    pub(super) fn of(session: &Session, key: ObjectHandle) -> Result<Self, Error> {
+        use AttributeType as T;
+        // Asked one by one: some tokens answer nothing at all when they do not know one attribute of a list.
+        let asked = [
+            T::KeyType,
+            T::Id,
+            T::Label,
+            T::Sign,
+            T::AlwaysAuthenticate,
+            T::Sensitive,
+            T::AlwaysSensitive,
+            T::Extractable,
+            T::NeverExtractable,
+            T::Local,
+            T::EcParams,
+            T::EcPoint,
+            T::Modulus,
+            T::PublicExponent,
+            T::PublicKeyInfo,
+        ];
+        let mut read = Vec::new();
+        for attribute in asked {
+            match session.get_attributes(key, &[attribute]) {
+                Ok(found) => read.extend(found),
+                Err(e @ Error::Pkcs11(rv, _)) if super::error::session_gone(rv) => return Err(e),
+                Err(_) => {}
+            }
+        }
+        Ok(Self(read))
+    }
+
+    pub(super) fn flag(&self, wanted: AttributeType) -> Option<bool> {
+        self.0.iter().find(|a| a.attribute_type() == wanted).and_then(|attribute| match attribute {
+            Attribute::Sign(flag)
+            | Attribute::AlwaysAuthenticate(flag)
+            | Attribute::Sensitive(flag)
+            | Attribute::AlwaysSensitive(flag)
+            | Attribute::Extractable(flag)
+            | Attribute::NeverExtractable(flag)
+            | Attribute::Local(flag) => Some(*flag),
+            _ => None,
+        })
+    }
+
+    pub(super) fn id(&self) -> &[u8] {
+        self.bytes(AttributeType::Id).unwrap_or_default()
+    }
+
+    pub(super) fn label(&self) -> String {
+        String::from_utf8_lossy(self.bytes(AttributeType::Label).unwrap_or_default()).into_owned()
+    }
+
+    fn key_type(&self) -> Option<KeyType> {
+        self.0.iter().find_map(|attribute| match attribute {
+            Attribute::KeyType(kind) => Some(*kind),
+            _ => None,
+        })
+    }
+
+    /// A non-empty value.
+    fn bytes(&self, wanted: AttributeType) -> Option<&[u8]> {
+        self.0.iter().find(|a| a.attribute_type() == wanted).and_then(|attribute| match attribute {
+            Attribute::Id(v)
+            | Attribute::Label(v)
+            | Attribute::EcParams(v)
+            | Attribute::EcPoint(v)
+            | Attribute::Modulus(v)
+            | Attribute::PublicExponent(v)
+            | Attribute::PublicKeyInfo(v)
+                if !v.is_empty() =>
+            {
+                Some(v.as_slice())
+            }
+            _ => None,
+        })
+    }
+}
+
+/// Why there is no public key: the token failed, or the key is not one of ours.
+pub(super) enum NoPublicKey {
+    Token(Error),
+    Key(String),
+}
+
+impl NoPublicKey {
+    pub(super) fn into_sign_error(self, name: &str) -> SignError {
+        match self {
+            Self::Token(e) => sign_error(name, &e),
+            Self::Key(text) => SignError::Rejected(format!("{name}: {text}")),
+        }
+    }
+}
+
+/// The public key of a private key object: from the object itself, or from the public key object that shares its CKA_ID.
+pub(super) fn public_key(session: &Session, private: &Attributes) -> Result<PublicKey, NoPublicKey> {
+    if let Some(key) = public_parts(private)? {
+        return Ok(key);
+    }
+    let wanted = Wanted { id: private.bytes(AttributeType::Id), label: None };
+    if wanted.id.is_some() {
+        for handle in public_keys(session, wanted).map_err(NoPublicKey::Token)? {
+            let public = Attributes::of(session, handle).map_err(NoPublicKey::Token)?;
+            if public.key_type() == private.key_type()
+                && let Some(key) = public_parts(&public)?
+            {
+                return Ok(key);
+            }
+        }
+    }
+    Err(NoPublicKey::Key("the token holds no public key for this private key: import the public key object under the same CKA_ID".into()))
+}
+
+fn public_parts(object: &Attributes) -> Result<Option<PublicKey>, NoPublicKey> {
+    use AttributeType as T;
+    let built = match object.key_type() {
+        Some(KeyType::RSA) => match (object.bytes(T::Modulus), object.bytes(T::PublicExponent)) {
+            (Some(modulus), Some(exponent)) => PublicKey::from_rsa(modulus, exponent),
+            _ => return Ok(None),
+        },
+        Some(KeyType::EC) => match (object.bytes(T::EcParams), object.bytes(T::EcPoint)) {
+            (Some(params), Some(point)) => ec_public_key(params, point),
+            _ => match object.bytes(T::PublicKeyInfo) {
+                Some(spki) => PublicKey::from_spki_der(spki),
+                None => return Ok(None),
+            },
+        },
+        _ => Err(SignError::Rejected("this kind of key is not supported: only P-256, P-384 and RSA are".into())),
+    };
+    built.map(Some).map_err(|e| NoPublicKey::Key(e.to_string()))
+}
+
+fn ec_public_key(params: &[u8], point: &[u8]) -> Result<PublicKey, SignError> {
+    let (algorithm, length) = if params == P256_PARAMS {
+        (Algorithm::EcdsaP256Sha256, 65)
+    } else if params == P384_PARAMS {
+        (Algorithm::EcdsaP384Sha384, 97)
+    } else {
+        return Err(SignError::Rejected("the key's elliptic curve is not supported: only P-256 and P-384 are".into()));
+    };
+    // The standard wants a DER OCTET STRING; some tokens give the bare point. Both begin with 4, their lengths differ.
+    let bare = match point {
+        [0x04, inner_length, inner @ ..] if usize::from(*inner_length) == length && inner.len() == length => inner,
+        bare => bare,
+    };
+    PublicKey::from_ec_point(algorithm, bare)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn raw_signatures_become_minimal_der() {
+        assert_eq!(ecdsa_der(&[0, 1, 0, 0x80]).unwrap(), [0x30, 7, 2, 1, 1, 2, 2, 0, 0x80]);
+        assert_eq!(ecdsa_der(&[0xff; 64]).unwrap().len(), 2 + 2 * (2 + 33));
+        assert_eq!(ecdsa_der(&[]), None);
+        assert_eq!(ecdsa_der(&[1, 2, 3]), None);
+    }
+}

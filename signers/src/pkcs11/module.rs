@@ -1,0 +1,129 @@
+//! PKCS#11 libraries, each loaded and initialised once in this process, and the tokens in them.
+//!
+//! C_Initialize is process-wide (PKCS#11 v2.40 §5.4), so a library is never finalised: another part of the process may use it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::error::{Error, RvError};
+use cryptoki::slot::{Slot, TokenInfo};
+
+use super::error::sign_error;
+use super::token::Token;
+use crate::{Pkcs11Uri, SignError, TokenFacts};
+
+static MODULES: Mutex<BTreeMap<PathBuf, Arc<Module>>> = Mutex::new(BTreeMap::new());
+
+/// One initialised library.
+pub(super) struct Module {
+    pub(super) context: Pkcs11,
+    path: PathBuf,
+    // Tokens that were logged into. By identity, because a token that returns may sit in another slot.
+    tokens: Mutex<Vec<Arc<Token>>>,
+}
+
+impl Module {
+    /// The library at `path`; loaded and initialised at its first use.
+    pub(super) fn load(path: &Path) -> Result<Arc<Self>, SignError> {
+        let canonical =
+            path.canonicalize().map_err(|e| SignError::Rejected(format!("the PKCS#11 library {} cannot be read: {e}", path.display())))?;
+        let mut modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(module) = modules.get(&canonical) {
+            return Ok(module.clone());
+        }
+        let context = Pkcs11::new(&canonical)
+            .map_err(|e| SignError::Rejected(format!("{} could not be loaded as a PKCS#11 library: {e}", canonical.display())))?;
+        // A library that failed to initialise may have left threads behind: it must stay mapped.
+        std::mem::forget(context.clone());
+        let module = Arc::new(Self { context, path: canonical.clone(), tokens: Mutex::default() });
+        module.initialize()?;
+        modules.insert(canonical, module.clone());
+        Ok(module)
+    }
+
+    /// C_Initialize; an initialised library is left as it is.
+    fn initialize(&self) -> Result<(), SignError> {
+        match self.context.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
+            Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => Ok(()),
+            Err(e) => Err(self.error(&e)),
+        }
+    }
+
+    pub(super) fn error(&self, error: &Error) -> SignError {
+        sign_error(&format!("PKCS#11 library {}", self.path.display()), error)
+    }
+
+    /// Slots with an initialised token, and what each says of itself.
+    pub(super) fn slots(&self) -> Result<Vec<(Slot, TokenInfo)>, SignError> {
+        let all = self.all_slots()?;
+        Ok(all.into_iter().filter(|(_, info)| info.token_initialized()).collect())
+    }
+
+    /// Slots with any token, initialised or not. A token that disappears meanwhile is left out.
+    pub(super) fn all_slots(&self) -> Result<Vec<(Slot, TokenInfo)>, SignError> {
+        let slots = match self.context.get_slots_with_token() {
+            // Some libraries forget everything when their device was away.
+            Err(Error::Pkcs11(RvError::CryptokiNotInitialized, _)) => {
+                self.initialize()?;
+                self.context.get_slots_with_token()
+            }
+            answer => answer,
+        };
+        let slots = slots.map_err(|e| self.error(&e))?;
+        let mut found = Vec::with_capacity(slots.len());
+        let mut problem = None;
+        for slot in slots {
+            match self.context.get_token_info(slot) {
+                Ok(info) => found.push((slot, info)),
+                Err(e) => problem = Some(self.error(&e)),
+            }
+        }
+        match problem {
+            Some(problem) if found.is_empty() => Err(problem),
+            _ => Ok(found),
+        }
+    }
+
+    /// The one token that `uri` names.
+    pub(super) fn token(&self, uri: &Pkcs11Uri) -> Result<(Slot, Arc<Token>), SignError> {
+        let mut matching = self.slots()?.into_iter().filter(|(slot, info)| matches(uri, *slot, info));
+        let Some((slot, info)) = matching.next() else {
+            return Err(SignError::Lost(format!("no token in {} is the one that {uri} names", self.path.display())));
+        };
+        if matching.next().is_some() {
+            return Err(SignError::Rejected(format!("more than one token in {} is named by {uri}: add serial=…", self.path.display())));
+        }
+        Ok((slot, self.known(&info)))
+    }
+
+    fn known(&self, info: &TokenInfo) -> Arc<Token> {
+        let facts = facts(info);
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(token) = tokens.iter().find(|token| token.facts == facts) {
+            return token.clone();
+        }
+        let token = Arc::new(Token::new(facts, info.login_required()));
+        tokens.push(token.clone());
+        token
+    }
+}
+
+pub(super) fn facts(info: &TokenInfo) -> TokenFacts {
+    TokenFacts {
+        label: info.label().to_owned(),
+        manufacturer: info.manufacturer_id().to_owned(),
+        model: info.model().to_owned(),
+        serial: info.serial_number().to_owned(),
+    }
+}
+
+fn matches(uri: &Pkcs11Uri, slot: Slot, info: &TokenInfo) -> bool {
+    let same = |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|wanted| wanted == is);
+    same(&uri.token, info.label())
+        && same(&uri.manufacturer, info.manufacturer_id())
+        && same(&uri.model, info.model())
+        && same(&uri.serial, info.serial_number())
+        && uri.slot_id.is_none_or(|id| id == slot.id())
+}

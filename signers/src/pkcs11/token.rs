@@ -1,0 +1,153 @@
+//! Sessions of one token, and its login.
+//!
+//! A login belongs to the application and the token, not to a session (PKCS#11 v2.40 §5.6), and ends with the last session. So one idle
+//! session per token stays open as an anchor, and one lock lets exactly one thread log in while the others wait for its result. A refused
+//! PIN is remembered: no thread tries it again until an operator asks for that.
+
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use cryptoki::error::{Error, RvError};
+use cryptoki::session::{Session, SessionState, UserType};
+use cryptoki::slot::Slot;
+
+use super::error::{handle_gone, name, pin_refused, sign_error};
+use super::module::Module;
+use crate::{SignError, TokenFacts, read_pin};
+
+/// One token, wherever it sits.
+pub(super) struct Token {
+    pub(super) facts: TokenFacts,
+    login_required: bool,
+    login: Mutex<Login>,
+}
+
+#[derive(Default)]
+struct Login {
+    anchor: Option<OpenSession>,
+    refused: Option<String>,
+}
+
+/// Whether a session may change the token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    ReadOnly,
+    ReadWrite,
+}
+
+/// A session that is closed when dropped, unless the token has dropped it first.
+pub(super) struct OpenSession {
+    session: Option<Session>,
+}
+
+impl OpenSession {
+    pub(super) fn open(module: &Module, slot: Slot, access: Access) -> Result<Self, Error> {
+        let session = match access {
+            Access::ReadOnly => module.context.open_ro_session_no_drop(slot),
+            Access::ReadWrite => module.context.open_rw_session_no_drop(slot),
+        }?;
+        Ok(Self { session: Some(session) })
+    }
+
+    /// After an error: a handle that the token no longer knows must not be closed, since by then it may name another thread's session.
+    pub(super) fn after(&mut self, error: &Error) {
+        if handle_gone(error) {
+            self.session = None;
+        }
+    }
+
+    pub(super) fn logged_in(&mut self) -> Result<bool, Error> {
+        let info = self.get()?.get_session_info();
+        let info = info.inspect_err(|e| self.after(e))?;
+        Ok(matches!(info.session_state(), SessionState::RoUser | SessionState::RwUser))
+    }
+
+    /// The session; `CKR_SESSION_CLOSED` once it is known to be gone.
+    pub(super) fn get(&self) -> Result<&Session, Error> {
+        self.session.as_ref().ok_or(Error::Pkcs11(RvError::SessionClosed, cryptoki::context::Function::GetSessionInfo))
+    }
+}
+
+impl Drop for OpenSession {
+    fn drop(&mut self) {
+        if let Some(session) = self.session.take() {
+            // Nothing depends on the answer: a token that is away has closed it already.
+            let _ = session.close();
+        }
+    }
+}
+
+impl Token {
+    pub(super) fn new(facts: TokenFacts, login_required: bool) -> Self {
+        Self { facts, login_required, login: Mutex::default() }
+    }
+
+    /// A session that is logged in as the user.
+    pub(super) fn session(&self, module: &Module, slot: Slot, pin_source: Option<&Path>, access: Access) -> Result<OpenSession, SignError> {
+        self.log_in(module, slot, pin_source)?;
+        OpenSession::open(module, slot, access).map_err(|e| self.error(&e))
+    }
+
+    /// True if there was a refusal to forget.
+    pub(super) fn forget_refusal(&self) -> bool {
+        self.lock().refused.take().is_some()
+    }
+
+    pub(super) fn error(&self, error: &Error) -> SignError {
+        sign_error(&format!("token {:?}", self.facts.label), error)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Login> {
+        self.login.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Held locked from the question to the answer, so that any number of threads costs one try.
+    fn log_in(&self, module: &Module, slot: Slot, pin_source: Option<&Path>) -> Result<(), SignError> {
+        let mut login = self.lock();
+        let kept = login.anchor.as_mut().map(OpenSession::logged_in);
+        let logged_in = match kept {
+            Some(Ok(logged_in)) => logged_in,
+            Some(Err(_)) | None => {
+                login.anchor = None;
+                let mut anchor = OpenSession::open(module, slot, Access::ReadOnly).map_err(|e| self.error(&e))?;
+                let logged_in = anchor.logged_in().map_err(|e| self.error(&e))?;
+                login.anchor = Some(anchor);
+                logged_in
+            }
+        };
+        if logged_in || (!self.login_required && pin_source.is_none()) {
+            return Ok(());
+        }
+        if let Some(refused) = &login.refused {
+            return Err(SignError::Locked(refused.clone()));
+        }
+        let Some(pin_source) = pin_source else {
+            return Err(SignError::Rejected(format!("token {:?} wants a PIN: add pin-source=file:/… to the key URI", self.facts.label)));
+        };
+        let pin = read_pin(pin_source)?;
+        let answer = match &login.anchor {
+            Some(anchor) => anchor.get().and_then(|session| session.login(UserType::User, Some(&pin))),
+            None => return Err(SignError::Lost(format!("token {:?} has no session", self.facts.label))),
+        };
+        match answer {
+            Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
+            Err(Error::Pkcs11(rv, _)) if pin_refused(rv) => {
+                let text = format!(
+                    "token {:?} answered {} to the PIN in {}; it is not tried again until the next reload or restart",
+                    self.facts.label,
+                    name(rv),
+                    pin_source.display()
+                );
+                tracing::error!(token = self.facts.label, "{text}");
+                login.refused = Some(text.clone());
+                Err(SignError::Locked(text))
+            }
+            Err(e) => {
+                if let Some(anchor) = &mut login.anchor {
+                    anchor.after(&e);
+                }
+                Err(self.error(&e))
+            }
+        }
+    }
+}

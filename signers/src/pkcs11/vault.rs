@@ -1,0 +1,183 @@
+//! Creating tokens and keys, and reading back what became of them: what only the ceremony and `doctor` do. It needs sessions that may write.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cryptoki::mechanism::Mechanism;
+use cryptoki::object::{Attribute, AttributeType};
+use cryptoki::session::{Session, UserType};
+use cryptoki::slot::Slot;
+use secrecy::SecretString;
+
+use super::error::sign_error;
+use super::key::{Attributes, P256_PARAMS, P384_PARAMS, Pkcs11Device, Wanted, private_keys, public_key, public_keys};
+use super::module::{Module, facts};
+use super::token::{Access, OpenSession, Token};
+use crate::{Device, KeyFacts, KeyKind, KeyUri, Pkcs11Uri, SignError, TokenFacts, Vault};
+
+/// One token, open for creating and describing keys.
+pub struct Pkcs11Vault {
+    module: Arc<Module>,
+    slot: Slot,
+    token: Arc<Token>,
+    session: OpenSession,
+}
+
+/// Opens the token that `uri` names, logged in, with a session that may write. That is an operator's act: a PIN that was refused before gets
+/// one more try.
+pub fn open_vault(uri: &KeyUri) -> Result<Pkcs11Vault, SignError> {
+    let uri = pkcs11(uri)?;
+    let module = Module::load(&uri.module_path)?;
+    let (slot, token) = module.token(uri)?;
+    token.forget_refusal();
+    let session = token.session(&module, slot, uri.pin_source.as_deref(), Access::ReadWrite)?;
+    Ok(Pkcs11Vault { module, slot, token, session })
+}
+
+/// The initialised tokens of a library.
+pub fn list_tokens(module: &Path) -> Result<Vec<TokenFacts>, SignError> {
+    Ok(Module::load(module)?.slots()?.iter().map(|(_, info)| facts(info)).collect())
+}
+
+/// Initialises a token in a slot whose token never was (SoftHSM always offers one) and sets the user's PIN. A token of that label that exists
+/// is never touched.
+pub fn init_token(module: &Path, label: &str, so_pin: &SecretString, user_pin: &SecretString) -> Result<TokenFacts, SignError> {
+    if label.is_empty() || label.len() > 32 || label.trim_end() != label {
+        return Err(SignError::Rejected(format!("{label:?} cannot be a token's label: it must have 1 to 32 bytes and not end in a blank")));
+    }
+    let module = Module::load(module)?;
+    let slots = module.all_slots()?;
+    if slots.iter().any(|(_, info)| info.token_initialized() && info.label() == label) {
+        return Err(SignError::Rejected(format!("a token with the label {label:?} exists already and is never initialised again")));
+    }
+    let Some((slot, _)) = slots.into_iter().find(|(_, info)| !info.token_initialized()) else {
+        return Err(SignError::Rejected(format!("there is no slot with an uninitialised token for {label:?}")));
+    };
+    let what = format!("initialising the token {label:?}");
+    let in_token = || -> Result<TokenFacts, cryptoki::error::Error> {
+        module.context.init_token(slot, so_pin, label)?;
+        let session = OpenSession::open(&module, slot, Access::ReadWrite)?;
+        session.get()?.login(UserType::So, Some(so_pin))?;
+        session.get()?.init_pin(user_pin)?;
+        session.get()?.logout()?;
+        Ok(facts(&module.context.get_token_info(slot)?))
+    };
+    in_token().map_err(|e| sign_error(&what, &e))
+}
+
+fn pkcs11(uri: &KeyUri) -> Result<&Pkcs11Uri, SignError> {
+    match uri {
+        KeyUri::Pkcs11(uri) => Ok(uri),
+        KeyUri::File(_) => Err(SignError::Rejected(format!("{uri} is not in a PKCS#11 token"))),
+    }
+}
+
+impl Pkcs11Vault {
+    /// The attributes of `uri`, once it is sure that it names this token.
+    fn here<'a>(&self, uri: &'a KeyUri) -> Result<&'a Pkcs11Uri, SignError> {
+        let uri = pkcs11(uri)?;
+        let (_, token) = Module::load(&uri.module_path)?.token(uri)?;
+        if token.facts != self.token.facts {
+            return Err(SignError::Rejected(format!("{uri} names another token than {:?}", self.token.facts.label)));
+        }
+        Ok(uri)
+    }
+
+    fn raw(&self) -> Result<&Session, SignError> {
+        self.session.get().map_err(|e| self.token.error(&e))
+    }
+
+    fn read_facts(&self, key: cryptoki::object::ObjectHandle, uri: &Pkcs11Uri) -> Result<KeyFacts, SignError> {
+        let name = uri.to_string();
+        let read = Attributes::of(self.raw()?, key).map_err(|e| sign_error(&name, &e))?;
+        let is = |attribute| read.flag(attribute) == Some(true);
+        Ok(KeyFacts {
+            public_key: public_key(self.raw()?, &read).map_err(|e| e.into_sign_error(&name))?,
+            id: read.id().to_vec(),
+            label: read.label(),
+            sensitive: is(AttributeType::Sensitive) && is(AttributeType::AlwaysSensitive),
+            never_extractable: read.flag(AttributeType::Extractable) == Some(false) && is(AttributeType::NeverExtractable),
+            local: is(AttributeType::Local),
+        })
+    }
+}
+
+impl Vault for Pkcs11Vault {
+    fn token(&self) -> Result<TokenFacts, SignError> {
+        Ok(self.token.facts.clone())
+    }
+
+    fn describe(&mut self, uri: &KeyUri) -> Result<Option<KeyFacts>, SignError> {
+        let uri = self.here(uri)?;
+        let wanted = Wanted { id: uri.id.as_deref(), label: uri.object.as_deref() };
+        match private_keys(self.raw()?, wanted).map_err(|e| self.token.error(&e))?[..] {
+            [] => Ok(None),
+            [key] => self.read_facts(key, uri).map(Some),
+            [_, _, ..] => Err(SignError::Rejected(format!("the token holds more than one private key that {uri} names: add id=…"))),
+        }
+    }
+
+    fn generate(&mut self, uri: &KeyUri, kind: KeyKind) -> Result<KeyFacts, SignError> {
+        let uri = self.here(uri)?;
+        let Some(label) = &uri.object else {
+            return Err(SignError::Rejected(format!("{uri} gives the new key no label: add object=…")));
+        };
+        let id = match &uri.id {
+            Some(id) => id.clone(),
+            None => random_id()?,
+        };
+        let session = self.raw()?;
+        for wanted in [Wanted { id: None, label: Some(label) }, Wanted { id: Some(&id), label: None }] {
+            let private = private_keys(session, wanted).map_err(|e| self.token.error(&e))?;
+            let public = public_keys(session, wanted).map_err(|e| self.token.error(&e))?;
+            if !private.is_empty() || !public.is_empty() {
+                return Err(SignError::Rejected(format!("the token holds a key that {uri} names already; it is never overwritten")));
+            }
+        }
+        let (mechanism, parameters) = match kind.modulus_bits() {
+            Some(bits) => (
+                Mechanism::RsaPkcsKeyPairGen,
+                vec![Attribute::ModulusBits(u64::from(bits).into()), Attribute::PublicExponent(vec![1, 0, 1])],
+            ),
+            None if kind == KeyKind::P384 => (Mechanism::EccKeyPairGen, vec![Attribute::EcParams(P384_PARAMS.to_vec())]),
+            None => (Mechanism::EccKeyPairGen, vec![Attribute::EcParams(P256_PARAMS.to_vec())]),
+        };
+        let names = [Attribute::Id(id), Attribute::Label(label.as_bytes().to_vec()), Attribute::Token(true)];
+        let public = [&names[..], &PUBLIC_USES, &parameters].concat();
+        let private = [&names[..], &PRIVATE_USES].concat();
+        let generated = session.generate_key_pair(&mechanism, &public, &private);
+        let (_, key) = generated.map_err(|e| sign_error(&format!("generating a {kind} key in token {:?}", self.token.facts.label), &e))?;
+        self.read_facts(key, uri)
+    }
+
+    fn open(&mut self, uri: &KeyUri) -> Result<Box<dyn Device>, SignError> {
+        let uri = self.here(uri)?;
+        let session = self.token.session(&self.module, self.slot, uri.pin_source.as_deref(), Access::ReadOnly)?;
+        Ok(Box::new(Pkcs11Device::find(&self.module, self.slot, session, uri, None)?))
+    }
+}
+
+const PUBLIC_USES: [Attribute; 5] = [
+    Attribute::Private(false),
+    Attribute::Verify(true),
+    Attribute::Encrypt(false),
+    Attribute::Wrap(false),
+    Attribute::VerifyRecover(false),
+];
+
+const PRIVATE_USES: [Attribute; 8] = [
+    Attribute::Private(true),
+    Attribute::Sensitive(true),
+    Attribute::Extractable(false),
+    Attribute::Sign(true),
+    Attribute::SignRecover(false),
+    Attribute::Decrypt(false),
+    Attribute::Unwrap(false),
+    Attribute::Derive(false),
+];
+
+fn random_id() -> Result<Vec<u8>, SignError> {
+    let mut id = vec![0; 16];
+    getrandom::fill(&mut id).map_err(|e| SignError::Rejected(format!("the system has no random numbers: {e}")))?;
+    Ok(id)
+}

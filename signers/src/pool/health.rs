@@ -1,0 +1,65 @@
+//! What a pool tells of itself when asked.
+
+use super::state::{Seat, Shared};
+
+/// Whether a pool can sign now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HealthState {
+    /// At least one thread has a session and is not stuck.
+    Ready,
+    /// Every thread with a session is inside a device call that is past its deadline.
+    Stuck,
+    /// No thread has a session; reopening is tried again and again.
+    Lost,
+    /// No thread has a session, because the token refused the PIN; nothing is tried until `retry_login` or a restart.
+    Locked,
+    /// It has been stopped.
+    Stopped,
+}
+
+/// How a pool is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Whether it can sign now.
+    pub state: HealthState,
+    /// Threads, with a session or without.
+    pub threads: usize,
+    /// Threads that have a session.
+    pub open: usize,
+    /// Threads whose device call is past its deadline and has not returned.
+    pub stuck: usize,
+    /// Jobs that wait.
+    pub queued: usize,
+    /// One sentence for people.
+    pub detail: String,
+}
+
+impl Health {
+    /// Whether it can sign now.
+    pub fn is_ready(&self) -> bool {
+        self.state == HealthState::Ready
+    }
+}
+
+impl Shared {
+    pub(super) fn health(&self) -> Health {
+        let stuck = self.stuck_now();
+        let state = self.lock();
+        let threads = self.seats();
+        let open = state.seats.iter().filter(|seat| **seat == Seat::Serving).count();
+        let trouble = || state.trouble.as_ref().map_or_else(|| "no session is open yet".to_owned(), ToString::to_string);
+        let (health, detail) = if state.closed {
+            (HealthState::Stopped, "stopped".to_owned())
+        } else if open > stuck {
+            let kind = if self.source.uri().is_file() { "; the key is a PEM file, not in a device" } else { "" };
+            (HealthState::Ready, format!("{open} of {threads} sessions open, {stuck} stuck{kind}"))
+        } else if stuck > 0 {
+            (HealthState::Stuck, format!("all {stuck} open sessions are stuck inside the device"))
+        } else if state.locked {
+            (HealthState::Locked, trouble())
+        } else {
+            (HealthState::Lost, trouble())
+        };
+        Health { state: health, threads, open, stuck, queued: state.jobs.len(), detail }
+    }
+}

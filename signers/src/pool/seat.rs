@@ -1,0 +1,193 @@
+//! One thread with one session: takes jobs, signs, and gets itself a new session when the old one is lost.
+//!
+//! The first reopening happens at once and unseen by callers; the same bytes are tried once more, if the device made nothing of them. When
+//! that fails the thread joins those who wait for the device to return (`Shared::turn_to_probe`).
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use super::job::Queued;
+use super::state::{Seat, Shared, Wake};
+use crate::{Device, Failure, SignError};
+
+type Session = Box<dyn Device>;
+
+/// The life of a thread. `device` is `None` where it has to open its own.
+pub(super) fn run(shared: &Shared, seat: usize, device: Option<Session>) {
+    let mut first = device;
+    let mut was_lost = false;
+    // A panic inside a device library's wrapper costs one job and one session, not the thread.
+    while catch_unwind(AssertUnwindSafe(|| live(shared, seat, first.take(), was_lost))).is_err() {
+        shared.leave(seat);
+        shared.lost(seat, &SignError::Lost("the signer thread failed".into()));
+        was_lost = true;
+    }
+    shared.set(seat, Seat::Ended);
+}
+
+fn live(shared: &Shared, seat: usize, first: Option<Session>, mut was_lost: bool) {
+    let mut device = first;
+    loop {
+        let Some(session) = device.take() else {
+            match reopen(shared, seat) {
+                Some(session) => device = Some(session),
+                None => return,
+            }
+            if was_lost {
+                tracing::info!(uri = %shared.source.uri(), seat, "a session was opened again");
+                shared.options.observer.reopened();
+            }
+            continue;
+        };
+        was_lost = true;
+        device = match shared.next() {
+            Wake::Stop => return,
+            Wake::Job(job) => serve(shared, seat, session, job),
+            Wake::Idle => check(shared, seat, session),
+        };
+    }
+}
+
+/// Waits for its turn, tries, and so on until there is a session or the pool is closed.
+fn reopen(shared: &Shared, seat: usize) -> Option<Session> {
+    loop {
+        if shared.turn_to_probe()? {
+            shared.source.forget_refused_pin();
+        }
+        // A panic here would leave the turn taken for ever.
+        let opened = catch_unwind(AssertUnwindSafe(|| shared.source.open()));
+        match opened.unwrap_or_else(|_| Err(SignError::Lost("opening the device failed".into()))) {
+            Ok(session) => {
+                shared.probed(seat, Ok(()));
+                return Some(session);
+            }
+            Err(error) => {
+                tracing::warn!(uri = %shared.source.uri(), seat, %error, "the device could not be opened");
+                shared.probed(seat, Err(&error));
+            }
+        }
+    }
+}
+
+fn check(shared: &Shared, seat: usize, mut session: Session) -> Option<Session> {
+    match session.check() {
+        Ok(()) => Some(session),
+        Err(error) => {
+            tracing::warn!(uri = %shared.source.uri(), seat, %error, "an idle session was lost");
+            drop(session);
+            renew(shared, seat).ok()
+        }
+    }
+}
+
+/// The first reopening after a loss: at once, and jobs meanwhile wait for it.
+fn renew(shared: &Shared, seat: usize) -> Result<Session, SignError> {
+    shared.set(seat, Seat::Renewing);
+    match shared.source.open() {
+        Ok(session) => {
+            shared.set(seat, Seat::Serving);
+            tracing::info!(uri = %shared.source.uri(), seat, "a session was opened again");
+            shared.options.observer.reopened();
+            Ok(session)
+        }
+        Err(error) => {
+            tracing::warn!(uri = %shared.source.uri(), seat, %error, "the device is lost");
+            shared.lost(seat, &error);
+            Err(error)
+        }
+    }
+}
+
+/// Ends one job. What comes back is the session, unless it was lost.
+fn serve(shared: &Shared, seat: usize, mut session: Session, job: Queued) -> Option<Session> {
+    shared.options.observer.waited(job.since.elapsed());
+    match attempt(shared, seat, &mut session, &job) {
+        Attempt::Dropped => Some(session),
+        Attempt::Late => {
+            job.fail_late();
+            Some(session)
+        }
+        Attempt::Signed(signature) => {
+            job.succeed(signature);
+            Some(session)
+        }
+        Attempt::Failed(error @ SignError::Lost(_), failure) => {
+            drop(session);
+            if failure.worth_a_retry {
+                return retry(shared, seat, job);
+            }
+            job.fail(error);
+            renew(shared, seat).ok()
+        }
+        Attempt::Failed(error, _) => {
+            job.fail(error);
+            Some(session)
+        }
+    }
+}
+
+/// The same bytes once more, on a new session.
+fn retry(shared: &Shared, seat: usize, job: Queued) -> Option<Session> {
+    let mut session = match renew(shared, seat) {
+        Ok(session) => session,
+        Err(error) => {
+            job.fail(error);
+            return None;
+        }
+    };
+    match attempt(shared, seat, &mut session, &job) {
+        Attempt::Dropped => Some(session),
+        Attempt::Late => {
+            job.fail_late();
+            Some(session)
+        }
+        Attempt::Signed(signature) => {
+            job.succeed(signature);
+            Some(session)
+        }
+        Attempt::Failed(error, _) => {
+            let lost = matches!(error, SignError::Lost(_));
+            job.fail(error.clone());
+            if lost {
+                drop(session);
+                // Lost twice in a row: no hurry any more.
+                shared.lost(seat, &error);
+                return None;
+            }
+            Some(session)
+        }
+    }
+}
+
+enum Attempt {
+    /// Its caller has given up.
+    Dropped,
+    /// Its deadline has passed.
+    Late,
+    Signed(Vec<u8>),
+    Failed(SignError, Failure),
+}
+
+fn attempt(shared: &Shared, seat: usize, session: &mut Session, job: &Queued) -> Attempt {
+    let begun = Instant::now();
+    if begun >= job.job.deadline {
+        return Attempt::Late;
+    }
+    if !job.enter_device() {
+        return Attempt::Dropped;
+    }
+    shared.enter(seat, job.job.deadline);
+    let result = session.sign(&job.job.message);
+    shared.leave(seat);
+    shared.options.observer.signed(job.job.purpose, begun.elapsed(), result.is_ok());
+    match result {
+        Ok(signature) => Attempt::Signed(signature),
+        Err(error) => {
+            let failure = session.last_failure();
+            if !failure.may_have_signed {
+                job.leave_device_unsigned();
+            }
+            Attempt::Failed(error, failure)
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Where a pool's sessions come from: one key URI, opened again and again, always compared with the first key.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use crate::file::FileDevice;
+use crate::{Device, KeyUri, PublicKey, SignError, pkcs11};
+
+/// A key that can be opened any number of times.
+pub(super) struct Source {
+    uri: KeyUri,
+    known: Mutex<Known>,
+}
+
+/// What must be the same at every opening.
+#[derive(Clone, Default)]
+struct Known {
+    public_key: Option<PublicKey>,
+    id: Option<Vec<u8>>,
+}
+
+impl Source {
+    pub(super) fn new(uri: KeyUri, expected: Option<PublicKey>) -> Self {
+        Self { uri, known: Mutex::new(Known { public_key: expected, id: None }) }
+    }
+
+    pub(super) fn uri(&self) -> &KeyUri {
+        &self.uri
+    }
+
+    /// One more session with the key. A key other than the known one is `Rejected`.
+    pub(super) fn open(&self) -> Result<Box<dyn Device>, SignError> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (device, id): (Box<dyn Device>, _) = match &self.uri {
+            KeyUri::Pkcs11(uri) => {
+                let device = pkcs11::open_device(uri, known.id.as_deref())?;
+                let id = device.id().to_vec();
+                (Box::new(device), Some(id))
+            }
+            KeyUri::File(path) => (Box::new(FileDevice::open(path)?), None),
+        };
+        let found = device.public_key();
+        if let Some(expected) = known.public_key.as_ref().filter(|expected| *expected != found) {
+            return Err(SignError::Rejected(format!(
+                "{} is another key than expected: it has the fingerprint {} ({}), expected was {} ({})",
+                self.uri,
+                found.fingerprint(),
+                found.algorithm(),
+                expected.fingerprint(),
+                expected.algorithm()
+            )));
+        }
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Known { public_key: Some(found.clone()), id };
+        Ok(device)
+    }
+
+    /// An operator's act: lets one more login be tried.
+    pub(super) fn forget_refused_pin(&self) {
+        if let KeyUri::Pkcs11(uri) = &self.uri {
+            pkcs11::forget_refused_pin(uri);
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Files that hold a secret: PINs and PEM keys. A secret that others can read is refused before it is read, and what was read is zeroised.
+//! Errors name the file and the remedy, never a byte of its content.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use secrecy::SecretString;
+use zeroize::Zeroizing;
+
+use crate::SignError;
+
+/// Far above any PIN or PEM key; keeps a mistaken path from filling memory.
+const LARGEST: u64 = 64 * 1024;
+
+/// One sentence with the file and the remedy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct SecretFileError(String);
+
+impl From<SecretFileError> for SignError {
+    fn from(error: SecretFileError) -> Self {
+        SignError::Rejected(error.0)
+    }
+}
+
+/// Reads a PIN: UTF-8, one newline at its end is dropped. The file must be a regular one that neither group nor others can touch.
+pub fn read_pin(path: &Path) -> Result<SecretString, SecretFileError> {
+    let bytes = read(path, "PIN file")?;
+    let pin = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+    let pin = pin.strip_suffix(b"\r").unwrap_or(pin);
+    match std::str::from_utf8(pin) {
+        Ok("") => Err(SecretFileError(format!("PIN file {}: is empty; write the PIN into it", path.display()))),
+        Ok(pin) if pin.contains('\0') => {
+            Err(SecretFileError(format!("PIN file {}: holds a NUL byte; write only the PIN into it", path.display())))
+        }
+        Ok(pin) => Ok(SecretString::from(pin)),
+        Err(_) => Err(SecretFileError(format!("PIN file {}: is not UTF-8; write only the PIN into it", path.display()))),
+    }
+}
+
+/// What `read_pin` would say, without keeping the PIN.
+pub fn check_pin_file(path: &Path) -> Result<(), SecretFileError> {
+    read_pin(path).map(drop)
+}
+
+/// The whole content; `what` begins the sentence of an error.
+pub(crate) fn read(path: &Path, what: &str) -> Result<Zeroizing<Vec<u8>>, SecretFileError> {
+    let fail = |text: String| SecretFileError(format!("{what} {}: {text}", path.display()));
+    // Asked by path first, because opening a FIFO would block.
+    let seen = fs::metadata(path).map_err(|e| fail(format!("cannot be read: {e}")))?;
+    if !seen.is_file() {
+        return Err(fail("is not a regular file".into()));
+    }
+    let mut file = File::open(path).map_err(|e| fail(format!("cannot be read: {e}")))?;
+    let opened = file.metadata().map_err(|e| fail(format!("cannot be read: {e}")))?;
+    if !opened.is_file() {
+        return Err(fail("is not a regular file".into()));
+    }
+    if opened.mode() & 0o077 != 0 {
+        return Err(fail(format!("others can read it (mode {:04o}); run: chmod 600 {}", opened.mode() & 0o7777, path.display())));
+    }
+    if opened.len() > LARGEST {
+        return Err(fail(format!("is larger than {LARGEST} bytes")));
+    }
+    // Room for one byte more than may be there: the buffer never moves, so no copy stays behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(LARGEST as usize + 1));
+    file.by_ref().take(LARGEST).read_to_end(&mut bytes).map_err(|e| fail(format!("cannot be read: {e}")))?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use secrecy::ExposeSecret;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn pin_file(content: &[u8], mode: u32) -> (tempfile::TempDir, std::path::PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pin");
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        (dir, path)
+    }
+
+    #[test]
+    fn one_newline_at_the_end_is_not_part_of_the_pin() {
+        for (content, pin) in [("1234", "1234"), ("1234\n", "1234"), ("1234\r\n", "1234"), (" 12 34 \n", " 12 34 "), ("1234\n\n", "1234\n")]
+        {
+            let (_dir, path) = pin_file(content.as_bytes(), 0o600);
+            assert_eq!(read_pin(&path).unwrap().expose_secret(), pin);
+            check_pin_file(&path).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_pin_that_others_can_read_is_refused_with_the_remedy() {
+        for mode in [0o640, 0o604, 0o660, 0o610, 0o777] {
+            let (_dir, path) = pin_file(b"canary", mode);
+            let error = read_pin(&path).unwrap_err().to_string();
+            assert!(error.contains(&format!("chmod 600 {}", path.display())), "{error}");
+            assert!(!error.contains("canary"));
+        }
+    }
+
+    #[test]
+    fn what_is_no_pin_is_refused() {
+        for content in [&b""[..], b"\n", b"\xff\xfe", b"12\x0034", &[b'1'; 70_000]] {
+            let (_dir, path) = pin_file(content, 0o600);
+            let error = read_pin(&path).unwrap_err().to_string();
+            assert!(error.contains("PIN file") && error.contains("pin"), "{error}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        assert!(read_pin(dir.path()).unwrap_err().to_string().contains("regular file"));
+        assert!(read_pin(&dir.path().join("none")).unwrap_err().to_string().contains("cannot be read"));
+    }
+}
