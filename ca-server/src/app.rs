@@ -73,7 +73,7 @@ pub struct Server {
 impl Server {
     /// Opens everything and serves. Ports first, so that a taken one costs nothing; the ledger's lock before any device.
     pub async fn start(config: Config, options: Options) -> Result<Self, Exit> {
-        raise_file_limit();
+        set_process_limits();
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
@@ -250,10 +250,13 @@ fn signals(kind: SignalKind) -> Result<Signal, Exit> {
     signal(kind).map_err(|error| Exit::missing(format_args!("cannot watch for signals: {error}")))
 }
 
-/// Twenty thousand connections need as many files.
-fn raise_file_limit() {
+/// Twenty thousand connections need as many files; a core file would hold PINs and tokens.
+fn set_process_limits() {
+    if let Err(error) = rlimit::setrlimit(rlimit::Resource::CORE, 0, 0) {
+        tracing::warn!(%error, "core files cannot be switched off");
+    }
     match rlimit::increase_nofile_limit(u64::MAX) {
-        Ok(limit) if limit < tls::MAX_CONNECTIONS as u64 + 1000 => {
+        Ok(limit) if limit < tls::MAX_CONNECTIONS as u64 => {
             tracing::warn!(limit, "the hard limit on open files is below what {} connections need", tls::MAX_CONNECTIONS);
         }
         Ok(_) => {}

@@ -149,6 +149,11 @@ impl TestCa {
         command
     }
 
+    /// One more argument of `serve`, from the next start on.
+    pub fn add_argument(&mut self, argument: &str) {
+        self.setup.arguments.push(argument.to_owned());
+    }
+
     /// Starts the process (again) and waits until it is ready.
     pub async fn restart(&mut self) {
         self.spawn();

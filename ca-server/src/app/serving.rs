@@ -17,7 +17,7 @@ use crate::timestamp::Timestamp;
 use crate::x509::subject_key::SubjectKey;
 
 /// The wall clock may jump, so the half life is compared with it this often.
-const LOOK_EVERY: Duration = Duration::from_secs(15);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 /// NotAfter of the certificate in force, for readiness.

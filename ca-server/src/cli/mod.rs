@@ -1,6 +1,7 @@
 //! The command line: one file a verb. A verb returns `Exit`, whose code says who must act (0 done, 1 the answer is no,
 //! 2 usage or config, 3 something is missing or taken) and whose text is one clear sentence.
 
+pub mod audit;
 pub mod ceremony;
 pub mod check_config;
 pub mod environment;
@@ -13,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::config::Config;
 
 /// Why a verb ends without success: the exit status and one sentence for the operator.
 #[derive(Debug)]
@@ -77,6 +80,8 @@ enum Verb {
     Ceremony(ceremony::Args),
     /// Ask an Istio CA for a certificate, or for many
     Request(Box<request::Args>),
+    /// Read and check the ledger, also while the daemon runs
+    Audit(audit::AuditArgs),
     /// Check the config and every file that it names
     CheckConfig,
 }
@@ -100,6 +105,7 @@ fn run(line: CommandLine) -> Result<(), Exit> {
         Verb::Quickstart(args) => quickstart::run(&args),
         Verb::Ceremony(args) => ceremony::run(&args),
         Verb::Request(args) => request::run(&args, &config),
+        Verb::Audit(args) => audit::run(args, &Config::ledger_of(&config).map_err(Exit::config)?),
         Verb::CheckConfig => check_config::run(&config),
     }
 }

@@ -4,6 +4,7 @@ pub mod ca_template;
 pub mod chain;
 pub mod csr;
 mod encode;
+pub mod lint;
 pub mod pem;
 mod serial;
 pub mod subject_key;

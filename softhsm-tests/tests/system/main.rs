@@ -3,10 +3,16 @@
 #![allow(clippy::disallowed_methods, reason = "tests choose times around the real clock")]
 
 mod authentication;
+mod bad_input;
 mod chain;
 mod client_certificate;
+mod clocks;
+mod config;
+mod crash;
 mod csr;
 mod lifetime;
 mod metadata;
 mod operations;
+mod quickstart;
+mod secrets;
 mod seen;

@@ -142,7 +142,7 @@ fn text(e: &mut Out<'_>, text: Option<&str>) -> Written {
 /// Why bytes are no body of this format.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct BadBody(String);
+pub struct BadBody(String);
 
 impl From<minicbor::decode::Error> for BadBody {
     fn from(error: minicbor::decode::Error) -> Self {

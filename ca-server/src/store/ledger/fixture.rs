@@ -1,6 +1,6 @@
 //! What the tests of the ledger stand on: a real issuer, real certificates by an independent encoder, and a clock that is told.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,10 +10,15 @@ use rcgen::{
     KeyUsagePurpose, SanType, SerialNumber,
 };
 
-use super::body::sha256;
-use super::event::{Event, Intent, Proof};
+use sqlx::{Connection, Executor, SqliteConnection};
+
+use super::body::{decode, sha256};
+use super::event::{Event, Group, Intent, Proof, StoredRow};
 use super::open_intent::{NotOpened, Recorded};
 use super::options::{LedgerOptions, LedgerStartError, StartFact, Unobserved};
+use super::query::LedgerReader;
+use super::sqlite::Database;
+use super::verify::Report;
 use super::{Ledger, gone};
 use crate::clock::Clock;
 use crate::evidence::{Credential, Evidence, Pod, RequestId};
@@ -123,6 +128,10 @@ fn take_apart(der: &[u8]) -> (Vec<u8>, Vec<u8>) {
 }
 
 impl Made {
+    pub(super) fn sha256(&self) -> [u8; 32] {
+        sha256(&self.der)
+    }
+
     pub(super) fn intent(&self) -> Intent {
         Intent {
             purpose: "leaf".into(),
@@ -180,14 +189,120 @@ impl Ledger {
 impl Recorded<Made> {
     /// Closes it as issued.
     pub(super) async fn issue(self) -> Result<(), Refusal> {
-        let event = Event::Issued { intent: self.intent(), signature: self.draft.signature.clone(), certificate: sha256(&self.draft.der) };
+        let event = Event::Issued { intent: self.intent(), signature: self.draft.signature.clone(), certificate: self.draft.sha256() };
+        self.close_as(event).await
+    }
+
+    /// Closes it as something else.
+    pub(super) async fn close_as(self, event: Event) -> Result<(), Refusal> {
         self.intent.close(event).await.unwrap_or_else(|_| Err(gone()))
     }
-}
 
-impl Recorded<Made> {
     /// Keeps the call's answer: what a caller does who waits.
     pub(super) fn issue_later(self) -> tokio::task::JoinHandle<Result<(), Refusal>> {
         tokio::spawn(self.issue())
+    }
+}
+
+/// A ledger's directory, an issuer and a clock.
+pub(super) struct World {
+    _dir: tempfile::TempDir,
+    pub(super) path: PathBuf,
+    pub(super) ca: Ca,
+    pub(super) hands: Hands,
+}
+
+impl World {
+    pub(super) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self { path: dir.path().join("ledger.db"), _dir: dir, ca: Ca::new(), hands: Hands::at(NOON) }
+    }
+
+    pub(super) async fn start(&self) -> Ledger {
+        start(&self.path, &self.ca, &self.hands).await.unwrap()
+    }
+
+    pub(super) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        tokio::runtime::Runtime::new().unwrap().block_on(future)
+    }
+
+    pub(super) fn make(&self, ledger: &Ledger) -> Made {
+        self.ca.make(ledger.period(self.hands.now()), self.hands.now())
+    }
+
+    pub(super) fn make_now(&self) -> Made {
+        self.ca.make(self.hands.now().period(), self.hands.now())
+    }
+
+    pub(super) async fn open(&self, ledger: &Ledger) -> Recorded<Made> {
+        ledger.open_made(self.make(ledger)).await.unwrap()
+    }
+
+    pub(super) async fn issue(&self, ledger: &Ledger) {
+        self.open(ledger).await.issue().await.unwrap();
+    }
+
+    pub(super) async fn until(&self, what: &str, holds: impl Fn() -> bool) {
+        let wait = async {
+            while !holds() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap_or_else(|_| panic!("not within 10 s: {what}"));
+    }
+
+    pub(super) async fn recovers(&self, ledger: &Ledger) {
+        self.until("the ledger accepts", || ledger.accepting(self.hands.now()).is_ok()).await;
+    }
+
+    pub(super) async fn goes_down(&self, ledger: &Ledger) {
+        self.until("the ledger is down", || ledger.accepting(self.hands.now()).is_err()).await;
+    }
+
+    /// Runs SQL as some other process would.
+    pub(super) async fn execute(&self, sql: &str) -> sqlx::Result<()> {
+        let mut connection = SqliteConnection::connect(self.path.to_str().unwrap()).await?;
+        connection.execute(sqlx::AssertSqlSafe(sql)).await?;
+        connection.close().await
+    }
+
+    /// All rows in the order of their writing.
+    pub(super) async fn rows(&self) -> Vec<StoredRow> {
+        let mut database = Database::reader(&self.path).await.unwrap();
+        database.in_order_of_writing().await.unwrap()
+    }
+
+    pub(super) async fn kinds(&self) -> Vec<String> {
+        self.rows().await.into_iter().map(|row| row.kind).collect()
+    }
+
+    pub(super) async fn kinds_of_last_chain(&self) -> Vec<String> {
+        let rows = self.rows().await;
+        let last = rows.last().unwrap().chain.clone();
+        rows.into_iter().filter(|row| row.chain == last).map(|row| row.kind).collect()
+    }
+
+    pub(super) async fn events(&self) -> Vec<Event> {
+        self.rows().await.iter().map(|row| decode(&row.body).unwrap().1).collect()
+    }
+
+    pub(super) async fn groups(&self) -> Vec<Group> {
+        self.events()
+            .await
+            .into_iter()
+            .filter_map(|event| if let Event::RefusedGroup(group) = event { Some(group) } else { None })
+            .collect()
+    }
+
+    /// The report of `verify`, which must have nothing to say against the ledger.
+    pub(super) async fn holds(&self) -> Report {
+        let report = LedgerReader::open(&self.path).await.unwrap().verify(|_, _| {}).await.unwrap();
+        assert_eq!(report.broken, []);
+        report
+    }
+
+    pub(super) async fn findings(&self) -> Vec<String> {
+        let report = LedgerReader::open(&self.path).await.unwrap().verify(|_, _| {}).await.unwrap();
+        report.broken.into_iter().map(|broken| format!("{}: {}", broken.row, broken.what)).collect()
     }
 }

@@ -8,14 +8,18 @@ mod begin;
 mod body;
 mod chain;
 pub mod event;
+mod export;
+mod issuance;
 mod lock;
 mod open_intent;
 mod options;
+mod query;
 mod recovery;
 mod refusals;
 mod sqlite;
 mod status;
 mod survey;
+mod verify;
 mod writer;
 
 #[cfg(test)]
@@ -28,8 +32,11 @@ use std::sync::Arc;
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+pub use body::BadBody;
 pub use open_intent::{Issued, NotOpened, Recorded, Signed, Unsigned};
 pub use options::{LedgerHealth, LedgerObserver, LedgerOptions, LedgerStartError, StartFact, Unobserved};
+pub use query::{Entry, LedgerReader, ReadError};
+pub use verify::{Broken, Report};
 
 use self::batch::{Answer, Item, NotFiled, Work};
 use self::begin::{Begun, begin};

@@ -27,6 +27,7 @@ impl Writer {
                 durable
             }
             Err(second) => {
+                tracing::warn!(error = %second, "the ledger cannot be read back");
                 if let Some(unsettled) = &mut self.unsettled {
                     unsettled.withhold(&refusal);
                 }
@@ -39,9 +40,8 @@ impl Writer {
     /// Tries to be up again: reads back, then records what was kept, or finds out by a harmless write that rows would be taken.
     pub(super) async fn attempt(&mut self) {
         let down = Refusal::new(Reason::LedgerDown, "the ledger is down");
-        if self.database.is_none()
-            && let Err(error) = self.read_back(&down).await
-        {
+        self.disconnect().await;
+        if let Err(error) = self.read_back(&down).await {
             return self.go_down(&error);
         }
         if matches!(*self.status.state(), State::WentBack(_)) {

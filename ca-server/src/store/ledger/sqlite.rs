@@ -1,7 +1,8 @@
 //! The ledger's SQL on SQLite, all of it. What goes in and out are rows; what they mean is decided elsewhere, so that another
 //! database needs another file like this and nothing more.
 
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
@@ -33,6 +34,9 @@ const COLUMNS: usize = 11;
 #[derive(Debug)]
 pub(super) struct Database {
     connection: SqliteConnection,
+    path: PathBuf,
+    /// Device and inode of the file that was opened.
+    file: Option<(u64, u64)>,
 }
 
 /// Why the schema is not the one that this program writes.
@@ -73,8 +77,10 @@ impl Database {
     }
 
     async fn connect(options: SqliteConnectOptions) -> sqlx::Result<Self> {
+        let path = options.get_filename().to_owned();
         let connection = options.disable_statement_logging().connect().await?;
-        Ok(Self { connection })
+        let file = inode(&path);
+        Ok(Self { connection, path, file })
     }
 
     /// Brings the schema up to this program's; one that is ahead of it is refused.
@@ -95,13 +101,21 @@ impl Database {
     /// Commits all rows or none. One statement commits by itself; more stand in one transaction.
     pub(super) async fn insert(&mut self, rows: &[Row]) -> sqlx::Result<()> {
         if rows.len() <= ROWS_PER_STATEMENT {
-            return self.insert_statement(rows).await;
+            self.insert_statement(rows).await?;
+        } else {
+            self.execute("BEGIN IMMEDIATE").await?;
+            for chunk in rows.chunks(ROWS_PER_STATEMENT) {
+                self.insert_statement(chunk).await?;
+            }
+            self.execute("COMMIT").await?;
         }
-        self.execute("BEGIN IMMEDIATE").await?;
-        for chunk in rows.chunks(ROWS_PER_STATEMENT) {
-            self.insert_statement(chunk).await?;
-        }
-        self.execute("COMMIT").await
+        self.is_where_it_was()
+    }
+
+    /// A file that was removed or replaced still takes rows, which nobody would ever find: that is no commit.
+    fn is_where_it_was(&self) -> sqlx::Result<()> {
+        let same = self.file.is_some() && inode(&self.path) == self.file;
+        if same { Ok(()) } else { Err(std::io::Error::other("the database file was removed or replaced").into()) }
     }
 
     async fn insert_statement(&mut self, rows: &[Row]) -> sqlx::Result<()> {
@@ -118,7 +132,8 @@ impl Database {
 
     /// Whether a commit reaches the disk at present. Writes a number that means nothing, outside the ledger's table.
     pub(super) async fn probe(&mut self) -> sqlx::Result<()> {
-        self.execute("PRAGMA user_version = 1").await
+        self.execute("PRAGMA user_version = 1").await?;
+        self.is_where_it_was()
     }
 
     /// Begins a transaction; its first read fixes the snapshot that all later ones see.
@@ -201,6 +216,11 @@ impl Database {
         Ok(u64::try_from(count).unwrap_or(0))
     }
 
+    #[cfg(test)]
+    pub(super) async fn in_order_of_writing(&mut self) -> sqlx::Result<Vec<StoredRow>> {
+        self.rows(select("ORDER BY rowid"), SqliteArguments::default()).await
+    }
+
     async fn execute(&mut self, sql: &'static str) -> sqlx::Result<()> {
         self.connection.execute(sql).await.map(drop)
     }
@@ -214,6 +234,11 @@ impl Database {
     pub(super) async fn close(self) -> sqlx::Result<()> {
         self.connection.close().await
     }
+}
+
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
 fn select(rest: &str) -> String {

@@ -1,0 +1,8 @@
+//! The ledger's rules, each by its name.
+
+mod beginning;
+mod failing;
+mod format;
+mod reading;
+mod verifying;
+mod writing;

@@ -1,0 +1,282 @@
+//! What calls rely on while the ledger works.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::refusal::{Reason, Refusal};
+use crate::spiffe::SpiffeId;
+use crate::store::ledger::Ledger;
+use crate::store::ledger::event::Event;
+use crate::store::ledger::fixture::{Ca, IDENTITY, NOON, World, evidence, options, request};
+use crate::store::ledger::open_intent::NotOpened;
+use crate::store::ledger::options::LedgerObserver;
+
+#[tokio::test]
+async fn an_intent_and_its_outcome_are_two_rows_of_one_chain() {
+    let world = World::new();
+    let ledger = world.start().await;
+    world.issue(&ledger).await;
+    ledger.shutdown().await;
+    assert_eq!(world.kinds().await, ["start", "ceremony", "issuer", "intent", "issued", "end"]);
+    world.holds().await;
+}
+
+#[tokio::test]
+async fn an_intent_that_is_dropped_is_filed_unknown() {
+    let world = World::new();
+    let ledger = world.start().await;
+    drop(world.open(&ledger).await);
+    // The next intent's rows come after the dropped one's in the same chain.
+    world.issue(&ledger).await;
+    ledger.shutdown().await;
+    assert_eq!(world.kinds().await, ["start", "ceremony", "issuer", "intent", "unknown", "intent", "issued", "end"]);
+    world.holds().await;
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_while_its_intent_is_queued_leaves_none_open() {
+    let world = World::new();
+    let ledger = world.start().await;
+    for _ in 0..50 {
+        let call = tokio::spawn({
+            let (ledger, made) = (ledger.clone(), world.make(&ledger));
+            async move { ledger.open_made(made).await.map(drop) }
+        });
+        tokio::task::yield_now().await;
+        call.abort();
+    }
+    world.issue(&ledger).await;
+    ledger.shutdown().await;
+    let report = world.holds().await;
+    assert_eq!((report.open, report.intents), (0, report.issued + report.unknown));
+}
+
+#[tokio::test]
+async fn a_failed_or_unknown_intent_gives_its_refusal_back_when_it_is_recorded() {
+    let world = World::new();
+    let ledger = world.start().await;
+    for (refusal, unknown) in [(Reason::DeviceDown, false), (Reason::Deadline, true)] {
+        let recorded = world.open(&ledger).await;
+        let refusal = Refusal::new(refusal, "as told");
+        let unsigned = if unknown { recorded.unknown(refusal.clone()) } else { recorded.failed(refusal.clone()) };
+        assert_eq!(ledger.close(Err(unsigned)).await.unwrap_err().reason(), refusal.reason());
+    }
+    assert_eq!(world.kinds().await[3..], ["intent", "failed", "intent", "unknown"]);
+    ledger.shutdown().await;
+    world.holds().await;
+}
+
+#[tokio::test]
+async fn a_shutdown_files_what_is_open_and_ends_the_chain() {
+    let world = World::new();
+    let ledger = world.start().await;
+    let stuck = world.open(&ledger).await;
+    ledger.shutdown().await;
+    assert_eq!(world.kinds().await[3..], ["intent", "unknown", "end"]);
+    assert_eq!(stuck.issue().await.unwrap_err().reason(), Reason::Stopping, "a late certificate is withheld");
+    let refused = ledger.open_made(world.make(&ledger)).await;
+    assert!(matches!(refused, Err(NotOpened::Refused(refusal)) if refusal.reason() == Reason::Stopping));
+    world.holds().await;
+}
+
+#[tokio::test]
+async fn a_serial_is_never_recorded_twice() {
+    let world = World::new();
+    let ledger = world.start().await;
+    let made = world.make(&ledger);
+    ledger.open_made(made.clone()).await.unwrap().issue().await.unwrap();
+    assert!(matches!(ledger.open_made(made).await, Err(NotOpened::Refused(_))));
+    world.recovers(&ledger).await;
+    world.issue(&ledger).await;
+    ledger.shutdown().await;
+    world.holds().await;
+}
+
+#[tokio::test]
+async fn more_intents_than_permits_are_refused_as_overload() {
+    let world = World::new();
+    let mut options = options(&world.path, &world.ca);
+    options.capacity = 2;
+    let ledger = Ledger::start(options, world.hands.clock()).await.unwrap();
+    let (first, second) = (world.open(&ledger).await, world.open(&ledger).await);
+    let third = ledger.open_made(world.make(&ledger)).await;
+    assert!(matches!(third, Err(NotOpened::Refused(refusal)) if refusal.reason() == Reason::Overloaded));
+    first.issue().await.unwrap();
+    second.issue().await.unwrap();
+    world.issue(&ledger).await;
+}
+
+#[tokio::test]
+async fn a_new_month_begins_with_a_row_that_names_the_last_of_the_old_one() {
+    let world = World::new();
+    let ledger = world.start().await;
+    world.issue(&ledger).await;
+    let over = world.open(&ledger).await;
+    let late = world.make(&ledger);
+    world.hands.set(NOON + 9 * 86_400);
+    let moved = ledger.open_made(late).await;
+    assert!(matches!(moved, Err(NotOpened::PeriodMoved(_, period)) if period.yyyymm() == 202_612), "it must be drafted again");
+    over.issue().await.unwrap();
+    world.issue(&ledger).await;
+    ledger.shutdown().await;
+    let kinds = world.kinds().await;
+    assert_eq!(kinds[5..], ["intent", "period", "issued", "intent", "issued", "end"], "the outcome stands in the period of its writing");
+    world.holds().await;
+}
+
+#[tokio::test]
+async fn nothing_is_issued_while_the_clock_is_more_than_two_seconds_behind_the_chain() {
+    let world = World::new();
+    let ledger = world.start().await;
+    let open = world.open(&ledger).await;
+    world.hands.set(NOON - 3);
+    let refused = ledger.open_made(world.make(&ledger)).await;
+    assert!(matches!(refused, Err(NotOpened::Refused(refusal)) if refusal.reason() == Reason::Clock));
+    assert!(!ledger.health(world.hands.now()).ready);
+    open.issue().await.expect("what was signed is recorded all the same");
+    world.hands.set(NOON - 2);
+    world.issue(&ledger).await;
+    ledger.shutdown().await;
+    world.holds().await;
+}
+
+struct Counting(AtomicUsize, AtomicUsize);
+
+impl LedgerObserver for Counting {
+    fn committed(&self, rows: usize, _: Duration) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        self.1.fetch_add(rows, Ordering::Relaxed);
+    }
+    fn queue_depth(&self, _: usize) {}
+    fn dropped(&self, _: u64) {}
+    fn up(&self, _: bool) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_calls_share_batches() {
+    let world = Arc::new(World::new());
+    let counting = Arc::new(Counting(AtomicUsize::new(0), AtomicUsize::new(0)));
+    let mut options = options(&world.path, &world.ca);
+    options.observer = counting.clone();
+    let ledger = Ledger::start(options, world.hands.clock()).await.unwrap();
+    let made: Vec<_> = (0..1000).map(|_| world.make(&ledger)).collect();
+    let calls = made.into_iter().map(|made| {
+        let ledger = ledger.clone();
+        tokio::spawn(async move { ledger.open_made(made).await.unwrap().issue().await.unwrap() })
+    });
+    for call in calls.collect::<Vec<_>>() {
+        call.await.unwrap();
+    }
+    ledger.shutdown().await;
+    let (batches, rows) = (counting.0.load(Ordering::Relaxed), counting.1.load(Ordering::Relaxed));
+    assert_eq!(rows, 2001);
+    assert!(batches <= 200, "{rows} rows took {batches} commits");
+    assert_eq!(world.holds().await.issued, 1000);
+}
+
+#[tokio::test]
+async fn an_authenticated_callers_refusal_has_a_row_within_a_second() {
+    let world = World::new();
+    let ledger = world.start().await;
+    let identity = SpiffeId::parse(IDENTITY);
+    ledger.refused(&Refusal::new(Reason::WeakKey, "RSA with 1024 bits"), request(9), identity.as_ref(), &evidence());
+    tokio::time::timeout(Duration::from_secs(1), async {
+        while world.kinds().await.last().map(String::as_str) != Some("refused") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("the row is there within a second");
+    ledger.shutdown().await;
+    world.holds().await;
+}
+
+#[tokio::test]
+async fn a_full_queue_drops_refusals_and_a_row_counts_them() {
+    let world = World::new();
+    let ledger = world.start().await;
+    let refusal = Refusal::new(Reason::Lifetime, "too long");
+    // On one thread the writer cannot drain between these.
+    for _ in 0..5000 {
+        ledger.refused(&refusal, request(1), None, &evidence());
+    }
+    ledger.shutdown().await;
+    let events = world.events().await;
+    let kept = events.iter().filter(|event| matches!(event, Event::Refused { .. })).count();
+    let dropped: u64 = events.iter().map(|event| if let Event::Dropped { count } = event { *count } else { 0 }).sum();
+    assert_eq!((kept, dropped), (4096, 904));
+}
+
+#[tokio::test]
+async fn refusals_before_authentication_are_counted_by_reason_and_network() {
+    let world = World::new();
+    let ledger = world.start().await;
+    let count = |reason, peer: &str| ledger.refused_before_authentication(reason, Some(peer.parse::<IpAddr>().unwrap()));
+    count(Reason::BadCredentials, "10.1.2.3");
+    count(Reason::BadCredentials, "10.1.2.250");
+    count(Reason::NoCredentials, "10.1.2.250");
+    count(Reason::BadCredentials, "::ffff:10.1.2.9");
+    count(Reason::BadCredentials, "2001:db8:1:2ff::1");
+    count(Reason::BadCredentials, "2001:db8:1:200::2");
+    ledger.refused_before_authentication(Reason::BadCredentials, None);
+    world.hands.set(NOON + 10);
+    world.issue(&ledger).await;
+    let mut groups: Vec<_> = world.groups().await.into_iter().map(|group| (group.prefix, group.reason, group.count)).collect();
+    groups.sort();
+    let expected = [
+        ("10.1.2.0/24", "bad_credentials", 3),
+        ("10.1.2.0/24", "no_credentials", 1),
+        ("2001:db8:1:200::/56", "bad_credentials", 2),
+        ("unknown", "bad_credentials", 1),
+    ];
+    assert_eq!(groups, expected.map(|(prefix, reason, count)| (prefix.to_owned(), reason.to_owned(), count)));
+    ledger.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_thousand_groups_are_kept_and_the_rest_is_other() {
+    let world = World::new();
+    let ledger = world.start().await;
+    for number in 0..1500_u32 {
+        ledger.refused_before_authentication(Reason::BadCredentials, Some(IpAddr::from((number << 8).to_be_bytes())));
+    }
+    ledger.shutdown().await;
+    let groups = world.groups().await;
+    assert_eq!(groups.len(), 1001);
+    assert_eq!(groups.iter().filter(|group| group.prefix == "other").map(|group| group.count).sum::<u64>(), 500);
+}
+
+#[tokio::test]
+async fn a_reload_is_recorded_with_its_facts() {
+    let world = World::new();
+    let ledger = world.start().await;
+    ledger.reloaded(vec![Ca::new().fact()], [8; 32]).await.unwrap();
+    ledger.shutdown().await;
+    assert_eq!(world.kinds().await[3..], ["reload", "issuer", "end"]);
+    world.holds().await;
+}
+
+#[tokio::test]
+async fn a_row_can_be_neither_changed_nor_removed() {
+    let world = World::new();
+    let ledger = world.start().await;
+    world.issue(&ledger).await;
+    for sql in ["UPDATE event SET time = 0", "DELETE FROM event", "DELETE FROM event WHERE kind = 'issued'"] {
+        let error = world.execute(sql).await.unwrap_err().to_string();
+        assert!(error.contains("append-only"), "{error}");
+    }
+    ledger.shutdown().await;
+    world.holds().await;
+}
+
+#[tokio::test]
+async fn rows_are_stamped_by_the_clock_that_was_given() {
+    let world = World::new();
+    let ledger = world.start().await;
+    world.hands.set(NOON + 60);
+    world.issue(&ledger).await;
+    let times: Vec<i64> = world.rows().await.iter().map(|row| row.time / 1_000_000 - NOON).collect();
+    assert_eq!(times, [0, 0, 0, 60, 60]);
+}

@@ -1,0 +1,247 @@
+//! Our own written list of what a certificate of this CA must be: RFC 5280 for every one, the SPIFFE X.509-SVID rules for a
+//! workload's. Written without the code that drafts certificates, so that `audit verify` is a second opinion on it.
+
+use std::collections::HashSet;
+
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, VerificationAlgorithm,
+};
+use const_oid::ObjectIdentifier;
+use const_oid::db::rfc5280::{
+    ID_CE_AUTHORITY_KEY_IDENTIFIER, ID_CE_BASIC_CONSTRAINTS, ID_CE_EXT_KEY_USAGE, ID_CE_KEY_USAGE, ID_CE_SUBJECT_ALT_NAME,
+    ID_CE_SUBJECT_KEY_IDENTIFIER, ID_KP_CLIENT_AUTH, ID_KP_SERVER_AUTH,
+};
+use const_oid::db::rfc5912::{ECDSA_WITH_SHA_256, ECDSA_WITH_SHA_384, SHA_256_WITH_RSA_ENCRYPTION};
+use der::asn1::BitString;
+use der::{Decode, Encode};
+use x509_cert::certificate::{TbsCertificate, Version};
+use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::ext::pkix::{AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAltName, SubjectKeyIdentifier};
+use x509_cert::time::Time;
+
+use crate::timestamp::Timestamp;
+
+/// A rule that a certificate breaks, with its source.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Violation(String);
+
+fn broken<T>(rule: &str) -> Result<T, Violation> {
+    Err(Violation(rule.to_owned()))
+}
+
+fn ensure(holds: bool, rule: &str) -> Result<(), Violation> {
+    if holds { Ok(()) } else { broken(rule) }
+}
+
+/// Which rules hold beside those of RFC 5280.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rules {
+    /// A workload's certificate: SPIFFE X.509-SVID.
+    Svid,
+    /// The daemon's own: DNS names and addresses only.
+    Serving,
+}
+
+/// What an issuer's certificate says that its certificates must agree with.
+pub struct Issuer {
+    subject: Vec<u8>,
+    key_identifier: Vec<u8>,
+    key: ParsedPublicKey,
+    algorithm: ObjectIdentifier,
+    not_before: Timestamp,
+    not_after: Timestamp,
+}
+
+impl Issuer {
+    /// Reads an issuer's certificate; it must be one that may sign certificates.
+    pub fn parse(der: &[u8]) -> Result<Self, Violation> {
+        let certificate =
+            x509_cert::Certificate::from_der(der).map_err(|error| Violation(format!("the issuer cannot be read: {error}")))?;
+        let tbs = certificate.tbs_certificate();
+        let ca = get::<BasicConstraints>(tbs)?.is_some_and(|(critical, constraints)| critical && constraints.ca);
+        ensure(ca, "the issuer is no CA (RFC 5280 §4.2.1.9)")?;
+        let signs = get::<KeyUsage>(tbs)?.is_none_or(|(_, usage)| usage.key_cert_sign());
+        ensure(signs, "the issuer's key may not sign certificates (RFC 5280 §4.2.1.3)")?;
+        let spki = tbs.subject_public_key_info();
+        let (verification, algorithm) = algorithm_of(spki.algorithm.oid, spki.algorithm.parameters.as_ref())?;
+        let key = ParsedPublicKey::new(verification, spki.subject_public_key.raw_bytes());
+        Ok(Self {
+            subject: tbs.subject().to_der().map_err(|_| Violation("the issuer's name cannot be written".into()))?,
+            key_identifier: match get::<SubjectKeyIdentifier>(tbs)? {
+                Some((_, identifier)) => identifier.0.into_bytes().into_vec(),
+                None => return broken("the issuer has no key identifier (RFC 5280 §4.2.1.2)"),
+            },
+            key: key.map_err(|_| Violation("the issuer's public key is not a legal one".into()))?,
+            algorithm,
+            not_before: instant(&tbs.validity().not_before),
+            not_after: instant(&tbs.validity().not_after),
+        })
+    }
+
+    /// Whether its certificate was valid at that time.
+    pub fn is_valid_at(&self, now: Timestamp) -> bool {
+        self.not_before <= now && now <= self.not_after
+    }
+
+    /// Whether `signature` over `to_be_signed` is this issuer's.
+    pub fn verify(&self, to_be_signed: &[u8], signature: &[u8]) -> Result<(), Violation> {
+        self.key.verify_sig(to_be_signed, signature).map_err(|_| Violation("the signature is not the issuer's".into()))
+    }
+}
+
+const ID_EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
+const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
+const SECP256R1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
+const SECP384R1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
+
+type Verification = &'static dyn VerificationAlgorithm;
+
+fn algorithm_of(key: ObjectIdentifier, parameters: Option<&der::Any>) -> Result<(Verification, ObjectIdentifier), Violation> {
+    let curve = parameters.and_then(|parameters| parameters.decode_as::<ObjectIdentifier>().ok());
+    match (key, curve) {
+        (ID_EC_PUBLIC_KEY, Some(SECP256R1)) => Ok((&ECDSA_P256_SHA256_ASN1, ECDSA_WITH_SHA_256)),
+        (ID_EC_PUBLIC_KEY, Some(SECP384R1)) => Ok((&ECDSA_P384_SHA384_ASN1, ECDSA_WITH_SHA_384)),
+        (RSA_ENCRYPTION, _) => Ok((&RSA_PKCS1_2048_8192_SHA256, SHA_256_WITH_RSA_ENCRYPTION)),
+        _ => broken("the issuer's key is of a kind that this CA does not use"),
+    }
+}
+
+/// To-be-signed bytes that keep every rule, and what they say.
+#[derive(Debug)]
+pub struct Examined {
+    algorithm: Vec<u8>,
+    /// The serial's octets.
+    pub serial: Vec<u8>,
+    /// The SAN's URI, in a workload's certificate.
+    pub identity: Option<String>,
+}
+
+impl Examined {
+    /// The certificate of those bytes and their signature, DER (RFC 5280 §4.1).
+    pub fn certificate(&self, to_be_signed: &[u8], signature: &[u8]) -> Vec<u8> {
+        assemble(to_be_signed, &self.algorithm, signature)
+    }
+}
+
+/// The certificate of to-be-signed bytes and their signature; `None` if the bytes cannot be read.
+pub fn certificate(to_be_signed: &[u8], signature: &[u8]) -> Option<Vec<u8>> {
+    let algorithm = TbsCertificate::from_der(to_be_signed).ok()?.signature().to_der().ok()?;
+    Some(assemble(to_be_signed, &algorithm, signature))
+}
+
+fn assemble(to_be_signed: &[u8], algorithm: &[u8], signature: &[u8]) -> Vec<u8> {
+    let signature = BitString::from_bytes(signature).and_then(|bits| bits.to_der()).unwrap_or_default();
+    let content = [to_be_signed, algorithm, &signature].concat();
+    let length = der::Length::try_from(content.len()).and_then(|length| length.to_der()).unwrap_or_default();
+    [&[0x30], length.as_slice(), &content].concat()
+}
+
+/// Reads to-be-signed bytes and holds them against every rule.
+pub fn examine(to_be_signed: &[u8], issuer: &Issuer, rules: Rules) -> Result<Examined, Violation> {
+    let tbs = TbsCertificate::from_der(to_be_signed).map_err(|error| Violation(format!("the to-be-signed bytes are no DER: {error}")))?;
+    ensure(tbs.to_der().is_ok_and(|again| again == to_be_signed), "the to-be-signed bytes are not in DER (RFC 5280 §4.1)")?;
+    fields(&tbs, issuer)?;
+    extensions(&tbs, issuer)?;
+    let identity = match rules {
+        Rules::Svid => Some(svid(&tbs)?),
+        Rules::Serving => {
+            serving(&tbs)?;
+            None
+        }
+    };
+    let algorithm = tbs.signature().to_der().map_err(|_| Violation("the algorithm cannot be written".into()))?;
+    Ok(Examined { algorithm, serial: tbs.serial_number().as_bytes().to_vec(), identity })
+}
+
+fn fields(tbs: &TbsCertificate, issuer: &Issuer) -> Result<(), Violation> {
+    ensure(tbs.version() == Version::V3, "the version is not 3 (RFC 5280 §4.1.2.1)")?;
+    let serial = tbs.serial_number().as_bytes();
+    ensure(serial.len() <= 20, "the serial is longer than 20 octets (RFC 5280 §4.1.2.2)")?;
+    ensure(serial.first().is_some_and(|first| *first < 0x80), "the serial is not positive (RFC 5280 §4.1.2.2)")?;
+    ensure(serial.iter().any(|octet| *octet != 0), "the serial is zero (RFC 5280 §4.1.2.2)")?;
+    ensure(tbs.signature().oid == issuer.algorithm, "the algorithm is not the issuer's (RFC 5280 §4.1.1.2)")?;
+    let name = tbs.issuer().to_der().unwrap_or_default();
+    ensure(!tbs.issuer().is_empty() && name == issuer.subject, "the issuer's name is not the issuer's (RFC 5280 §4.1.2.4)")?;
+    let (begin, end) = (&tbs.validity().not_before, &tbs.validity().not_after);
+    ensure(instant(begin) < instant(end), "it ends before it begins (RFC 5280 §4.1.2.5)")?;
+    ensure([begin, end].into_iter().all(is_rightly_written), "a time is not in the form its year asks for (RFC 5280 §4.1.2.5)")?;
+    ensure(instant(end) <= issuer.not_after, "it outlives its issuer")?;
+    let unique = tbs.issuer_unique_id().is_some() || tbs.subject_unique_id().is_some();
+    ensure(!unique, "it has a unique identifier (RFC 5280 §4.1.2.8)")?;
+    ensure(tbs.subject().is_empty(), "the subject is not empty")
+}
+
+fn extensions(tbs: &TbsCertificate, issuer: &Issuer) -> Result<(), Violation> {
+    let known = [
+        ID_CE_KEY_USAGE,
+        ID_CE_EXT_KEY_USAGE,
+        ID_CE_BASIC_CONSTRAINTS,
+        ID_CE_SUBJECT_KEY_IDENTIFIER,
+        ID_CE_AUTHORITY_KEY_IDENTIFIER,
+        ID_CE_SUBJECT_ALT_NAME,
+    ];
+    let mut seen = HashSet::new();
+    for extension in tbs.extensions().map(Vec::as_slice).unwrap_or_default() {
+        ensure(seen.insert(extension.extn_id), "an extension stands twice (RFC 5280 §4.2)")?;
+        ensure(known.contains(&extension.extn_id), "it has an extension that no profile gives")?;
+    }
+    match get::<AuthorityKeyIdentifier>(tbs)? {
+        Some((false, AuthorityKeyIdentifier { key_identifier: Some(identifier), .. })) => {
+            ensure(identifier.as_bytes() == issuer.key_identifier, "the authority key identifier is not the issuer's (RFC 5280 §4.2.1.1)")?;
+        }
+        _ => return broken("it has no plain authority key identifier (RFC 5280 §4.2.1.1)"),
+    }
+    if let Some((critical, _)) = get::<SubjectKeyIdentifier>(tbs)? {
+        ensure(!critical, "the subject key identifier is critical (RFC 5280 §4.2.1.2)")?;
+    }
+    let Some((true, usage)) = get::<KeyUsage>(tbs)? else { return broken("it has no critical key usage (RFC 5280 §4.2.1.3)") };
+    ensure(!usage.key_cert_sign() && !usage.crl_sign(), "its key may sign certificates or CRLs (RFC 5280 §4.2.1.3, X.509-SVID §4.3)")?;
+    ensure(usage.digital_signature(), "its key may not sign (X.509-SVID §4.3)")?;
+    let ca = get::<BasicConstraints>(tbs)?.is_some_and(|(_, constraints)| constraints.ca || constraints.path_len_constraint.is_some());
+    ensure(!ca, "it is a CA (RFC 5280 §4.2.1.9)")?;
+    let Some((_, purposes)) = get::<ExtendedKeyUsage>(tbs)? else { return broken("it has no extended key usage (RFC 5280 §4.2.1.12)") };
+    let both = purposes.0.contains(&ID_KP_SERVER_AUTH) && purposes.0.contains(&ID_KP_CLIENT_AUTH) && purposes.0.len() == 2;
+    ensure(both, "its extended key usage is not serverAuth and clientAuth (X.509-SVID §4.4)")
+}
+
+fn names(tbs: &TbsCertificate) -> Result<Vec<GeneralName>, Violation> {
+    match get::<SubjectAltName>(tbs)? {
+        Some((true, names)) if !names.0.is_empty() => Ok(names.0),
+        Some((true, _)) => broken("the subject alternative name is empty (RFC 5280 §4.2.1.6)"),
+        _ => broken("the subject is empty and there is no critical subject alternative name (RFC 5280 §4.1.2.6)"),
+    }
+}
+
+/// X.509-SVID §2: exactly one URI SAN, a SPIFFE ID of at most 2048 octets (SPIFFE-ID §2.3). Ours has no other name beside it.
+fn svid(tbs: &TbsCertificate) -> Result<String, Violation> {
+    match names(tbs)?.as_slice() {
+        [GeneralName::UniformResourceIdentifier(uri)] => {
+            let uri = uri.as_str();
+            let path = uri.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/')).map(|(_, path)| path);
+            let legal = path.is_some_and(|path| !path.is_empty() && !path.split('/').any(|segment| matches!(segment, "" | "." | "..")));
+            ensure(legal && uri.len() <= 2048, "the name is no SPIFFE ID of a workload (SPIFFE-ID §2)")?;
+            Ok(uri.to_owned())
+        }
+        _ => broken("it does not have exactly one name, a URI (X.509-SVID §2)"),
+    }
+}
+
+fn serving(tbs: &TbsCertificate) -> Result<(), Violation> {
+    let allowed = |name: &GeneralName| matches!(name, GeneralName::DnsName(_) | GeneralName::IpAddress(_));
+    ensure(names(tbs)?.iter().all(allowed), "a serving certificate has a name that is neither DNS nor address")
+}
+
+fn get<'a, T: Decode<'a, Error = der::Error> + const_oid::AssociatedOid>(tbs: &'a TbsCertificate) -> Result<Option<(bool, T)>, Violation> {
+    tbs.get_extension::<T>().map_err(|error| Violation(format!("the extension {} cannot be read: {error}", T::OID)))
+}
+
+fn instant(time: &Time) -> Timestamp {
+    Timestamp::from_seconds(i64::try_from(time.to_unix_duration().as_secs()).unwrap_or(i64::MAX))
+}
+
+/// UTCTime through 2049, GeneralizedTime from 2050 on.
+fn is_rightly_written(time: &Time) -> bool {
+    let year = instant(time).date_time().year();
+    matches!(time, Time::UtcTime(_)) == (year < 2050)
+}

@@ -1,0 +1,141 @@
+//! What a clock that jumps may not do, by `faketime`: the daemon reads its time through a library that the test steers.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use softhsm_tests::client::tls;
+use softhsm_tests::daemon::Setup;
+use softhsm_tests::{Ask, Channel, Csr, Material, TestCa};
+use tonic::Code;
+
+use crate::seen::{assert_refused, leaf};
+
+const LIBRARIES: [&str; 3] =
+    ["/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1", "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1", "/usr/lib/faketime/libfaketimeMT.so.1"];
+
+/// Moves the daemon's clock by this offset from the real one, such as `-10s` or `+13h`.
+fn move_clock(material: &Material, offset: &str) {
+    material.write("clock.new", offset);
+    std::fs::rename(material.file("clock.new"), clock_file(material)).expect("renamed");
+}
+
+fn clock_file(material: &Material) -> PathBuf {
+    material.file("clock")
+}
+
+fn under_faketime(material: &Material, setup: Setup) -> Setup {
+    let library = LIBRARIES.iter().find(|path| Path::new(path).exists()).expect("faketime is installed by ./run-tests");
+    move_clock(material, "+0s");
+    setup
+        .env("LD_PRELOAD", library)
+        .env("FAKETIME_TIMESTAMP_FILE", clock_file(material).to_str().expect("text"))
+        .env("FAKETIME_NO_CACHE", "1")
+        .env("DONT_FAKE_MONOTONIC", "1")
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+}
+
+async fn start(setup: Setup) -> TestCa {
+    let material = Material::new();
+    let setup = under_faketime(&material, setup);
+    TestCa::start_on(material, setup).await
+}
+
+/// A token that is valid at every time these tests move to.
+fn timeless(ca: &TestCa) -> Ask {
+    let mut claims = ca.minter().claims("default", "demo");
+    claims["exp"] = serde_json::json!(4_000_000_000_i64);
+    claims["nbf"] = serde_json::json!(1_000_000_000);
+    Ask::bearer(&ca.minter().sign(&claims))
+}
+
+#[tokio::test]
+async fn nothing_is_issued_while_the_clock_is_behind_the_ledger() {
+    let ca = start(Setup::default().with_faults()).await;
+    let (ask, channel) = (timeless(&ca), ca.connect().await);
+    ca.remember(&channel.call(&Csr::demo().pem, &ask).await.expect("issued"));
+    let signatures = ca.faults().signatures();
+    move_clock(&ca.material, "-1h");
+    assert_refused(channel.call(&Csr::demo().pem, &ask).await, Code::Unavailable);
+    assert_eq!(ca.get("/healthz/ready").await.0, 503);
+    assert_eq!(ca.get("/healthz/live").await.0, 200);
+    assert_eq!(ca.faults().signatures(), signatures);
+    move_clock(&ca.material, "+0s");
+    ca.until_ready().await;
+    ca.remember(&channel.call(&Csr::demo().pem, &ask).await.expect("it has resumed by itself"));
+    ca.check();
+}
+
+#[tokio::test]
+async fn a_start_with_a_clock_behind_the_ledger_is_alive_not_ready_and_waits_for_the_operator() {
+    let mut ca = start(Setup::default()).await;
+    move_clock(&ca.material, "+2h");
+    let ask = timeless(&ca);
+    ca.call(&Csr::demo().pem, &ask).await.expect("issued in what will have been the future");
+    assert!(ca.stop().success());
+    move_clock(&ca.material, "+0s");
+    ca.spawn();
+    ca.until("alive", || async { ca.get("/healthz/live").await.0 == 200 }).await;
+    let (status, body) = ca.get("/healthz/ready").await;
+    assert_eq!(status, 503);
+    assert!(body.contains("clock is behind"), "{body}");
+    assert!(ca.stop().success());
+
+    ca.add_argument("--accept-clock");
+    ca.restart().await;
+    ca.call(&Csr::demo().pem, &ask).await.expect("the operator has accepted the clock");
+    let ledger = ca.check();
+    assert_eq!(ledger.count("clock"), 1);
+}
+
+#[tokio::test]
+async fn a_new_month_begins_a_new_period_with_no_gap_in_the_chain() {
+    let ca = start(Setup::default()).await;
+    let ask = timeless(&ca).lifetime(3600);
+    ca.call(&Csr::demo().pem, &ask).await.expect("issued");
+    move_clock(&ca.material, "+31d");
+    // The serving certificate has ended meanwhile; it is renewed within seconds.
+    ca.until("renewed", || async { Channel::open(ca.csr_address(), tls(&ca.roots(), None)).await.is_ok() && ca.get("/healthz/ready").await.0 == 200 }).await;
+    ca.call(&Csr::demo().pem, &ask).await.map(|_| ()).unwrap_or_else(|status| panic!("{status}\n{}", ca.log_text()));
+    let ledger = ca.check();
+    assert_eq!(ledger.count("period"), 1);
+    let intents = ledger.kind("intent");
+    let periods: std::collections::BTreeSet<u64> = intents.iter().map(|row| row["period"].as_u64().expect("a period")).collect();
+    assert_eq!(periods.len(), 2);
+    for intent in intents {
+        let leading = u64::from_str_radix(&intent["serial"].as_str().expect("hex")[..6], 16).expect("hex");
+        assert_eq!(leading, intent["period"].as_u64().expect("a period"), "the serial begins with its period");
+    }
+}
+
+#[tokio::test]
+async fn the_serving_certificate_is_renewed_at_half_life_and_no_call_is_dropped() {
+    let ca = start(Setup::default()).await;
+    let ask = timeless(&ca);
+    let kept = ca.connect().await;
+    let before = ca.metric("ca_server_certificate_expiry_timestamp_seconds{certificate=\"serving\"}").await;
+    let (done, calls) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let load = async {
+        while done.load(Ordering::Relaxed) == 0 {
+            let chain = kept.call(&Csr::demo().pem, &ask).await.expect("no call is dropped");
+            ca.remember(&chain);
+            calls.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let renewal = async {
+        move_clock(&ca.material, "+13h");
+        ca.until("renewed", || async {
+            ca.metric("ca_server_certificate_expiry_timestamp_seconds{certificate=\"serving\"}").await > before + 40_000.0
+        })
+        .await;
+        let chain = ca.call(&Csr::demo().pem, &ask).await.expect("a new connection is served with the new certificate");
+        assert!(!leaf(&chain).tbs_certificate().serial_number().as_bytes().is_empty());
+        done.store(1, Ordering::Relaxed);
+    };
+    tokio::join!(load, renewal);
+    assert!(calls.into_inner() > 0);
+    let ledger = ca.check();
+    let serving = ledger.kind("intent").into_iter().filter(|row| row["purpose"] == "serving").count();
+    assert_eq!(serving, 2, "recorded like any other");
+}
