@@ -13,6 +13,7 @@ use crate::timestamp::{Period, Timestamp};
 use crate::x509::Serial;
 
 /// What calls ask of the writer.
+#[allow(clippy::large_enum_variant, reason = "nearly every message is an event to record")]
 pub(super) enum Work {
     /// An event to record.
     Record(Item),

@@ -93,6 +93,7 @@ impl<T> Recorded<T> {
 
 impl Recorded<Draft> {
     /// The draft as a certificate. One whose to-be-signed bytes are not the draft's is withheld as *unknown*.
+    #[allow(clippy::result_large_err, reason = "what comes back is moved on, not handed up a stack")]
     pub fn signed(self, certificate: Certificate) -> Result<Signed, Unsigned> {
         if certificate.to_be_signed() != self.draft.to_be_signed() {
             return Err(self.unknown(Refusal::new(Reason::Internal, "the certificate is not the one that was recorded")));

@@ -3,6 +3,7 @@
 mod beginning;
 mod failing;
 mod format;
+mod measuring;
 mod reading;
 mod verifying;
 mod writing;
