@@ -125,6 +125,7 @@ impl Pipeline {
     async fn walk(&self, call: &Call, proven: &mut Option<Caller>) -> Result<Answer, Refusal> {
         let (ca, now, metrics, random) = (self.snapshot(), self.clock.now(), &self.metrics, Randomness::fresh());
         let permit = self.permit()?;
+        self.ledger.accepting(now)?;
         let caller = metrics.step(Step::Authenticate, ca.authenticators.authenticate(&call.credentials, now)).await?;
         let caller = proven.insert(caller);
         let csr = metrics.quick_step(Step::Csr, || Csr::parse(&call.csr))?;

@@ -49,11 +49,20 @@ impl Authority {
 
     /// A client certificate with these SANs that ends `life` from now.
     pub fn client(&self, sans: &[San<'_>], life: Duration) -> Issued {
+        self.client_until(sans, SystemTime::now() + life)
+    }
+
+    /// A client certificate that ended a minute ago.
+    pub fn expired_client(&self, sans: &[San<'_>]) -> Issued {
+        self.client_until(sans, SystemTime::now() - Duration::from_secs(60))
+    }
+
+    fn client_until(&self, sans: &[San<'_>], end: SystemTime) -> Issued {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("a key");
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.not_before = (SystemTime::now() - Duration::from_secs(3600)).into();
-        params.not_after = (SystemTime::now() + life).into();
+        params.not_after = end.into();
         params.subject_alt_names = sans.iter().map(San::rcgen).collect();
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];

@@ -11,7 +11,8 @@ use istio_api::{IstioCertificateRequest, IstioCertificateResponse};
 use prost_types::{Struct, Value, value::Kind};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -32,11 +33,16 @@ pub struct Identity<'a> {
 
 /// What a TLS client of ours trusts and presents.
 pub fn tls(roots: &str, identity: Option<&Identity<'_>>) -> ClientConfig {
+    tls_later(roots, identity, Duration::ZERO)
+}
+
+/// The same for a client whose clock is ahead by so much.
+pub fn tls_later(roots: &str, identity: Option<&Identity<'_>>, by: Duration) -> ClientConfig {
     let mut store = RootCertStore::empty();
     for root in CertificateDer::pem_slice_iter(roots.as_bytes()) {
         store.add(root.expect("PEM")).expect("a root");
     }
-    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+    let builder = ClientConfig::builder_with_details(Arc::new(rustls::crypto::aws_lc_rs::default_provider()), Arc::new(Ahead(by)))
         .with_safe_default_protocol_versions()
         .expect("versions")
         .with_root_certificates(store);
@@ -50,6 +56,16 @@ pub fn tls(roots: &str, identity: Option<&Identity<'_>>) -> ClientConfig {
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
     config
+}
+
+/// A clock that is ahead of the real one.
+#[derive(Debug)]
+struct Ahead(Duration);
+
+impl TimeProvider for Ahead {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs()) + self.0))
+    }
 }
 
 impl Channel {

@@ -155,5 +155,8 @@ impl Config {
 /// One line: file, line, and what the parser says.
 fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> String {
     let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-    format!("{}:{line}: {}", path.display(), error.message().replace('\n', " "))
+    // The parser's message names the value; an operator looks for the key.
+    let key = text.lines().nth(line - 1).and_then(|line| line.split_once('=')).map(|(key, _)| format!("`{}` ", key.trim())).unwrap_or_default();
+    let message = error.message().replace('\n', " ").replace("expected a duration", "expected a duration such as \"5s\" or \"24h\"");
+    format!("{}:{line}: {key}{message}", path.display())
 }

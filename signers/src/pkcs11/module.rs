@@ -28,7 +28,7 @@ impl Module {
     /// The library at `path`; loaded and initialised at its first use.
     pub(super) fn load(path: &Path) -> Result<Arc<Self>, SignError> {
         let canonical =
-            path.canonicalize().map_err(|e| SignError::Rejected(format!("the PKCS#11 library {} cannot be read: {e}", path.display())))?;
+            path.canonicalize().map_err(|e| SignError::Lost(format!("the PKCS#11 library {} cannot be read: {e}", path.display())))?;
         let mut modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(module) = modules.get(&canonical) {
             return Ok(module.clone());

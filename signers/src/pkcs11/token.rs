@@ -138,7 +138,6 @@ impl Token {
                     name(rv),
                     pin_source.display()
                 );
-                tracing::error!(token = self.facts.label, "{text}");
                 login.refused = Some(text.clone());
                 Err(SignError::Locked(text))
             }

@@ -54,7 +54,7 @@ async fn cases_20_21_an_expired_certificate_and_one_of_a_foreign_root_prove_noth
     let ours = authority.client(&[San::Uri(DEMO)], HOUR);
     assert_eq!(identity(&call_as(&ca, &ours, &Ask::default()).await.expect("connected").expect("issued")), DEMO);
 
-    let expired = authority.client(&[San::Uri(DEMO)], Duration::ZERO);
+    let expired = authority.expired_client(&[San::Uri(DEMO)]);
     let foreign = Authority::root("stranger", HOUR).client(&[San::Uri(DEMO)], HOUR);
     for client in [expired, foreign] {
         if let Some(answer) = call_as(&ca, &client, &Ask::default()).await {

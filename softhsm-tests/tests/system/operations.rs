@@ -25,9 +25,11 @@ async fn case_68_a_login_that_is_gone_is_made_again_in_silence() {
         assert_eq!(identity(&ca.call(&Csr::demo().pem, &ask).await.unwrap_or_else(|status| panic!("{fault}: {status}"))), DEMO);
     }
     ca.command_faults(&format!("C_SignInit logout\nC_Login rv {CKR_TOKEN_NOT_PRESENT}\nC_OpenSession rv {CKR_TOKEN_NOT_PRESENT}"));
-    let refused = ca.call(&Csr::demo().pem, &ask).await;
-    assert_refused(refused, Code::Unavailable);
-    ca.until("not ready", || async { ca.get("/healthz/ready").await.0 == 503 }).await;
+    ca.until("not ready", || async {
+        assert_refused(ca.call(&Csr::demo().pem, &ask).await, Code::Unavailable);
+        ca.get("/healthz/ready").await.0 == 503
+    })
+    .await;
     assert_eq!(ca.get("/healthz/live").await.0, 200, "an outage of the token restarts no pod");
     ca.command_faults("");
     ca.until_ready().await;
@@ -70,7 +72,7 @@ async fn case_69_a_hanging_device_costs_its_call_and_no_other() {
     assert_refused(ca.call(&Csr::demo().pem, &ask).await, Code::DeadlineExceeded);
     ca.call(&Csr::demo().pem, &ask).await.expect("other sessions go on");
     ca.until("recorded", || async { ca.export().count("unknown") == 1 }).await;
-    ca.until("free again", || async { ca.metric("ca_server_signer_stuck_threads{issuer=\"issuing\"}").await == 0.0 }).await;
+    ca.until("free again", || async { ca.metric("ca_server_signer_stuck_threads{issuer=\"quickstart\"}").await == 0.0 }).await;
 
     ca.command_faults("C_Sign sleep_ms 4000 count 4");
     let connection = ca.connect().await;
@@ -279,7 +281,7 @@ async fn monitoring_tells_names_that_dashboards_know_from_the_start() {
     assert!(ca.metric("citadel_server_cert_chain_expiry_timestamp").await > 0.0);
     assert!(ca.metric("ca_server_certificate_expiry_timestamp_seconds{certificate=\"serving\"}").await > 0.0);
     assert!(text.contains("ca_server_build_info{version="));
-    assert!(text.contains("ca_server_signer_info{issuer=\"issuing\",kind=\"pkcs11\"} 1"));
+    assert!(text.contains("ca_server_signer_info{issuer=\"quickstart\",kind=\"pkcs11\"} 1"));
     assert_eq!(ca.get("/root-cert.pem").await, (200, ca.roots()));
 
     ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.expect("issued");
