@@ -209,3 +209,28 @@ fn print(text: &str) -> Result<(), Exit> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_serial_is_read_as_openssl_or_the_ledger_print_it() {
+        let serial = "03177369 01fae9 0102030405060708090a0b".replace(' ', "");
+        for text in [serial.clone(), serial.to_uppercase(), serial[1..].to_owned(), format!("0x{serial}")] {
+            assert!(matches!(Target::parse(&text), Ok(Target::Serial(found)) if found.to_string().len() == 36), "{text}");
+        }
+        for text in ["", "12", "spiffe://cluster.local", "hello", "0399999901fae9c00102030405060708090a0b"] {
+            assert!(Target::parse(text).is_err_and(|exit| exit.code() == 2), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_broken_ledger_names_its_rows_and_how_many_more_there_are() {
+        let broken = crate::store::ledger::Broken { row: "period 202611 chain ab seq 7".into(), what: "its hash is another".into() };
+        let report = Report { broken: vec![broken], broken_count: 3, ..Report::default() };
+        let text = summary(&report);
+        assert!(text.contains("BROKEN  period 202611 chain ab seq 7: its hash is another") && text.contains("and 2 more"), "{text}");
+        assert!(summary(&Report::default()).contains("holds"));
+    }
+}

@@ -206,7 +206,7 @@ impl Recorded<Made> {
 
 /// A ledger's directory, an issuer and a clock.
 pub(super) struct World {
-    _dir: tempfile::TempDir,
+    _dir: Option<tempfile::TempDir>,
     pub(super) path: PathBuf,
     pub(super) ca: Ca,
     pub(super) hands: Hands,
@@ -215,7 +215,13 @@ pub(super) struct World {
 impl World {
     pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        Self { path: dir.path().join("ledger.db"), _dir: dir, ca: Ca::new(), hands: Hands::at(NOON) }
+        let path = dir.path().join("ledger.db");
+        Self { _dir: Some(dir), ..Self::at(path) }
+    }
+
+    /// A world around a ledger that somebody else keeps.
+    pub(super) fn at(path: PathBuf) -> Self {
+        Self { path, _dir: None, ca: Ca::new(), hands: Hands::at(NOON) }
     }
 
     pub(super) async fn start(&self) -> Ledger {

@@ -4,6 +4,7 @@ mod beginning;
 mod failing;
 mod format;
 mod measuring;
+mod processes;
 mod reading;
 mod verifying;
 mod writing;
