@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     fn profile(jitter: u64) -> Profile {
-        let hours = |count| Duration::from_secs(count * 3600);
+        let hours = |count: u64| Duration::from_secs(count * 3600);
         Profile {
             default: hours(24),
             minimum: Duration::from_secs(600),
