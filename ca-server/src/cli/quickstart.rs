@@ -69,6 +69,7 @@ pub fn run(args: &Args) -> Result<(), Exit> {
     }
     tokens::ready(&path, &module)?;
     let outcome = hold_ceremony(&path, &module)?;
+    tokens::keep(&path)?;
     let issuer = DemoIssuer::ready(&path)?;
     issuer.token(Clock::default().now())?;
     let first = ca_toml::Ports { csr: args.csr_port, monitoring: args.monitoring_port };
@@ -110,24 +111,30 @@ fn serve(args: &Args, path: &Path, outcome: &Outcome, issuer: &DemoIssuer) -> Re
                 return Err(exit);
             }
         };
-        summary::print(&summary::Facts {
+        let (csr, monitoring) = (server.csr_address(), server.monitoring_address());
+        let summary = summary::Facts {
             directory: &args.dir,
-            csr: server.csr_address(),
-            csr_is_configured: configured.as_deref() == Some(&server.csr_address().to_string()),
-            monitoring: server.monitoring_address(),
+            csr,
+            csr_is_configured: configured.as_deref() == Some(&csr.to_string()),
+            monitoring,
             outcome,
             issued: &issued,
             now: Clock::default().now(),
             goes_on: !args.once,
-        });
+        };
         if args.once {
+            summary::print(&summary);
             server.shutdown().await;
             return Ok(());
         }
-        let watching = keep_token(issuer);
+        // Polled first, so that it listens for signals before anyone is told that it serves.
         tokio::select! {
+            biased;
             ended = server.run() => ended,
-            never = watching => match never {},
+            never = async {
+                summary::print(&summary);
+                keep_token(issuer).await
+            } => match never {},
         }
     })
 }

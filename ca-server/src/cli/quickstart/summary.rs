@@ -1,5 +1,7 @@
 //! What quickstart says at its end: what runs where, the certificate, and the exact commands to go on with.
 
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -24,47 +26,59 @@ pub(super) struct Facts<'a> {
     pub(super) goes_on: bool,
 }
 
+/// Prints it in one piece; a reader that has gone away is no reason to stop serving.
 pub(super) fn print(facts: &Facts<'_>) {
+    let text = text(facts).expect("a String takes everything");
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+fn text(facts: &Facts<'_>) -> Result<String, std::fmt::Error> {
+    let mut out = String::new();
     let Facts { directory, csr, monitoring, outcome, issued, .. } = facts;
     let program = format!("{} --config {}", program(), shell(&directory.join(ca_toml::FILE).display().to_string()));
     let address = if facts.csr_is_configured { String::new() } else { format!(" --address {csr}") };
     let root = if outcome.root.now { "new" } else { "kept" };
-    println!();
-    println!("  A workload certificate, asked for over Istio's CSR call and verified:");
-    println!();
-    println!("    identity    {}", issued.identity);
-    println!("    lifetime    {}, until {}", left(issued.not_after, facts.now), until(issued.not_after));
-    println!("    serial      {}", issued.serial);
-    println!("    files       {}", directory.join("demo").join("{key,cert-chain,root-cert}.pem").display());
-    println!();
-    println!("  Its issuing key is in the SoftHSM token \"issuing\" and can never leave it.");
-    println!();
-    println!("    root        {} ({root}), until {}", outcome.root.subject, until(outcome.root.not_after));
-    println!("    issuing     {}, until {}", outcome.issuing.subject, until(outcome.issuing.not_after));
-    println!("    transcript  {}", directory.join(crate::ceremony::TRANSCRIPT_FILE).display());
-    println!("    PINs        {}; the security officer's were random and are thrown away", directory.join("{root,issuing}.pin").display());
-    println!();
+    writeln!(out)?;
+    writeln!(out, "  A workload certificate, asked for over Istio's CSR call and verified:")?;
+    writeln!(out)?;
+    writeln!(out, "    identity    {}", issued.identity)?;
+    writeln!(out, "    lifetime    {}, until {}", left(issued.not_after, facts.now), until(issued.not_after))?;
+    writeln!(out, "    serial      {}", issued.serial)?;
+    writeln!(out, "    files       {}", directory.join("demo").join("{key,cert-chain,root-cert}.pem").display())?;
+    writeln!(out)?;
+    writeln!(out, "  Its issuing key is in the SoftHSM token \"issuing\" and can never leave it.")?;
+    writeln!(out)?;
+    writeln!(out, "    root        {} ({root}), until {}", outcome.root.subject, until(outcome.root.not_after))?;
+    writeln!(out, "    issuing     {}, until {}", outcome.issuing.subject, until(outcome.issuing.not_after))?;
+    writeln!(out, "    transcript  {}", directory.join(crate::ceremony::TRANSCRIPT_FILE).display())?;
+    writeln!(
+        out,
+        "    PINs        {}; the security officer's were random and are thrown away",
+        directory.join("{root,issuing}.pin").display()
+    )?;
+    writeln!(out)?;
     if facts.goes_on {
-        println!("  Serving until Ctrl-C:");
-        println!();
-        println!("    CSR call    {csr}, for agents: CA_ADDR");
-        println!("    monitoring  http://{monitoring}/metrics, /healthz/ready, /root-cert.pem");
-        println!();
-        println!("  Ask for another certificate:");
-        println!();
-        println!("    {program} request{address}");
+        writeln!(out, "  Serving until Ctrl-C:")?;
+        writeln!(out)?;
+        writeln!(out, "    CSR call    {csr}, for agents: CA_ADDR")?;
+        writeln!(out, "    monitoring  http://{monitoring}/metrics, /healthz/ready, /root-cert.pem")?;
+        writeln!(out)?;
+        writeln!(out, "  Ask for another certificate:")?;
+        writeln!(out)?;
+        writeln!(out, "    {program} request{address}")?;
     } else {
-        println!("  Serve it, then ask for another certificate:");
-        println!();
-        println!("    {program} serve");
-        println!("    {program} request");
+        writeln!(out, "  Serve it, then ask for another certificate:")?;
+        writeln!(out)?;
+        writeln!(out, "    {program} serve")?;
+        writeln!(out, "    {program} request")?;
     }
-    println!();
-    println!("  Look at the record of every signature:");
-    println!();
-    println!("    {program} audit verify");
-    println!("    {program} audit export");
-    println!();
+    writeln!(out)?;
+    writeln!(out, "  Look at the record of every signature:")?;
+    writeln!(out)?;
+    writeln!(out, "    {program} audit verify")?;
+    writeln!(out, "    {program} audit export")?;
+    writeln!(out)?;
+    Ok(out)
 }
 
 /// A time as people read it: to the second.

@@ -13,7 +13,9 @@ use crate::cli::Exit;
 /// The two tokens; each has its PIN file `<label>.pin`.
 const LABELS: [&str; 2] = ["root", "issuing"];
 
-/// Stands while tokens are being initialised. As long as it does no key can be in them, so they may be made anew.
+/// Stands from before the tokens are made until the ceremony has ended. SoftHSM writes tokens and keys in many small steps, and what a
+/// kill leaves of them is of no use. While this stands and there is no root certificate, no key in the tokens has vouched for anything,
+/// so they may be made anew. The ceremony makes both keys before its first certificate.
 pub(super) const MAKING: &str = ".tokens-are-being-made";
 
 /// What SoftHSM reads when it is loaded.
@@ -26,11 +28,12 @@ pub(super) fn ready(directory: &Path, module: &Path) -> Result<(), Exit> {
     let failed = |error: std::io::Error| Exit::missing(format!("{}: {error}", directory.display()));
     write_configuration(directory).map_err(failed)?;
     let (tokens, making) = (directory.join("tokens"), directory.join(MAKING));
-    if making.exists() {
+    let exists = |name: &str| directory.join(name).exists();
+    if making.exists() && !exists(ROOT_FILE) {
         remove(&tokens).map_err(failed)?;
     } else if tokens.exists() {
         return check_pins(directory);
-    } else if [ROOT_FILE, TRANSCRIPT_FILE].iter().any(|name| directory.join(name).exists()) {
+    } else if exists(ROOT_FILE) || exists(TRANSCRIPT_FILE) {
         return Err(Exit::missing(format!(
             "{} is gone, and with it the keys of the certificates beside it: put it back from a backup, or start anew with --reset",
             tokens.display()
@@ -46,7 +49,16 @@ pub(super) fn ready(directory: &Path, module: &Path) -> Result<(), Exit> {
         signers::pkcs11::init_token(module, label, &officer_pin, &user_pin)
             .map_err(|error| Exit::missing(format!("SoftHSM could not make the token {label:?}: {error}")))?;
     }
-    fs::remove_file(&making).and_then(|()| files::sync_directory(&making)).map_err(failed)
+    Ok(())
+}
+
+/// After the ceremony: from now on the tokens are never made anew.
+pub(super) fn keep(directory: &Path) -> Result<(), Exit> {
+    let making = directory.join(MAKING);
+    match fs::remove_file(&making).and_then(|()| files::sync_directory(&making)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Exit::missing(format!("{}: {error}", making.display()))),
+        _ => Ok(()),
+    }
 }
 
 fn write_configuration(directory: &Path) -> std::io::Result<()> {
