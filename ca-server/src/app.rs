@@ -23,8 +23,8 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::front::call_limit::CallLimit;
 use crate::front::grpc::Certificates;
-use crate::front::tls::{self, Connection, ServingCertificate};
 use crate::front::monitoring;
+use crate::front::tls::{self, Connection, ServingCertificate};
 use crate::issue::{PERMITS, Pipeline};
 use crate::metrics::Metrics;
 use crate::store::ledger::{Ledger, LedgerObserver, LedgerOptions, LedgerStartError};
@@ -237,7 +237,9 @@ impl LedgerObserver for Watching {
 
 async fn listen(key: &str, address: SocketAddr) -> Result<TcpListener, Exit> {
     TcpListener::bind(address).await.map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => Exit::missing(format_args!("{address} ({key}) is in use by another process; stop it or choose another port")),
+        io::ErrorKind::AddrInUse => {
+            Exit::missing(format_args!("{address} ({key}) is in use by another process; stop it or choose another port"))
+        }
         _ => Exit::missing(format_args!("cannot listen on {address} ({key}): {error}")),
     })
 }

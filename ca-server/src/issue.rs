@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tracing::Instrument;
 
 use crate::authn::{Authenticators, Caller, Credentials};
@@ -136,7 +136,13 @@ impl Pipeline {
     }
 
     /// The daemon's own serving certificate: enters where policy grants, and takes the same path from there.
-    pub async fn issue_serving(&self, names: &[ServingName], key: SubjectKey, request: RequestId, deadline: Instant) -> Result<Answer, Refusal> {
+    pub async fn issue_serving(
+        &self,
+        names: &[ServingName],
+        key: SubjectKey,
+        request: RequestId,
+        deadline: Instant,
+    ) -> Result<Answer, Refusal> {
         let (ca, now, random) = (self.snapshot(), self.clock.now(), Randomness::fresh());
         let permit = self.permit()?;
         let grant = ca.policy.serving(names, now)?;
@@ -147,7 +153,7 @@ impl Pipeline {
     /// Hands the call to the server: intent, signature and outcome run to their end whatever becomes of the caller.
     async fn finish(
         &self,
-        permit: OwnedSemaphorePermit,
+        permit: Permit,
         ca: Arc<Snapshot>,
         draft: Draft,
         evidence: Evidence,
@@ -170,20 +176,25 @@ impl Pipeline {
         }
     }
 
-    fn permit(&self) -> Result<OwnedSemaphorePermit, Refusal> {
-        let permit = self.permits.clone().try_acquire_owned();
-        self.metrics.in_flight(PERMITS - self.permits.available_permits());
-        permit.map_err(|error| match error {
-            tokio::sync::TryAcquireError::Closed => Refusal::new(Reason::Stopping, "the daemon is shutting down"),
-            tokio::sync::TryAcquireError::NoPermits => Refusal::new(Reason::Overloaded, format_args!("{PERMITS} calls are under way")),
-        })
+    fn permit(&self) -> Result<Permit, Refusal> {
+        match self.permits.clone().try_acquire_owned() {
+            Ok(permit) => Ok(Permit::new(permit, self.metrics.clone())),
+            Err(TryAcquireError::Closed) => Err(Refusal::new(Reason::Stopping, "the daemon is shutting down")),
+            Err(TryAcquireError::NoPermits) => Err(Refusal::new(Reason::Overloaded, format_args!("{PERMITS} calls are under way"))),
+        }
     }
 
     fn record(&self, call: &Call, caller: Option<&Caller>, refusal: &Refusal) {
         self.metrics.refused(refusal);
         let identity = caller.map(Caller::identity);
-        tracing::warn!(reason = refusal.reason().as_str(), code = refusal.code().as_str(), detail = refusal.detail(),
-            identity = identity.map(tracing::field::display), peer = call.credentials.peer.map(tracing::field::display), "refused");
+        tracing::warn!(
+            reason = refusal.reason().as_str(),
+            code = refusal.code().as_str(),
+            detail = refusal.detail(),
+            identity = identity.map(tracing::field::display),
+            peer = call.credentials.peer.map(tracing::field::display),
+            "refused"
+        );
         match caller {
             Some(caller) => self.ledger.refused(refusal, call.request, identity, caller.evidence()),
             None => self.ledger.refused_before_authentication(refusal.reason(), call.credentials.peer.map(|peer| peer.ip())),
@@ -214,6 +225,25 @@ async fn open(
             Err(NotOpened::Refused(refusal)) => return Err(refusal),
             Err(NotOpened::PeriodMoved(old, period)) => draft = old.again(period, clock.now(), Randomness::fresh().serial),
         }
+    }
+}
+
+/// The right to be under way; counted while it is held.
+struct Permit {
+    _permit: OwnedSemaphorePermit,
+    metrics: Arc<Metrics>,
+}
+
+impl Permit {
+    fn new(permit: OwnedSemaphorePermit, metrics: Arc<Metrics>) -> Self {
+        metrics.call_began();
+        Self { _permit: permit, metrics }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.metrics.call_ended();
     }
 }
 

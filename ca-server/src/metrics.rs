@@ -48,9 +48,8 @@ impl Step {
 }
 
 /// From 10 µs to 10 s.
-const SECONDS: [f64; 19] = [
-    0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-];
+const SECONDS: [f64; 19] =
+    [0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 /// The `error` labels of Istio's sign error counter.
 const CITADEL_SIGN_ERRORS: [&str; 4] = ["CA_NOT_READY", "CSR_ERROR", "TTL_ERROR", "CERT_GEN_ERROR"];
@@ -123,8 +122,18 @@ impl Metrics {
             signer_failures: counters(r, "ca_server_signer_failures_total", "Signatures that the device did not give.", &["issuer"]),
             signer_stuck: gauges(r, "ca_server_signer_stuck_threads", "Device calls past their deadline, not returned.", &["issuer"]),
             signer_reopened: counters(r, "ca_server_signer_reopened_total", "Sessions opened again after a loss.", &["issuer"]),
-            signer_info: gauges(r, "ca_server_signer_info", "Always 1; kind is pkcs11, or file for a development key.", &["issuer", "kind"]),
-            ledger_rows: histogram(r, "ca_server_ledger_batch_rows", "Rows a commit carried.", &[1., 2., 4., 8., 16., 32., 64., 128., 256., 512.]),
+            signer_info: gauges(
+                r,
+                "ca_server_signer_info",
+                "Always 1; kind is pkcs11, or file for a development key.",
+                &["issuer", "kind"],
+            ),
+            ledger_rows: histogram(
+                r,
+                "ca_server_ledger_batch_rows",
+                "Rows a commit carried.",
+                &[1., 2., 4., 8., 16., 32., 64., 128., 256., 512.],
+            ),
             ledger_commit: histogram(r, "ca_server_ledger_commit_seconds", "Time of one durable commit.", &SECONDS),
             ledger_queue: gauge(r, "ca_server_ledger_queue_rows", "Rows waiting for the next commit."),
             ledger_dropped: counter(r, "ca_server_ledger_dropped_total", "Refusal rows dropped because their queue was full."),
@@ -180,9 +189,14 @@ impl Metrics {
         self.call_seconds.observe(time.as_secs_f64());
     }
 
-    /// A permit was taken or came back.
-    pub fn in_flight(&self, permits: usize) {
-        self.in_flight.set(clamp(permits));
+    /// A call took its permit.
+    pub fn call_began(&self) {
+        self.in_flight.inc();
+    }
+
+    /// A permit came back.
+    pub fn call_ended(&self) {
+        self.in_flight.dec();
     }
 
     /// A CSR call was refused.
@@ -197,7 +211,9 @@ impl Metrics {
             Reason::MalformedCsr | Reason::MalformedRequest => self.citadel.csr_parsing_error.inc(),
             Reason::ProofOfPossession | Reason::WeakKey | Reason::SanMismatch | Reason::UnknownSigner => sign_error("CSR_ERROR"),
             Reason::Lifetime => sign_error("TTL_ERROR"),
-            Reason::LedgerDown | Reason::DeviceDown | Reason::Stopping | Reason::Clock | Reason::DeviceRefused => sign_error("CA_NOT_READY"),
+            Reason::LedgerDown | Reason::DeviceDown | Reason::Stopping | Reason::Clock | Reason::DeviceRefused => {
+                sign_error("CA_NOT_READY")
+            }
             Reason::IssuerExpired | Reason::Internal | Reason::Deadline => sign_error("CERT_GEN_ERROR"),
             Reason::Overloaded => {}
         }

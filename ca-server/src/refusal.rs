@@ -124,7 +124,9 @@ impl Reason {
             | Self::MalformedRequest => Code::InvalidArgument,
             Self::Overloaded => Code::ResourceExhausted,
             Self::Deadline => Code::DeadlineExceeded,
-            Self::LedgerDown | Self::DeviceDown | Self::TokenCheckDown | Self::Stopping | Self::Clock | Self::DeviceRefused => Code::Unavailable,
+            Self::LedgerDown | Self::DeviceDown | Self::TokenCheckDown | Self::Stopping | Self::Clock | Self::DeviceRefused => {
+                Code::Unavailable
+            }
             Self::IssuerExpired | Self::Internal => Code::Internal,
         }
     }

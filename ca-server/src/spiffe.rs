@@ -119,10 +119,24 @@ mod tests {
     #[test]
     fn nothing_but_the_exact_form_is_an_identity() {
         for uri in [
-            "", "spiffe://", "https://cluster.local/ns/a/sa/b", "spiffe://cluster.local/ns/a/sa/b/", "spiffe://cluster.local//ns/a/sa/b",
-            "spiffe://cluster.local/ns/a/sa/", "spiffe://cluster.local/ns//sa/b", "spiffe://Cluster.local/ns/a/sa/b", "spiffe://c/ns/A/sa/b",
-            "spiffe://c/ns/a%2fb/sa/c", "spiffe://c/ns/a/sa/b,spiffe://c/ns/a/sa/c", "spiffe://c/ns/a/sa/b\0", "spiffe://c/ns/a/sa/ü",
-            "spiffe://c:80/ns/a/sa/b", "spiffe://u@c/ns/a/sa/b", "spiffe://c/ns/a/sa/b?x", "spiffe://c/ns/../sa/b", "SPIFFE://c/ns/a/sa/b",
+            "",
+            "spiffe://",
+            "https://cluster.local/ns/a/sa/b",
+            "spiffe://cluster.local/ns/a/sa/b/",
+            "spiffe://cluster.local//ns/a/sa/b",
+            "spiffe://cluster.local/ns/a/sa/",
+            "spiffe://cluster.local/ns//sa/b",
+            "spiffe://Cluster.local/ns/a/sa/b",
+            "spiffe://c/ns/A/sa/b",
+            "spiffe://c/ns/a%2fb/sa/c",
+            "spiffe://c/ns/a/sa/b,spiffe://c/ns/a/sa/c",
+            "spiffe://c/ns/a/sa/b\0",
+            "spiffe://c/ns/a/sa/ü",
+            "spiffe://c:80/ns/a/sa/b",
+            "spiffe://u@c/ns/a/sa/b",
+            "spiffe://c/ns/a/sa/b?x",
+            "spiffe://c/ns/../sa/b",
+            "SPIFFE://c/ns/a/sa/b",
         ] {
             assert_eq!(SpiffeId::parse(uri), None, "{uri:?}");
         }
@@ -131,8 +145,16 @@ mod tests {
     #[test]
     fn a_username_has_exactly_four_parts_and_none_is_empty() {
         assert!(ServiceAccount::parse_username("system:serviceaccount:default:demo").is_some());
-        for name in ["", "system:serviceaccount:default", "system:serviceaccount::demo", "system:serviceaccount:default:", "system:serviceaccount:a:b:c",
-                     "system:node:default:demo", "kubernetes-admin", "system:serviceaccount:a/b:c"] {
+        for name in [
+            "",
+            "system:serviceaccount:default",
+            "system:serviceaccount::demo",
+            "system:serviceaccount:default:",
+            "system:serviceaccount:a:b:c",
+            "system:node:default:demo",
+            "kubernetes-admin",
+            "system:serviceaccount:a/b:c",
+        ] {
             assert_eq!(ServiceAccount::parse_username(name), None, "{name:?}");
         }
     }

@@ -47,7 +47,8 @@ impl TestCa {
                 assert_eq!(outcomes.insert(serial, kind), None, "two outcomes: {outcome}");
             }
         }
-        let issued: BTreeSet<&str> = ledger.kind("issued").iter().map(|row| row["certificate_sha256"].as_str().expect("a digest")).collect();
+        let issued: BTreeSet<&str> =
+            ledger.kind("issued").iter().map(|row| row["certificate_sha256"].as_str().expect("a digest")).collect();
         for leaf in self.received() {
             let der = CertificateDer::from_pem_slice(leaf.as_bytes()).expect("PEM");
             assert!(issued.contains(hex::encode(digest(&SHA256, &der)).as_str()), "received, and not in the ledger: {leaf}");

@@ -87,7 +87,8 @@ impl TestCa {
     /// Material and `ca.toml`, and no process yet.
     pub fn configured(material: Material, setup: Setup) -> Self {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let ca = Self { material, setup, process: None, csr: nowhere, monitoring: nowhere, log: Arc::default(), received: Mutex::default() };
+        let ca =
+            Self { material, setup, process: None, csr: nowhere, monitoring: nowhere, log: Arc::default(), received: Mutex::default() };
         ca.write_config();
         ca
     }
@@ -100,7 +101,11 @@ impl TestCa {
         text = replaced(&text, "format = \"text\"", "format = \"json\"");
         if self.setup.faults {
             let module = signers::pkcs11::find_softhsm().expect("SoftHSM is installed by ./run-tests");
-            text = replaced(&text, module.to_str().expect("text"), pkcs11_fault::library().expect("cargo builds it beside the tests").to_str().expect("text"));
+            text = replaced(
+                &text,
+                module.to_str().expect("text"),
+                pkcs11_fault::library().expect("cargo builds it beside the tests").to_str().expect("text"),
+            );
             std::fs::create_dir_all(self.faults_directory()).expect("writable");
             let environment = format!("env = {{ PKCS11_FAULT_MODULE = {:?}, PKCS11_FAULT_DIR = {:?}, ", module, self.faults_directory());
             text = replaced(&text, "env = {", &environment);
@@ -143,7 +148,15 @@ impl TestCa {
     /// `serve` in a mount namespace of its own; the user namespace lets an ordinary user do it too.
     fn verb_in_small_file_system(&self, directory: &str) -> Command {
         let mut command = Command::new("unshare");
-        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", "mount -t tmpfs -o size=2m tmpfs \"$1\" && shift && exec \"$@\"", "sh"]);
+        command.args([
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-c",
+            "mount -t tmpfs -o size=2m tmpfs \"$1\" && shift && exec \"$@\"",
+            "sh",
+        ]);
         command.arg(self.material.file(directory)).arg(super::build::ca_server());
         command.args(["serve", "--config"]).arg(self.material.file("ca.toml")).current_dir(self.material.path());
         command
@@ -281,7 +294,9 @@ impl TestCa {
 
     /// Reloads and waits until the daemon has said how it went; true if the config was taken.
     pub async fn reload(&self) -> bool {
-        let counts = || async { (self.metric("ca_server_reloads_total{result=\"ok\"}").await, self.metric("ca_server_reloads_total{result=\"refused\"}").await) };
+        let counts = || async {
+            (self.metric("ca_server_reloads_total{result=\"ok\"}").await, self.metric("ca_server_reloads_total{result=\"refused\"}").await)
+        };
         let before = counts().await;
         self.signal("HUP");
         self.until("reloaded", || async { counts().await != before }).await;
@@ -357,4 +372,3 @@ async fn http_get(address: SocketAddr, path: &str) -> std::io::Result<(u16, Stri
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or(std::io::ErrorKind::InvalidData)?;
     Ok((status, body.to_owned()))
 }
-

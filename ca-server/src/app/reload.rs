@@ -45,7 +45,8 @@ impl Daemon {
     /// Stops the signers that no issuer uses any more, once the calls that may still hold them are over.
     fn stop_unused(&self, before: &Snapshot) {
         let now = self.pipeline.snapshot();
-        let used = |uri: &signers::KeyUri| now.issuers.0.iter().filter_map(|issuer| issuer.signer.as_ref()).any(|signer| signer.uri() == uri);
+        let used =
+            |uri: &signers::KeyUri| now.issuers.0.iter().filter_map(|issuer| issuer.signer.as_ref()).any(|signer| signer.uri() == uri);
         let unused = before.issuers.0.iter().filter_map(|issuer| issuer.signer.clone()).filter(|signer| !used(signer.uri()));
         for signer in unused {
             let wait = self.call_timeout;

@@ -40,7 +40,11 @@ pub(super) async fn keep_fresh(daemon: Arc<Daemon>) {
                 wait(&daemon, half_life).await;
             }
             Err(refusal) => {
-                tracing::warn!(reason = refusal.reason().as_str(), detail = refusal.detail(), "the serving certificate cannot be renewed now");
+                tracing::warn!(
+                    reason = refusal.reason().as_str(),
+                    detail = refusal.detail(),
+                    "the serving certificate cannot be renewed now"
+                );
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }

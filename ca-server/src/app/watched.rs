@@ -53,11 +53,15 @@ fn issuer_checks(issuer: &Issuer, now: Timestamp) -> Vec<Check> {
     let Some(signer) = &issuer.signer else {
         return Vec::new();
     };
-    let valid = chain.begins() <= now && now < chain.ends();
     let health = signer.health();
-    let detail = if signer.is_file() { format!("file key, for development and migration; {}", health.detail) } else { health.detail.clone() };
+    let detail =
+        if signer.is_file() { format!("file key, for development and migration; {}", health.detail) } else { health.detail.clone() };
     vec![
-        Check { name: format!("issuer:{id}"), ready: valid, detail: format!("valid from {} to {}", chain.begins(), chain.ends()) },
+        Check {
+            name: format!("issuer:{id}"),
+            ready: chain.may_sign_at(now),
+            detail: format!("valid from {} to {}", chain.begins(), chain.ends()),
+        },
         Check { name: format!("signer:{id}"), ready: health.is_ready(), detail },
     ]
 }

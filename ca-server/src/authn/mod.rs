@@ -32,7 +32,13 @@ pub struct Credentials {
 
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Credentials {{ {} bearer, clusters: {:?}, certificate: {} }}", self.bearer.len(), self.clusters, self.certificates.is_some())
+        write!(
+            f,
+            "Credentials {{ {} bearer, clusters: {:?}, certificate: {} }}",
+            self.bearer.len(),
+            self.clusters,
+            self.certificates.is_some()
+        )
     }
 }
 

@@ -13,6 +13,12 @@ pub fn run(path: &Path) -> Result<(), Exit> {
     for warning in &config.warnings {
         println!("warning: {warning}");
     }
-    println!("{} is good: {} issuer(s), {} token issuer(s), CSR on {}", path.display(), config.issuers.len(), config.jwt.len(), config.csr_listen);
+    println!(
+        "{} is good: {} issuer(s), {} token issuer(s), CSR on {}",
+        path.display(),
+        config.issuers.len(),
+        config.jwt.len(),
+        config.csr_listen
+    );
     Ok(())
 }

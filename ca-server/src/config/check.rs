@@ -109,14 +109,17 @@ impl<'a> Checker<'a> {
     }
 
     fn address(&self, key: &str, text: &str) -> Result<SocketAddr, ConfigError> {
-        text.parse().map_err(|_| self.bad(key, format_args!("{text:?} is no address; write an IP address and a port, such as 127.0.0.1:15012")))
+        text.parse()
+            .map_err(|_| self.bad(key, format_args!("{text:?} is no address; write an IP address and a port, such as 127.0.0.1:15012")))
     }
 
     fn names(&self, names: &[String]) -> Result<Vec<ServingName>, ConfigError> {
         if names.is_empty() {
             return Err(self.bad("csr.names", "is empty; list every name that agents dial, such as istiod.istio-system.svc"));
         }
-        let name = |name: &String| ServingName::parse(name).ok_or_else(|| self.bad("csr.names", format_args!("holds {name:?}, no DNS name and no IP address")));
+        let name = |name: &String| {
+            ServingName::parse(name).ok_or_else(|| self.bad("csr.names", format_args!("holds {name:?}, no DNS name and no IP address")))
+        };
         self.each(names, name)
     }
 

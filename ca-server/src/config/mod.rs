@@ -117,7 +117,10 @@ impl Config {
     /// Reads and validates the file and everything it names, as of `now`.
     pub fn load(path: &Path, now: Timestamp) -> Result<Self, ConfigError> {
         let text = std::fs::read(path).map_err(|error| {
-            ConfigError(format!("{}: cannot be read ({error}); name another with --config, or make one with `ca-server quickstart`", path.display()))
+            ConfigError(format!(
+                "{}: cannot be read ({error}); name another with --config, or make one with `ca-server quickstart`",
+                path.display()
+            ))
         })?;
         let text = String::from_utf8(text).map_err(|_| ConfigError(format!("{}: is not UTF-8 text", path.display())))?;
         let file = toml::from_str(&text).map_err(|error| ConfigError(syntax(path, &text, &error)))?;
@@ -156,7 +159,8 @@ impl Config {
 fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> String {
     let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
     // The parser's message names the value; an operator looks for the key.
-    let key = text.lines().nth(line - 1).and_then(|line| line.split_once('=')).map(|(key, _)| format!("`{}` ", key.trim())).unwrap_or_default();
+    let key =
+        text.lines().nth(line - 1).and_then(|line| line.split_once('=')).map(|(key, _)| format!("`{}` ", key.trim())).unwrap_or_default();
     let message = error.message().replace('\n', " ").replace("expected a duration", "expected a duration such as \"5s\" or \"24h\"");
     format!("{}:{line}: {key}{message}", path.display())
 }

@@ -109,7 +109,8 @@ pub async fn accept(
             match tokio::time::timeout(HANDSHAKE_LIMIT, handshake(stream, config)).await {
                 Ok(Ok((stream, certificates))) => {
                     let peer = Peer { address, certificates };
-                    let connection = Connection { stream, peer, silence: Some(Box::pin(tokio::time::sleep(HANDSHAKE_LIMIT))), _place: place };
+                    let connection =
+                        Connection { stream, peer, silence: Some(Box::pin(tokio::time::sleep(HANDSHAKE_LIMIT))), _place: place };
                     // The receiver is gone only when the daemon stops.
                     let _ = connections.send(Ok(connection)).await;
                 }

@@ -53,13 +53,7 @@ pub struct Grant {
 }
 
 impl Grant {
-    pub(super) fn new(
-        subject: Subject,
-        issuer: Arc<IssuerChain>,
-        not_before: Timestamp,
-        not_after: Timestamp,
-        profile: [u8; 32],
-    ) -> Self {
+    pub(super) fn new(subject: Subject, issuer: Arc<IssuerChain>, not_before: Timestamp, not_after: Timestamp, profile: [u8; 32]) -> Self {
         Self { subject, issuer, not_before, not_after, profile }
     }
 

@@ -82,7 +82,7 @@ impl Policy {
     fn terms(&self, subject: Subject, issuer: &Arc<IssuerChain>, lifetime: Duration, now: Timestamp) -> Result<Grant, Refusal> {
         let now = Timestamp::from_seconds(now.seconds());
         let not_after = now.plus(lifetime).min(issuer.ends());
-        if not_after <= now || issuer.begins() > now {
+        if !issuer.may_sign_at(now) {
             let (begins, ends) = (issuer.begins(), issuer.ends());
             return Err(Refusal::new(Reason::IssuerExpired, format_args!("issuer {} is valid from {begins} to {ends}", issuer.id())));
         }

@@ -129,7 +129,15 @@ mod tests {
     #[test]
     fn a_wish_is_defaulted_raised_or_refused() {
         let maximum = 90 * 86_400;
-        let cases = [(0, Some(86_400)), (-1, Some(86_400)), (i64::MIN, Some(86_400)), (60, Some(600)), (maximum, Some(maximum)), (maximum + 1, None), (i64::MAX, None)];
+        let cases = [
+            (0, Some(86_400)),
+            (-1, Some(86_400)),
+            (i64::MIN, Some(86_400)),
+            (60, Some(600)),
+            (maximum, Some(maximum)),
+            (maximum + 1, None),
+            (i64::MAX, None),
+        ];
         for (asked, granted) in cases {
             assert_eq!(profile(0).lifetime(asked, 7).ok().map(|lifetime| lifetime.as_secs() as i64), granted, "{asked}");
         }

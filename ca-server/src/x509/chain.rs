@@ -1,6 +1,8 @@
 //! An issuer's certificates: the chain from the issuing certificate upwards, and the roots that end it (RFC 5280 §6, as far as a CA must
 //! check its own). Holds what a template and an answer need of them.
 
+use std::time::Duration;
+
 use der::{Decode, Encode};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -29,6 +31,9 @@ pub struct IssuerChain {
     root_ends: Timestamp,
 }
 
+/// No shorter than the longest time limit that a call may be given.
+const LAST_MINUTE: Duration = Duration::from_secs(60);
+
 /// Why certificates are not an issuer's; one sentence for the operator.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
@@ -47,10 +52,8 @@ impl IssuerChain {
         for root in &roots {
             check_signed_by(root, root).map_err(|_| bad(format_args!("roots: {} is not self-signed", root.subject())))?;
         }
-        let mut below = 0;
         for (at, certificate) in chain.iter().enumerate() {
-            certificate.check_ca(below)?;
-            below += 1;
+            certificate.check_ca(at)?;
             if let Some(next) = chain.get(at + 1) {
                 check_signed_by(certificate, next)?;
             }
@@ -69,7 +72,8 @@ impl IssuerChain {
             id: id.to_owned(),
             subject: issuing.parsed.tbs_certificate().subject().to_der().map_err(bad)?,
             key_identifier: issuing.key_identifier(),
-            public_key: PublicKey::from_spki_der(issuing.key.spki()).map_err(|error| bad(format_args!("{}: {error}", issuing.subject())))?,
+            public_key: PublicKey::from_spki_der(issuing.key.spki())
+                .map_err(|error| bad(format_args!("{}: {error}", issuing.subject())))?,
             intermediates: sent.iter().map(|one| one.der.clone()).collect(),
             intermediates_pem: sent.iter().map(|one| pem::certificate(&one.der)).collect(),
             begins,
@@ -131,6 +135,11 @@ impl IssuerChain {
         self.ends
     }
 
+    /// Whether it may be asked for a signature at `now`. Not in its last minute: the longest call would be recorded after its end.
+    pub fn may_sign_at(&self, now: Timestamp) -> bool {
+        self.begins <= now && now.plus(LAST_MINUTE) <= self.ends
+    }
+
     /// NotAfter of the issuing certificate, for the metric dashboards know.
     pub fn issuing_ends(&self) -> Timestamp {
         self.issuing_ends
@@ -166,7 +175,8 @@ impl Read {
         let tbs = parsed.tbs_certificate();
         let spki = tbs.subject_public_key_info().to_der().map_err(bad)?;
         let key = SubjectKey::from_spki(&spki).map_err(|error| bad(format_args!("{}: {error}", tbs.subject())))?;
-        let seconds = |time: &x509_cert::time::Time| Timestamp::from_seconds(i64::try_from(time.to_unix_duration().as_secs()).unwrap_or(i64::MAX));
+        let seconds =
+            |time: &x509_cert::time::Time| Timestamp::from_seconds(i64::try_from(time.to_unix_duration().as_secs()).unwrap_or(i64::MAX));
         let (begins, ends) = (seconds(&tbs.validity().not_before), seconds(&tbs.validity().not_after));
         Ok(Self { der: der.to_vec(), key, begins, ends, parsed })
     }
@@ -188,12 +198,12 @@ impl Read {
     }
 
     /// It may sign certificates, with `below` CA certificates between it and the leaf (RFC 5280 §4.2.1.9, §4.2.1.3).
-    fn check_ca(&self, below: u8) -> Result<(), BadChain> {
+    fn check_ca(&self, below: usize) -> Result<(), BadChain> {
         let constraints = self.extension::<BasicConstraints>();
         if !constraints.as_ref().is_some_and(|constraints| constraints.ca) {
             return Err(bad(format_args!("{} is not a CA certificate", self.subject())));
         }
-        if constraints.and_then(|constraints| constraints.path_len_constraint).is_some_and(|length| length < below) {
+        if constraints.and_then(|constraints| constraints.path_len_constraint).is_some_and(|length| usize::from(length) < below) {
             return Err(bad(format_args!("{}: its path length does not allow {below} CA certificates below it", self.subject())));
         }
         if self.extension::<KeyUsage>().is_some_and(|usage| !usage.key_cert_sign()) {

@@ -126,7 +126,8 @@ fn requested_sans(attributes: &[u8]) -> Result<Vec<San>, der::Error> {
     set.tag().assert_eq(Tag::ContextSpecific { constructed: true, number: TagNumber(0) })?;
     let mut set = SliceReader::new(set.value())?;
     while !set.is_finished() {
-        let (oid, values) = set.sequence(|attribute| Ok::<_, der::Error>((ObjectIdentifier::decode(attribute)?, AnyRef::decode(attribute)?)))?;
+        let (oid, values) =
+            set.sequence(|attribute| Ok::<_, der::Error>((ObjectIdentifier::decode(attribute)?, AnyRef::decode(attribute)?)))?;
         values.tag().assert_eq(Tag::Set)?;
         if oid != ID_EXTENSION_REQ {
             continue;

@@ -22,8 +22,8 @@ use super::subject_key::{KeyKind, SubjectKey, key_identifier};
 use crate::digest::sha256;
 use crate::policy::grant::{Grant, ServingName, Subject};
 use crate::spiffe::SpiffeId;
-use crate::x509::chain::IssuerChain;
 use crate::timestamp::{Period, Timestamp};
+use crate::x509::chain::IssuerChain;
 
 /// Fresh randomness for one serial.
 #[derive(Clone, Copy, Debug)]

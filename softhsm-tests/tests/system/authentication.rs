@@ -167,7 +167,8 @@ async fn cases_15_16_17_a_token_counts_in_the_cluster_that_it_belongs_to_and_in_
     let jwks = jwks_of(&material, &key.serialize_pem(), "remote");
     material.write("remote.json", jwks);
     let setup = Setup {
-        append: "\n[[jwt]]\nissuer = \"https://remote\"\naudiences = [\"istio-ca\"]\ncluster_id = \"remote\"\njwks = \"remote.json\"\n".to_owned(),
+        append: "\n[[jwt]]\nissuer = \"https://remote\"\naudiences = [\"istio-ca\"]\ncluster_id = \"remote\"\njwks = \"remote.json\"\n"
+            .to_owned(),
         ..Setup::default()
     };
     let ca = TestCa::start_on(material, setup).await;
@@ -207,8 +208,10 @@ fn jwks_of(material: &Material, private_pem: &str, kid: &str) -> String {
     use base64::prelude::BASE64_URL_SAFE_NO_PAD;
     let path = material.file("rotated.key");
     std::fs::write(&path, private_pem).expect("writable");
-    let output = std::process::Command::new("openssl").args(["rsa", "-noout", "-modulus", "-in"]).arg(&path).output().expect("openssl runs");
+    let output =
+        std::process::Command::new("openssl").args(["rsa", "-noout", "-modulus", "-in"]).arg(&path).output().expect("openssl runs");
     let text = String::from_utf8(output.stdout).expect("text");
     let modulus = hex::decode(text.trim().strip_prefix("Modulus=").expect("a modulus")).expect("hex");
-    json!({"keys": [{"kty": "RSA", "use": "sig", "alg": "RS256", "kid": kid, "n": BASE64_URL_SAFE_NO_PAD.encode(modulus), "e": "AQAB"}]}).to_string()
+    json!({"keys": [{"kty": "RSA", "use": "sig", "alg": "RS256", "kid": kid, "n": BASE64_URL_SAFE_NO_PAD.encode(modulus), "e": "AQAB"}]})
+        .to_string()
 }

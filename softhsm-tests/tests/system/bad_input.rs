@@ -47,7 +47,8 @@ async fn random_bytes_inside_tls_hurt_nobody() {
 #[tokio::test]
 async fn junk_in_a_message_is_refused_as_such() {
     let ca = TestCa::start().await;
-    for body in [vec![], vec![0, 0, 0, 0, 4, 0xff, 0xff, 0xff, 0xff], vec![0, 0xff, 0xff, 0xff, 0xff], vec![1, 0, 0, 0, 1, 0], vec![9; 64]] {
+    for body in [vec![], vec![0, 0, 0, 0, 4, 0xff, 0xff, 0xff, 0xff], vec![0, 0xff, 0xff, 0xff, 0xff], vec![1, 0, 0, 0, 1, 0], vec![9; 64]]
+    {
         let (status, _) = post(&ca, "/istio.v1.auth.IstioCertificateService/CreateCertificate", body, Duration::ZERO).await;
         assert!(status != 0, "answered with {status}");
     }
@@ -95,7 +96,8 @@ async fn post(ca: &TestCa, path: &str, body: Vec<u8>, linger: Duration) -> (u32,
     let stream = over_tls(ca).await;
     let (mut client, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
     let driver = tokio::spawn(connection);
-    let request = http::Request::post(format!("https://localhost{path}")).header("content-type", "application/grpc").header("te", "trailers");
+    let request =
+        http::Request::post(format!("https://localhost{path}")).header("content-type", "application/grpc").header("te", "trailers");
     let (response, mut send) = client.send_request(request.body(()).expect("a request"), false).expect("sent");
     send.send_data(body.into(), linger.is_zero()).expect("sent");
     let response = tokio::time::timeout(Duration::from_secs(20), response).await.expect("answered").expect("a response");

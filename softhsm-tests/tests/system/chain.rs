@@ -43,7 +43,9 @@ async fn cases_50_and_53_during_root_rotation_both_roots_stand_in_the_last_strin
     material.write("old-root.pem", old_root.certificate());
     material.write("new-root.pem", new_root.certificate());
     let issuer = |name: &str| {
-        format!("\n[[issuer]]\nid = \"{name}\"\nkey = \"file:{name}.key\"\nchain = \"{name}-chain.pem\"\nroots = \"{name}-root.pem\"\nstate = \"active\"\n")
+        format!(
+            "\n[[issuer]]\nid = \"{name}\"\nkey = \"file:{name}.key\"\nchain = \"{name}-chain.pem\"\nroots = \"{name}-root.pem\"\nstate = \"active\"\n"
+        )
     };
     let setup = Setup { append: issuer("old") + &issuer("new"), ..Setup::default() };
     let ca = TestCa::start_on(material, setup).await;
@@ -64,7 +66,10 @@ async fn cases_50_and_53_during_root_rotation_both_roots_stand_in_the_last_strin
     assert_eq!(ca.get("/root-cert.pem").await.1.matches("BEGIN").count(), 3);
 
     // The old one retires: it signs nothing any more, and its root stays.
-    ca.edit_config("chain = \"old-chain.pem\"\nroots = \"old-root.pem\"\nstate = \"active\"", "chain = \"old-chain.pem\"\nroots = \"old-root.pem\"\nstate = \"retiring\"");
+    ca.edit_config(
+        "chain = \"old-chain.pem\"\nroots = \"old-root.pem\"\nstate = \"active\"",
+        "chain = \"old-chain.pem\"\nroots = \"old-root.pem\"\nstate = \"retiring\"",
+    );
     assert!(ca.reload().await, "{}", ca.log_text());
     let refused = ca.call(&Csr::demo().pem, &Ask::bearer(&token).text("CertSigner", "old")).await;
     crate::seen::assert_refused(refused, tonic::Code::InvalidArgument);

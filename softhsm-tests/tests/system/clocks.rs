@@ -11,8 +11,11 @@ use tonic::Code;
 
 use crate::seen::assert_refused;
 
-const LIBRARIES: [&str; 3] =
-    ["/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1", "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1", "/usr/lib/faketime/libfaketimeMT.so.1"];
+const LIBRARIES: [&str; 3] = [
+    "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib/faketime/libfaketimeMT.so.1",
+];
 
 /// Moves the daemon's clock by this offset from the real one, such as `-10s` or `+13h`.
 fn move_clock(material: &Material, offset: &str) {

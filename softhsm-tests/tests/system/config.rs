@@ -85,7 +85,8 @@ fn an_expired_active_issuer_refuses_to_start_and_an_expired_retiring_one_is_a_wa
     material.write("old-chain.pem", expired.certificate());
     material.write("old-root.pem", root.certificate());
     crate::lifetime::write_key(&material, "old.key", &expired.key());
-    let issuer = "\n[[issuer]]\nid = \"old\"\nkey = \"file:old.key\"\nchain = \"old-chain.pem\"\nroots = \"old-root.pem\"\nstate = \"active\"\n";
+    let issuer =
+        "\n[[issuer]]\nid = \"old\"\nkey = \"file:old.key\"\nchain = \"old-chain.pem\"\nroots = \"old-root.pem\"\nstate = \"active\"\n";
     let ca = TestCa::configured(material, Setup { append: issuer.to_owned(), ..Setup::default() });
     let said = complaint(&ca, "serve");
     assert!(said.contains("`issuer.old.chain`") && said.contains("renew it"), "{said}");

@@ -45,7 +45,7 @@ async fn ten_thousand_calls_cancelled_at_random_moments_leave_no_open_intent() {
                     Ok(Err(_)) => {}
                     Err(_) => {
                         cancelled.fetch_add(1, Ordering::Relaxed);
-                        channel = (random.next() % 8 != 0).then_some(open);
+                        channel = (!random.next().is_multiple_of(8)).then_some(open);
                     }
                 }
             }
@@ -55,7 +55,13 @@ async fn ten_thousand_calls_cancelled_at_random_moments_leave_no_open_intent() {
     ca.until("idle", || async { ca.metric("ca_server_calls_in_flight").await == 0.0 && ca.open_intents(&ca.export()) == 0 }).await;
     let ledger = ca.check();
     let cancelled = cancelled.into_inner();
-    println!("{cancelled} of {CALLS} calls cancelled; {} intents, {} issued, {} failed, {} unknown", ledger.count("intent"), ledger.count("issued"), ledger.count("failed"), ledger.count("unknown"));
+    println!(
+        "{cancelled} of {CALLS} calls cancelled; {} intents, {} issued, {} failed, {} unknown",
+        ledger.count("intent"),
+        ledger.count("issued"),
+        ledger.count("failed"),
+        ledger.count("unknown")
+    );
     assert!(cancelled > CALLS / 10, "the test cancels: {cancelled}");
     assert_eq!((ca.open_intents(&ledger), ledger.count("start")), (0, 1), "with no restart");
     ca.call(&csr, &ask).await.expect("and it serves on");

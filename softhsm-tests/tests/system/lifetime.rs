@@ -63,11 +63,12 @@ async fn case_46_the_issuers_end_wins_over_the_minimum() {
 }
 
 #[tokio::test]
-async fn case_47_an_issuer_that_ends_while_it_serves_answers_internal() {
-    let ca = on_file_key(Duration::from_secs(6), "").await;
+async fn case_47_an_issuer_in_its_last_minute_answers_internal() {
+    let ca = on_file_key(Duration::from_secs(66), "").await;
     let channel = ca.connect().await;
     let ask = Ask::bearer(&ca.token());
-    ca.until("ended", || async { matches!(channel.call(&Csr::demo().pem, &ask).await, Err(status) if status.code() == Code::Internal) }).await;
+    ca.until("ended", || async { matches!(channel.call(&Csr::demo().pem, &ask).await, Err(status) if status.code() == Code::Internal) })
+        .await;
     assert_eq!(ca.get("/healthz/ready").await.0, 503);
     assert_eq!(ca.get("/healthz/live").await.0, 200);
     ca.check();

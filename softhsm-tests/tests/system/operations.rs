@@ -20,7 +20,9 @@ const CKR_SESSION_HANDLE_INVALID: &str = "0xB3";
 async fn case_68_a_login_that_is_gone_is_made_again_in_silence() {
     let ca = TestCa::start_with(Setup::default().with_faults()).await;
     let ask = Ask::bearer(&ca.token());
-    for fault in ["C_SignInit logout count 1", "C_SignInit close_sessions count 1", &format!("C_SignInit rv {CKR_SESSION_HANDLE_INVALID} count 1")] {
+    for fault in
+        ["C_SignInit logout count 1", "C_SignInit close_sessions count 1", &format!("C_SignInit rv {CKR_SESSION_HANDLE_INVALID} count 1")]
+    {
         ca.command_faults(fault);
         assert_eq!(identity(&ca.call(&Csr::demo().pem, &ask).await.unwrap_or_else(|status| panic!("{fault}: {status}"))), DEMO);
     }
@@ -272,7 +274,9 @@ async fn two_daemons_never_share_a_ledger() {
 async fn monitoring_tells_names_that_dashboards_know_from_the_start() {
     let ca = TestCa::start().await;
     let text = ca.get("/metrics").await.1;
-    for family in ["csr_count", "authentication_failure_count", "csr_parsing_err_count", "id_extraction_err_count", "success_cert_issuance_count"] {
+    for family in
+        ["csr_count", "authentication_failure_count", "csr_parsing_err_count", "id_extraction_err_count", "success_cert_issuance_count"]
+    {
         assert!(text.lines().any(|line| line == format!("citadel_server_{family} 0")), "{family}:\n{text}");
     }
     assert!(text.contains("citadel_server_csr_sign_err_count{error=\"CSR_ERROR\"} 0"));

@@ -52,11 +52,13 @@ fn a_second_run_keeps_root_keys_and_ledger() {
     let first = var.run(&[]);
     assert!(first.status.success(), "{}", said(&first));
     openssl_is_content(&var.path());
-    let kept: Vec<Vec<u8>> = ["root-cert.pem", "issuing-chain.pem", "root.pin", "issuing.pin", "jwt-issuer.key", "ca.toml"].map(|name| var.read(name)).into();
+    let kept: Vec<Vec<u8>> =
+        ["root-cert.pem", "issuing-chain.pem", "root.pin", "issuing.pin", "jwt-issuer.key", "ca.toml"].map(|name| var.read(name)).into();
     let second = var.run(&[]);
     assert!(second.status.success(), "{}", said(&second));
     openssl_is_content(&var.path());
-    let after: Vec<Vec<u8>> = ["root-cert.pem", "issuing-chain.pem", "root.pin", "issuing.pin", "jwt-issuer.key", "ca.toml"].map(|name| var.read(name)).into();
+    let after: Vec<Vec<u8>> =
+        ["root-cert.pem", "issuing-chain.pem", "root.pin", "issuing.pin", "jwt-issuer.key", "ca.toml"].map(|name| var.read(name)).into();
     assert!(kept == after);
     let verified = Command::new(softhsm_tests::build::ca_server())
         .args(["audit", "verify", "--config"])
@@ -117,7 +119,8 @@ fn a_taken_port_is_one_clear_sentence_and_no_broken_directory() {
 fn a_run_cut_off_at_any_moment_is_repaired_by_the_next() {
     for after in ["tokens", "root.pin", "issuing.pin", "ceremony.jsonl", "root-cert.pem", "issuing-chain.pem", "jwks.json"] {
         let var = Var::new();
-        let mut process = var.command(&[]).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().expect("ca-server runs");
+        let mut process =
+            var.command(&[]).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().expect("ca-server runs");
         // Killed as soon as this file is seen, wherever that is; a run that was quicker than we look is none the worse.
         while !var.path().join(after).exists() && process.try_wait().expect("waited").is_none() {
             std::thread::yield_now();

@@ -68,7 +68,12 @@ async fn no_pin_and_no_token_appears_in_a_log_an_environment_an_argument_or_a_ro
     assert!(places.iter().any(|(name, bytes)| *name == "ledger.db" && bytes.len() > 4_096));
 
     let issuing_pin = ca.material.read("issuing.pin").trim().to_owned();
-    let secrets = [("PIN", issuing_pin), ("token", good.clone()), ("token's signature", last_part(&good)), ("bad token's signature", last_part(&bad))];
+    let secrets = [
+        ("PIN", issuing_pin),
+        ("token", good.clone()),
+        ("token's signature", last_part(&good)),
+        ("bad token's signature", last_part(&bad)),
+    ];
     for (place, bytes) in &places {
         for (what, secret) in &secrets {
             assert!(secret.len() >= 8);
