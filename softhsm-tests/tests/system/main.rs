@@ -13,6 +13,5 @@ mod csr;
 mod lifetime;
 mod metadata;
 mod operations;
-mod quickstart;
 mod secrets;
 mod seen;
