@@ -44,6 +44,25 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 pub struct Options {
     /// Go on although the clock is behind the ledger.
     pub accept_clock: bool,
+    /// Other ports than the config's; the config itself stays as it is in its file, so that a reload finds it unchanged.
+    pub ports: Ports,
+}
+
+/// Ports that stand in for the config's; 0 takes a free one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ports {
+    /// Instead of that in `csr.listen`.
+    pub csr: Option<u16>,
+    /// Instead of that in `monitoring.listen`.
+    pub monitoring: Option<u16>,
+}
+
+/// `address` with another port where one is given.
+pub fn with_port(mut address: SocketAddr, port: Option<u16>) -> SocketAddr {
+    if let Some(port) = port {
+        address.set_port(port);
+    }
+    address
 }
 
 /// The parts that live as long as the daemon.
@@ -79,8 +98,8 @@ impl Server {
         }
         let clock = Clock::default();
         let metrics = Arc::new(Metrics::new());
-        let csr_listener = listen("csr.listen", config.csr_listen).await?;
-        let monitoring_listener = listen("monitoring.listen", config.monitoring_listen).await?;
+        let csr_listener = listen("csr.listen", with_port(config.csr_listen, options.ports.csr)).await?;
+        let monitoring_listener = listen("monitoring.listen", with_port(config.monitoring_listen, options.ports.monitoring)).await?;
         let ledger = open_ledger(&config, options, &metrics, clock.clone()).await?;
         let parts = match snapshot::build(&config, &metrics, clock.now(), None).await {
             Ok(parts) => parts,
@@ -172,6 +191,9 @@ impl Server {
         }
         if tokio::time::timeout_at(until, self.daemon.ledger.shutdown()).await.is_err() {
             tracing::error!("the ledger did not take the last rows in time; the next start files what is open as unknown");
+        }
+        if tokio::time::timeout_at(until, self.daemon.stop_signers()).await.is_err() {
+            tracing::warn!("a device call has not returned; the process ends with it");
         }
         tracing::info!("stopped");
     }

@@ -24,6 +24,8 @@ use state::Shared;
 
 /// How long `stop` waits for threads that are inside their device.
 const STOP_WAIT: Duration = Duration::from_secs(2);
+/// The same where the last clone is merely dropped.
+const DROP_WAIT: Duration = Duration::from_millis(250);
 
 /// A key that signs jobs. Clones share the same threads, which end when the last clone is dropped.
 #[derive(Clone)]
@@ -36,6 +38,8 @@ struct Owner {
 impl Drop for Owner {
     fn drop(&mut self) {
         self.shared.close();
+        // A process that exits while a thread is inside a PKCS#11 module can crash in the module's own clean-up.
+        self.shared.wait_until_ended(DROP_WAIT);
     }
 }
 

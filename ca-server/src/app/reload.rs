@@ -42,6 +42,14 @@ impl Daemon {
         Ok(())
     }
 
+    /// Ends every signer's threads, so that none is inside a module when the process exits.
+    pub(super) async fn stop_signers(&self) {
+        let snapshot = self.pipeline.snapshot();
+        let signers = snapshot.issuers.0.iter().filter_map(|issuer| issuer.signer.clone());
+        let stopping = signers.map(|signer| tokio::task::spawn_blocking(move || signer.stop()));
+        futures_util::future::join_all(stopping).await;
+    }
+
     /// Stops the signers that no issuer uses any more, once the calls that may still hold them are over.
     fn stop_unused(&self, before: &Snapshot) {
         let now = self.pipeline.snapshot();

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::request::{self, Plan};
 use super::{Exit, ceremony, environment};
-use crate::app::{Options, Server};
+use crate::app::{Options, Ports, Server, with_port};
 use crate::ceremony::{Outcome, Spec, files};
 use crate::client::{Ask, Issued, KeyType, Roots, Target};
 use crate::clock::Clock;
@@ -88,18 +88,20 @@ fn hold_ceremony(path: &Path, module: &Path) -> Result<Outcome, Exit> {
 }
 
 fn serve(args: &Args, path: &Path, outcome: &Outcome, issuer: &DemoIssuer) -> Result<(), Exit> {
-    let mut config = Config::load(&path.join(ca_toml::FILE), Clock::default().now()).map_err(Exit::config)?;
+    let config = Config::load(&path.join(ca_toml::FILE), Clock::default().now()).map_err(Exit::config)?;
     environment::enter(&config.environment)?;
-    listen_on(&mut config.csr_listen, args.csr_port, "csr-port")?;
-    listen_on(&mut config.monitoring_listen, args.monitoring_port, "monitoring-port")?;
-    if config.log.level == "info" {
+    let ports = Ports { csr: args.csr_port, monitoring: args.monitoring_port };
+    check_free(with_port(config.csr_listen, ports.csr), "csr-port")?;
+    check_free(with_port(config.monitoring_listen, ports.monitoring), "monitoring-port")?;
+    let mut log = config.log.clone();
+    if log.level == "info" {
         // The summary is what people came for; `serve` logs every call.
-        "warn".clone_into(&mut config.log.level);
+        "warn".clone_into(&mut log.level);
     }
-    telemetry::start(&config.log).map_err(Exit::config)?;
+    telemetry::start(&log).map_err(Exit::config)?;
     let (configured, trust_domain) = (config.request.address.clone(), config.trust_domains.own.clone());
     super::runtime()?.block_on(async {
-        let server = Server::start(config, Options::default()).await?;
+        let server = Server::start(config, Options { ports, ..Options::default() }).await?;
         let first = async {
             server.ready(READY_WITHIN).await?;
             first_certificate(path, server.csr_address(), trust_domain, issuer).await
@@ -139,12 +141,9 @@ fn serve(args: &Args, path: &Path, outcome: &Outcome, issuer: &DemoIssuer) -> Re
     })
 }
 
-/// Puts an asked port in place and says in one sentence if it is taken.
-fn listen_on(address: &mut SocketAddr, asked: Option<u16>, flag: &str) -> Result<(), Exit> {
-    if let Some(port) = asked {
-        address.set_port(port);
-    }
-    match TcpListener::bind(*address) {
+/// Says in one sentence if a port is taken, with the flag that chooses another.
+fn check_free(address: SocketAddr, flag: &str) -> Result<(), Exit> {
+    match TcpListener::bind(address) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(Exit::missing(format!(
             "{address} is in use by another program; stop it, or choose another port with --{flag} (0 takes a free one)"

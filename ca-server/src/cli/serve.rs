@@ -24,7 +24,7 @@ pub fn run(args: &Args, config: &Path) -> Result<(), Exit> {
     telemetry::start(&config.log).map_err(Exit::config)?;
     let runtime = super::runtime()?;
     runtime.block_on(async {
-        let server = Server::start(config, Options { accept_clock: args.accept_clock }).await?;
+        let server = Server::start(config, Options { accept_clock: args.accept_clock, ..Options::default() }).await?;
         tracing::info!(csr = %server.csr_address(), monitoring = %server.monitoring_address(), version = env!("CARGO_PKG_VERSION"), "serving");
         server.run().await
     })
