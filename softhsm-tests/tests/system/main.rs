@@ -15,3 +15,4 @@ mod metadata;
 mod operations;
 mod secrets;
 mod seen;
+mod tls;

@@ -261,6 +261,26 @@ async fn shutdown_does_not_wait_for_a_stuck_device_beyond_its_limit() {
 }
 
 #[tokio::test]
+async fn a_second_signal_ends_at_once_and_the_next_start_files_what_was_open() {
+    let mut ca = TestCa::start_with(Setup::default().with_faults().replace("call_timeout = \"5s\"", "call_timeout = \"30s\"")).await;
+    let (channel, ask) = (ca.connect().await, Ask::bearer(&ca.token()));
+    ca.command_faults("C_Sign sleep_ms 60000 count 1");
+    let csr = Csr::demo().pem;
+    let (answer, ()) = tokio::join!(channel.call(&csr, &ask), async {
+        ca.until("in the device", || async { ca.export().count("intent") == 2 }).await;
+        ca.signal("TERM");
+        ca.until("stopping", || async { ca.log_text().contains("a second signal ends at once") }).await;
+        ca.signal("TERM");
+    });
+    answer.expect_err("nothing leaves");
+    assert_eq!(ca.wait().code(), Some(143));
+    ca.command_faults("");
+    ca.restart().await;
+    let ledger = ca.check();
+    assert_eq!((ledger.count("unknown"), ledger.count("chain_ended"), ca.open_intents(&ledger)), (1, 1, 0));
+}
+
+#[tokio::test]
 async fn two_daemons_never_share_a_ledger() {
     let ca = TestCa::start().await;
     let second = ca.verb(&["serve"]).output().expect("ca-server runs");
