@@ -21,12 +21,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::cli::Exit;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::front::call_limit::CallLimit;
+use crate::front::call_limit::{CallLimit, OnRefusal};
 use crate::front::grpc::Certificates;
 use crate::front::monitoring;
 use crate::front::tls::{self, Connection, ServingCertificate};
 use crate::issue::{PERMITS, Pipeline};
 use crate::metrics::Metrics;
+use crate::policy::ServingName;
 use crate::store::ledger::{Ledger, LedgerObserver, LedgerOptions, LedgerStartError};
 
 /// Calls on one connection at a time; ztunnel multiplexes a node's workloads over few connections.
@@ -68,6 +69,7 @@ pub fn with_port(mut address: SocketAddr, port: Option<u16>) -> SocketAddr {
 /// The parts that live as long as the daemon.
 struct Daemon {
     config: Mutex<Config>,
+    names: Vec<ServingName>,
     call_timeout: Duration,
     pipeline: Arc<Pipeline>,
     ledger: Ledger,
@@ -87,12 +89,15 @@ pub struct Server {
     stop: watch::Sender<bool>,
     csr: JoinHandle<Result<(), tonic::transport::Error>>,
     renewal: JoinHandle<()>,
+    hangup: Signal,
 }
 
 impl Server {
     /// Opens everything and serves. Ports first, so that a taken one costs nothing; the ledger's lock before any device.
     pub async fn start(config: Config, options: Options) -> Result<Self, Exit> {
         set_process_limits();
+        // From here on a SIGHUP waits until the daemon runs; before, it would have ended the process.
+        let hangup = signals(SignalKind::hangup())?;
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
@@ -111,8 +116,10 @@ impl Server {
         let serving = Arc::new(ServingCertificate::default());
         let tls_config = tls::server_config(serving.clone(), parts.verifier).map_err(|error| Exit::config(format_args!("TLS: {error}")))?;
         let tls_config = Arc::new(ArcSwap::from_pointee(tls_config));
+        snapshot::show(&metrics, &parts.snapshot.issuers.0);
         let daemon = Arc::new(Daemon {
             call_timeout: config.call_timeout,
+            names: config.names.clone(),
             pipeline: Arc::new(Pipeline::new(parts.snapshot, ledger.clone(), clock.clone(), metrics.clone())),
             config: Mutex::new(config),
             ledger,
@@ -127,9 +134,9 @@ impl Server {
         let stop = watch::Sender::new(false);
         let csr = tokio::spawn(serve_csr(daemon.clone(), csr_listener, stop.subscribe()));
         let routes = monitoring::router(Arc::new(watched::View(daemon.clone())));
-        tokio::spawn(async move { axum::serve(monitoring_listener, routes).await });
+        tokio::spawn(monitoring::serve(monitoring_listener, routes));
         let renewal = tokio::spawn(serving::keep_fresh(daemon.clone()));
-        Ok(Self { daemon, csr_address, monitoring_address, stop, csr, renewal })
+        Ok(Self { daemon, csr_address, monitoring_address, stop, csr, renewal, hangup })
     }
 
     /// Where CSR calls are answered.
@@ -158,20 +165,30 @@ impl Server {
     }
 
     /// Serves until SIGINT or SIGTERM, then stops in order; SIGHUP reloads the config, a second ending signal ends at once.
-    pub async fn run(self) -> Result<(), Exit> {
-        let mut hangup = signals(SignalKind::hangup())?;
+    pub async fn run(mut self) -> Result<(), Exit> {
         let mut interrupt = signals(SignalKind::interrupt())?;
         let mut terminate = signals(SignalKind::terminate())?;
-        loop {
-            tokio::select! {
-                _ = hangup.recv() => self.daemon.reload().await,
-                _ = interrupt.recv() => break,
-                _ = terminate.recv() => break,
+        // In turn and beside the loop: a device that hangs in a reload must not keep the ending signals from being heard.
+        let (reloads, mut asked) = watch::channel(());
+        let daemon = self.daemon.clone();
+        let reloading = tokio::spawn(async move {
+            while asked.changed().await.is_ok() {
+                daemon.reload().await;
             }
-        }
+        });
+        let ended = loop {
+            tokio::select! {
+                _ = self.hangup.recv() => reloads.send_replace(()),
+                _ = interrupt.recv() => break None,
+                _ = terminate.recv() => break None,
+                _ = &mut self.csr => break Some("the CSR listener has ended"),
+                _ = &mut self.renewal => break Some("the renewal of the serving certificate has ended"),
+            }
+        };
+        reloading.abort();
         tracing::info!("stopping: no new connections, calls under way are finished; a second signal ends at once");
         tokio::select! {
-            () = self.shutdown() => Ok(()),
+            () = self.shutdown() => ended.map_or(Ok(()), |why| Err(Exit::missing(why))),
             _ = interrupt.recv() => std::process::exit(130),
             _ = terminate.recv() => std::process::exit(143),
         }
@@ -183,12 +200,14 @@ impl Server {
         let calls_until = until - SHUTDOWN_GRACE / 2;
         self.renewal.abort();
         self.stop.send_replace(true);
-        if tokio::time::timeout_at(calls_until, &mut self.csr).await.is_err() {
+        // A finished task must not be asked again.
+        if !self.csr.is_finished() && tokio::time::timeout_at(calls_until, &mut self.csr).await.is_err() {
             self.csr.abort();
         }
         if tokio::time::timeout_at(calls_until, self.daemon.pipeline.drain()).await.is_err() {
             tracing::warn!("calls are still in the device; their intents are filed as unknown");
         }
+        self.daemon.pipeline.close();
         if tokio::time::timeout_at(until, self.daemon.ledger.shutdown()).await.is_err() {
             tracing::error!("the ledger did not take the last rows in time; the next start files what is open as unknown");
         }
@@ -202,10 +221,12 @@ impl Server {
 async fn serve_csr(daemon: Arc<Daemon>, listener: TcpListener, stop: watch::Receiver<bool>) -> Result<(), tonic::transport::Error> {
     let (connections, incoming) = mpsc::channel::<io::Result<Connection>>(64);
     let (metrics, mut stopped) = (daemon.metrics.clone(), stop.clone());
-    let accepting = tokio::spawn(tls::accept(listener, daemon.tls.clone(), metrics.clone(), connections, stop));
+    let pipeline = daemon.pipeline.clone();
+    let refused: OnRefusal = Arc::new(move |reason, peer| pipeline.refused_outside(reason, peer));
+    let accepting = tokio::spawn(tls::accept(listener, daemon.tls.clone(), metrics.clone(), refused.clone(), connections, stop));
     let service = Certificates::service(daemon.pipeline.clone(), metrics.clone(), daemon.clock.clone());
     let result = tonic::transport::Server::builder()
-        .layer(CallLimit { limit: daemon.call_timeout, metrics })
+        .layer(CallLimit::new(daemon.call_timeout, metrics, refused))
         .max_concurrent_streams(MAX_STREAMS)
         .http2_max_header_list_size(MAX_HEADERS)
         .http2_keepalive_interval(Some(PING_EVERY))

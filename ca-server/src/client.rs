@@ -83,10 +83,10 @@ impl Connection {
             }
         });
         let endpoint = Endpoint::from_shared(format!("https://{authority}"))
-            .map_err(|error| failed(causes(&error)))?
+            .map_err(|error| failed(deepest_cause(&error)))?
             .connect_timeout(DIAL_LIMIT)
             .timeout(CALL_LIMIT);
-        let channel = endpoint.connect_with_connector(dial).await.map_err(|error| failed(causes(&error)))?;
+        let channel = endpoint.connect_with_connector(dial).await.map_err(|error| failed(deepest_cause(&error)))?;
         Ok(Self { service: IstioCertificateServiceClient::new(channel) })
     }
 
@@ -116,14 +116,11 @@ impl Connection {
     }
 }
 
-/// An error with everything below it: tonic's own text is only "transport error".
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut cause = error.source();
-    let mut texts = Vec::new();
-    while let Some(error) = cause {
-        texts.push(error.to_string());
-        cause = error.source();
+/// What lies at the bottom of an error: tonic's own text is only "transport error".
+fn deepest_cause(error: &dyn std::error::Error) -> String {
+    let mut deepest = error;
+    while let Some(below) = deepest.source() {
+        deepest = below;
     }
-    texts.dedup();
-    texts.last().cloned().unwrap_or_else(|| error.to_string())
+    deepest.to_string()
 }

@@ -3,6 +3,7 @@
 //! Each value has one private maker, so holding it proves that its step happened: `Caller → Csr → Grant → Draft → Recorded<Draft> →
 //! Signed → Issued`. From the intent on the call belongs to the server: its steps run in a task that no reset, time limit or shutdown drops.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,6 +19,7 @@ use crate::metrics::{Metrics, Step};
 use crate::policy::{Policy, ServingName, Wishes};
 use crate::refusal::{Reason, Refusal};
 use crate::store::ledger::{Issued, Ledger, NotOpened, Recorded};
+use crate::telemetry::LogBudget;
 use crate::timestamp::Timestamp;
 use crate::x509::csr::Csr;
 use crate::x509::pem;
@@ -85,12 +87,14 @@ pub struct Pipeline {
     ledger: Ledger,
     clock: Clock,
     metrics: Arc<Metrics>,
+    log_budget: LogBudget,
 }
 
 impl Pipeline {
     /// A pipeline over this ledger, with this first snapshot.
     pub fn new(snapshot: Snapshot, ledger: Ledger, clock: Clock, metrics: Arc<Metrics>) -> Self {
-        Self { permits: Arc::new(Semaphore::new(PERMITS)), snapshot: ArcSwap::from_pointee(snapshot), ledger, clock, metrics }
+        let (permits, snapshot) = (Arc::new(Semaphore::new(PERMITS)), ArcSwap::from_pointee(snapshot));
+        Self { permits, snapshot, ledger, clock, metrics, log_budget: LogBudget::default() }
     }
 
     /// What is in force now.
@@ -109,7 +113,11 @@ impl Pipeline {
         let limit = tokio::time::Instant::from_std(call.deadline);
         let outcome = match tokio::time::timeout_at(limit, self.walk(call, &mut caller)).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(Refusal::new(Reason::Deadline, "the call's time limit passed")),
+            // A ledger that cannot record is why, and agents try again on Unavailable.
+            Err(_) => match self.ledger.accepting(self.clock.now()) {
+                Err(down) => Err(down),
+                Ok(()) => Err(Refusal::new(Reason::Deadline, "the call's time limit passed")),
+            },
         };
         match &outcome {
             Ok(answer) => {
@@ -187,26 +195,38 @@ impl Pipeline {
     fn record(&self, call: &Call, caller: Option<&Caller>, refusal: &Refusal) {
         self.metrics.refused(refusal);
         let identity = caller.map(Caller::identity);
-        tracing::warn!(
-            reason = refusal.reason().as_str(),
-            code = refusal.code().as_str(),
-            detail = refusal.detail(),
-            identity = identity.map(tracing::field::display),
-            peer = call.credentials.peer.map(tracing::field::display),
-            "refused"
-        );
+        if self.log_budget.take(self.clock.now()) {
+            tracing::warn!(
+                reason = refusal.reason().as_str(),
+                code = refusal.code().as_str(),
+                detail = refusal.detail(),
+                identity = identity.map(tracing::field::display),
+                peer = call.credentials.peer.map(tracing::field::display),
+                "refused"
+            );
+        }
         match caller {
             Some(caller) => self.ledger.refused(refusal, call.request, identity, caller.evidence()),
             None => self.ledger.refused_before_authentication(refusal.reason(), call.credentials.peer.map(|peer| peer.ip())),
         }
     }
 
-    /// Waits until every call that belongs to the server has its outcome recorded, and lets no other begin.
+    /// A caller was refused before there was a call: in the handshake, by its message, by a body that never ended.
+    pub fn refused_outside(&self, reason: Reason, peer: Option<IpAddr>) {
+        self.metrics.refused(&Refusal::new(reason, "before there was a call"));
+        self.ledger.refused_before_authentication(reason, peer);
+    }
+
+    /// Waits until every call that belongs to the server has its outcome recorded. Those that come meanwhile are refused.
     pub async fn drain(&self) {
         let all = u32::try_from(PERMITS).expect("a constant below four billion");
         if let Ok(permits) = self.permits.acquire_many(all).await {
             permits.forget();
         }
+    }
+
+    /// Lets no other call begin.
+    pub fn close(&self) {
         self.permits.close();
     }
 }

@@ -227,6 +227,12 @@ impl Metrics {
         }
     }
 
+    /// Forgets what was said of issuers, before a reload says it anew.
+    pub fn forget_issuers(&self) {
+        self.expiry.reset();
+        self.signer_info.reset();
+    }
+
     /// When an issuer's certificate and the root above it end.
     pub fn issuer_ends(&self, issuer: &str, issuing: Timestamp, root: Timestamp) {
         self.expiry.with_label_values(&[&format!("issuer:{issuer}")]).set(issuing.seconds() as f64);

@@ -139,19 +139,33 @@ pub struct Refusal {
     detail: String,
 }
 
-/// The longest detail that is kept: it may quote what a caller sent.
+/// The longest detail that is kept, in bytes: it may quote what a caller sent.
 const DETAIL_LIMIT: usize = 500;
+
+/// A text that takes no more than it may, so that quoting a long value costs no more than what is kept.
+struct Detail(String);
+
+impl fmt::Write for Detail {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = DETAIL_LIMIT - self.0.len();
+        if text.len() <= room {
+            self.0.push_str(text);
+            return Ok(());
+        }
+        let end = (0..=room).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        self.0.push_str(&text[..end]);
+        Err(fmt::Error)
+    }
+}
 
 impl Refusal {
     /// A refusal with its full cause, which must hold no secret; long ones are cut.
     pub fn new(reason: Reason, detail: impl fmt::Display) -> Self {
-        let mut detail = detail.to_string();
-        if detail.len() > DETAIL_LIMIT {
-            let end = (0..=DETAIL_LIMIT).rev().find(|&at| detail.is_char_boundary(at)).unwrap_or(0);
-            detail.truncate(end);
-            detail.push('…');
+        let mut kept = Detail(String::new());
+        if fmt::write(&mut kept, format_args!("{detail}")).is_err() {
+            kept.0.push('…');
         }
-        Self { reason, detail }
+        Self { reason, detail: kept.0 }
     }
 
     /// Why.
@@ -190,3 +204,15 @@ impl fmt::Display for Refusal {
 }
 
 impl std::error::Error for Refusal {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_detail_is_cut_at_a_character_and_says_so() {
+        let refusal = Refusal::new(Reason::UnknownSigner, format_args!("CertSigner {:?}", "ü".repeat(1_000_000)));
+        assert!(refusal.detail().len() <= DETAIL_LIMIT + '…'.len_utf8() && refusal.detail().ends_with('…'));
+        assert_eq!(Refusal::new(Reason::Internal, "short").detail(), "short");
+    }
+}

@@ -145,18 +145,13 @@ impl TestCa {
         command
     }
 
-    /// `serve` in a mount namespace of its own; the user namespace lets an ordinary user do it too.
+    /// `serve` in a mount namespace of its own. An ordinary user needs a user namespace for that, which root in a chroot may not have.
     fn verb_in_small_file_system(&self, directory: &str) -> Command {
+        use std::os::unix::fs::MetadataExt;
+        let root = std::fs::metadata("/proc/self").expect("proc is mounted").uid() == 0;
         let mut command = Command::new("unshare");
-        command.args([
-            "--user",
-            "--map-root-user",
-            "--mount",
-            "sh",
-            "-c",
-            "mount -t tmpfs -o size=2m tmpfs \"$1\" && shift && exec \"$@\"",
-            "sh",
-        ]);
+        command.args(if root { &["--mount"][..] } else { &["--user", "--map-root-user", "--mount"] });
+        command.args(["sh", "-c", "mount -t tmpfs -o size=2m tmpfs \"$1\" && shift && exec \"$@\"", "sh"]);
         command.arg(self.material.file(directory)).arg(super::build::ca_server());
         command.args(["serve", "--config"]).arg(self.material.file("ca.toml")).current_dir(self.material.path());
         command

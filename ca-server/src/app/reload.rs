@@ -6,7 +6,6 @@ use super::{Daemon, snapshot};
 use crate::cli::Exit;
 use crate::config::Config;
 use crate::front::tls;
-use crate::issue::Snapshot;
 
 impl Daemon {
     /// Reads the config again; on any fault the one in force stays, and one sentence says why.
@@ -25,6 +24,9 @@ impl Daemon {
         if let Some(key) = in_force.needs_restart(&config) {
             return Err(Exit::config(format_args!("`{key}` has changed, which needs a restart")));
         }
+        if let Some(id) = in_force.reused_issuer_id(&config) {
+            return Err(Exit::config(format_args!("issuer {id} has another key than before; give a new issuing key a new id")));
+        }
         let before = self.pipeline.snapshot();
         let parts = snapshot::build(&config, &self.metrics, self.clock.now(), Some(&before)).await?;
         let tls = tls::server_config(self.serving.clone(), parts.verifier).map_err(|error| Exit::config(format_args!("TLS: {error}")))?;
@@ -33,12 +35,16 @@ impl Daemon {
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
+        for signer in parts.snapshot.issuers.0.iter().filter_map(|issuer| issuer.signer.as_ref()) {
+            signer.retry_login();
+        }
+        snapshot::show(&self.metrics, &parts.snapshot.issuers.0);
+        self.metrics.serving_ends(self.serving_ends.get());
         self.pipeline.swap(parts.snapshot);
         self.tls.store(Arc::new(tls));
         *in_force = config;
         // The default issuer may be another now.
         self.renew.notify_one();
-        self.stop_unused(&before);
         Ok(())
     }
 
@@ -48,21 +54,5 @@ impl Daemon {
         let signers = snapshot.issuers.0.iter().filter_map(|issuer| issuer.signer.clone());
         let stopping = signers.map(|signer| tokio::task::spawn_blocking(move || signer.stop()));
         futures_util::future::join_all(stopping).await;
-    }
-
-    /// Stops the signers that no issuer uses any more, once the calls that may still hold them are over.
-    fn stop_unused(&self, before: &Snapshot) {
-        let now = self.pipeline.snapshot();
-        let used =
-            |uri: &signers::KeyUri| now.issuers.0.iter().filter_map(|issuer| issuer.signer.as_ref()).any(|signer| signer.uri() == uri);
-        let unused = before.issuers.0.iter().filter_map(|issuer| issuer.signer.clone()).filter(|signer| !used(signer.uri()));
-        for signer in unused {
-            let wait = self.call_timeout;
-            tokio::spawn(async move {
-                tokio::time::sleep(wait).await;
-                // Its answer, whether every thread ended in time, changes nothing any more.
-                let _ = tokio::task::spawn_blocking(move || signer.stop()).await;
-            });
-        }
     }
 }

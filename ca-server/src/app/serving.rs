@@ -72,9 +72,8 @@ async fn renew(daemon: &Daemon) -> Result<Timestamp, Refusal> {
     let signing_key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&pkcs8).map_err(|error| internal(&error))?;
 
     let now = daemon.clock.now();
-    let names = daemon.config.lock().await.names.clone();
     let deadline = Instant::now() + daemon.call_timeout;
-    let answer = daemon.pipeline.issue_serving(&names, subject_key, fresh_request_id(now), deadline).await?;
+    let answer = daemon.pipeline.issue_serving(&daemon.names, subject_key, fresh_request_id(now), deadline).await?;
     let (certificate, draft) = (answer.issued().certificate(), answer.issued().draft());
     let above = draft.issuer().intermediates().iter().map(|der| CertificateDer::from(der.clone()));
     let chain = std::iter::once(CertificateDer::from(certificate.der().to_vec())).chain(above).collect();

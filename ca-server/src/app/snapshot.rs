@@ -25,6 +25,9 @@ use crate::x509::pem;
 /// Sessions per key. SoftHSM gains little beyond; network HSMs are asked for more in a later config key.
 const SESSIONS: usize = 4;
 
+/// A device that takes longer to open its first session is taken for dead.
+const OPENED_WITHIN: Duration = Duration::from_secs(30);
+
 /// A snapshot, and what the TLS configuration needs of it.
 pub(super) struct Parts {
     pub snapshot: Snapshot,
@@ -42,7 +45,6 @@ pub(super) async fn build(config: &Config, metrics: &Arc<Metrics>, now: Timestam
     let verifier = certificates.verifier();
     let tokens = Tokens::new(token_issuers(config, now)?, config.cluster_id.clone(), config.trust_domains.own.clone());
     let choices = issuers.iter().map(|issuer| Choice { chain: issuer.chain.clone(), active: issuer.signer.is_some() }).collect();
-    show(metrics, &issuers);
     let snapshot = Snapshot {
         authenticators: Authenticators::new(certificates, tokens),
         policy: Policy::new(config.profile.clone(), choices),
@@ -73,7 +75,6 @@ async fn signer(issuer: &IssuerConfig, metrics: &Arc<Metrics>, before: Option<&S
     let same = |signer: &&Signer| *signer.uri() == key && signer.public_key() == issuer.chain.public_key();
     let kept = before.and_then(|snapshot| snapshot.issuers.0.iter().filter_map(|issuer| issuer.signer.as_ref()).find(same));
     if let Some(signer) = kept {
-        signer.retry_login();
         return Ok(Some(signer.clone()));
     }
     let options = PoolOptions {
@@ -83,11 +84,14 @@ async fn signer(issuer: &IssuerConfig, metrics: &Arc<Metrics>, before: Option<&S
         observer: Arc::new(SignerMetrics::new(metrics, id)),
         ..PoolOptions::default()
     };
-    let started = tokio::task::spawn_blocking(move || Signer::start(key, options)).await;
-    let signer = started.map_err(|error| Exit::missing(format_args!("issuer {id}: {error}")))?.map_err(|error| match error {
-        SignError::Lost(_) | SignError::Busy(_) | SignError::Stopped => Exit::missing(format_args!("issuer {id}: {error}")),
-        SignError::Locked(_) | SignError::Rejected(_) => Exit::config(format_args!("issuer {id}: {error}")),
-    })?;
+    let started = tokio::task::spawn_blocking(move || Signer::start(key, options));
+    let started = tokio::time::timeout(OPENED_WITHIN, started).await;
+    let silent = |_| Exit::missing(format_args!("issuer {id}: its device has not answered for {} s", OPENED_WITHIN.as_secs()));
+    let signer =
+        started.map_err(silent)?.map_err(|error| Exit::missing(format_args!("issuer {id}: {error}")))?.map_err(|error| match error {
+            SignError::Lost(_) | SignError::Busy(_) | SignError::Stopped => Exit::missing(format_args!("issuer {id}: {error}")),
+            SignError::Locked(_) | SignError::Rejected(_) => Exit::config(format_args!("issuer {id}: {error}")),
+        })?;
     if signer.is_file() {
         tracing::warn!(issuer = id, "its key is a file: good for development and migration, no hardware protects it");
     }
@@ -109,7 +113,9 @@ fn bundle(issuers: &[IssuerConfig]) -> Arc<str> {
     roots.map(|root| pem::certificate(root)).collect::<String>().into()
 }
 
-fn show(metrics: &Metrics, issuers: &[Issuer]) {
+/// Tells the metrics what is in force now.
+pub(super) fn show(metrics: &Metrics, issuers: &[Issuer]) {
+    metrics.forget_issuers();
     for issuer in issuers {
         metrics.issuer_ends(issuer.chain.id(), issuer.chain.issuing_ends(), issuer.chain.root_ends());
         if let Some(signer) = &issuer.signer {

@@ -33,49 +33,76 @@ impl std::fmt::Debug for VerifyKey {
 }
 
 /// The keys of one issuer.
+#[derive(Clone, Debug)]
+pub struct Jwks(Arc<Inner>);
+
 #[derive(Debug)]
-pub struct Jwks {
+struct Inner {
     path: PathBuf,
     interval: Duration,
     keys: ArcSwap<Vec<Arc<VerifyKey>>>,
-    /// When the file was last read for an unknown key. Held while reading, so that many unknown keys cost one read.
-    last_read: Mutex<Timestamp>,
+    /// Held while reading, so that many unknown keys cost one read.
+    last_read: Arc<Mutex<LastRead>>,
+}
+
+/// The last read for an unknown key: when, and why it failed if it did.
+#[derive(Debug)]
+struct LastRead {
+    at: Timestamp,
+    failed: Option<String>,
 }
 
 impl Jwks {
     /// Reads the file; `interval` is the least time between two reads for unknown keys.
     pub fn open(path: &Path, interval: Duration, now: Timestamp) -> Result<Self, String> {
-        let keys = read(path)?;
-        Ok(Self { path: path.to_owned(), interval, keys: ArcSwap::from_pointee(keys), last_read: Mutex::new(now.minus(interval)) })
+        let keys = ArcSwap::from_pointee(read(path)?);
+        let last_read = Arc::new(Mutex::new(LastRead { at: now.minus(interval), failed: None }));
+        Ok(Self(Arc::new(Inner { path: path.to_owned(), interval, keys, last_read })))
     }
 
-    /// The key named `id`. A token without `kid` means the only key of the set. `Err` when an unknown key made us read the file and that failed.
+    /// The key named `id`. A token without `kid` means the only key of the set. `Err` when the file was wanted for an unknown key and
+    /// could not be read, for as long as it is not tried again.
     pub async fn key(&self, id: Option<&str>, now: Timestamp) -> Result<Option<Arc<VerifyKey>>, String> {
         if let Some(key) = self.find(id) {
             return Ok(Some(key));
         }
-        let mut last_read = self.last_read.lock().await;
+        let mut last_read = self.0.last_read.clone().lock_owned().await;
         if let Some(key) = self.find(id) {
             return Ok(Some(key));
         }
         // A clock that was set back must not stop the refetch for ever.
-        if now >= *last_read && now.since(*last_read) < self.interval {
-            return Ok(None);
+        let due = now < last_read.at || now.since(last_read.at) >= self.0.interval;
+        if due {
+            // A task of its own: a caller who leaves must not take the result along, after the interval has begun.
+            let inner = self.0.clone();
+            let reading = tokio::task::spawn_blocking(move || {
+                last_read.at = now;
+                last_read.failed = inner.read_again().err();
+                last_read.failed.clone()
+            });
+            return match reading.await.map_err(|error| error.to_string())? {
+                None => Ok(self.find(id)),
+                Some(error) => Err(error),
+            };
         }
-        *last_read = now;
-        let path = self.path.clone();
-        let keys = tokio::task::spawn_blocking(move || read(&path)).await.map_err(|error| error.to_string())??;
-        tracing::info!(path = %self.path.display(), keys = keys.len(), "JWKS read again for an unknown key id");
-        self.keys.store(Arc::new(keys));
-        Ok(self.find(id))
+        last_read.failed.clone().map_or(Ok(None), Err)
     }
 
     fn find(&self, id: Option<&str>) -> Option<Arc<VerifyKey>> {
-        let keys = self.keys.load();
+        let keys = self.0.keys.load();
         match id {
             Some(_) => keys.iter().find(|key| key.id.as_deref() == id).cloned(),
             None => (keys.len() == 1).then(|| keys[0].clone()),
         }
+    }
+}
+
+impl Inner {
+    fn read_again(&self) -> Result<(), String> {
+        let keys = read(&self.path).inspect_err(|error| tracing::warn!(%error, "JWKS cannot be read; the former keys stay in force"))?;
+        tracing::info!(path = %self.path.display(), keys = keys.len(), "JWKS read again for an unknown key id");
+        self.keys.store(Arc::new(keys));
+        Ok(())
     }
 }
 
@@ -100,8 +127,11 @@ pub fn parse(text: &[u8]) -> Result<Vec<Arc<VerifyKey>>, String> {
         if matches!(jwk.common.public_key_use, None | Some(PublicKeyUse::Signature))
             && !matches!(jwk.algorithm, AlgorithmParameters::OctetKey(_))
         {
-            let key = DecodingKey::from_jwk(jwk).map_err(|error| format!("key {:?}: {error}", jwk.common.key_id))?;
-            keys.push(Arc::new(VerifyKey { id: jwk.common.key_id.clone(), key, algorithm: pinned(jwk) }));
+            // A key of a kind that is not known here is no reason to refuse the others (RFC 7517 §5).
+            match DecodingKey::from_jwk(jwk) {
+                Ok(key) => keys.push(Arc::new(VerifyKey { id: jwk.common.key_id.clone(), key, algorithm: pinned(jwk) })),
+                Err(error) => tracing::warn!(key = ?jwk.common.key_id, %error, "a key of a JWK Set cannot be used"),
+            }
         }
     }
     if keys.is_empty() { Err("no public signature key in it".to_owned()) } else { Ok(keys) }

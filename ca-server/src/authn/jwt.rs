@@ -63,11 +63,6 @@ impl Tokens {
         Self { issuers, local_cluster, trust_domain }
     }
 
-    /// The issuers, for readiness.
-    pub fn issuers(&self) -> &[TokenIssuer] {
-        &self.issuers
-    }
-
     pub(super) async fn authenticate(&self, credentials: &Credentials, now: Timestamp) -> Result<Option<(SpiffeId, Evidence)>, Refusal> {
         if credentials.bearer.is_empty() {
             return Ok(None);
@@ -194,6 +189,10 @@ fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> R
 /// Verifies a token with one key of its issuer: signature, `iss`, `aud`, `exp`, `nbf`, and a `sub` that names a service account.
 pub fn check(token: &str, key: &VerifyKey, issuer: &str, audiences: &[String], now: Timestamp) -> Result<Claims, String> {
     let header = jsonwebtoken::decode_header(token).map_err(|error| error.to_string())?;
+    if header.crit.is_some() {
+        // RFC 7515 §4.1.11: what is critical and not understood must be refused, and nothing critical is understood here.
+        return Err("it has critical header parameters".to_owned());
+    }
     if !ALGORITHMS.contains(&header.alg) || key.algorithm.is_some_and(|pinned| pinned != header.alg) {
         return Err(format!("algorithm {:?} is not accepted here", header.alg));
     }

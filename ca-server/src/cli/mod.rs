@@ -123,3 +123,11 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Exit> {
         .build()
         .map_err(|error| Exit::missing(format_args!("cannot start threads: {error}")))
 }
+
+/// Runs a verb's asynchronous part. What still blocks when it is done, such as a device that hangs, does not keep the process.
+pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, Exit>>) -> Result<T, Exit> {
+    let runtime = runtime()?;
+    let result = runtime.block_on(work);
+    runtime.shutdown_background();
+    result
+}

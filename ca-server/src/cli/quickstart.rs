@@ -100,7 +100,7 @@ fn serve(args: &Args, path: &Path, outcome: &Outcome, issuer: &DemoIssuer) -> Re
     }
     telemetry::start(&log).map_err(Exit::config)?;
     let (configured, trust_domain) = (config.request.address.clone(), config.trust_domains.own.clone());
-    super::runtime()?.block_on(async {
+    super::block_on(async {
         let server = Server::start(config, Options { ports, ..Options::default() }).await?;
         let first = async {
             server.ready(READY_WITHIN).await?;

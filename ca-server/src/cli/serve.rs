@@ -22,8 +22,7 @@ pub fn run(args: &Args, config: &Path) -> Result<(), Exit> {
     let config = Config::load(config, Clock::default().now()).map_err(Exit::config)?;
     cli::environment::enter(&config.environment)?;
     telemetry::start(&config.log).map_err(Exit::config)?;
-    let runtime = super::runtime()?;
-    runtime.block_on(async {
+    super::block_on(async {
         let server = Server::start(config, Options { accept_clock: args.accept_clock, ..Options::default() }).await?;
         tracing::info!(csr = %server.csr_address(), monitoring = %server.monitoring_address(), version = env!("CARGO_PKG_VERSION"), "serving");
         server.run().await

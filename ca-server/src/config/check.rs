@@ -39,6 +39,12 @@ impl<'a> Checker<'a> {
         if file.jwt.is_empty() {
             warnings.push("no [[jwt]] issuer: only client certificates can prove an identity".to_owned());
         }
+        let mut speaking = BTreeSet::new();
+        if let Some(twice) = file.jwt.iter().find(|jwt| !speaking.insert((&jwt.issuer, &jwt.cluster_id))) {
+            let why =
+                format_args!("{:?} stands twice for cluster {:?}; put its audiences into one", twice.issuer, twice.cluster_id).to_string();
+            return Err(self.bad("jwt.issuer", why));
+        }
         let timeout = file.csr.call_timeout;
         if !CALL_TIMEOUT.contains(&u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)) {
             return Err(self.bad("csr.call_timeout", "lies outside 100ms–60s"));

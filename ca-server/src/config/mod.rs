@@ -139,6 +139,15 @@ impl Config {
         check::Checker::new(path).ledger(&only.ledger.url)
     }
 
+    /// An issuer id that stands for another key or name in `other`: the ledger's readers tell issuers apart by it.
+    pub fn reused_issuer_id<'a>(&self, other: &'a Config) -> Option<&'a str> {
+        let changed = |new: &&IssuerConfig| {
+            let same = |old: &IssuerConfig| old.chain.public_key() == new.chain.public_key() && old.chain.subject() == new.chain.subject();
+            self.issuers.iter().any(|old| old.chain.id() == new.chain.id() && !same(old))
+        };
+        other.issuers.iter().find(changed).map(|issuer| issuer.chain.id())
+    }
+
     /// The first thing that differs from `other` and cannot change without a restart.
     pub fn needs_restart(&self, other: &Config) -> Option<&'static str> {
         let differs = [

@@ -11,7 +11,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 use tracing::Instrument;
 
-use super::call_limit::Deadline;
+use super::call_limit::{Deadline, Reached};
 use super::tls::Peer;
 use crate::authn::Credentials;
 use crate::clock::Clock;
@@ -43,10 +43,14 @@ impl IstioCertificateService for Certificates {
     async fn create_certificate(&self, request: Request<IstioCertificateRequest>) -> Result<Response<IstioCertificateResponse>, Status> {
         self.metrics.csr_arrived();
         let id = fresh_request_id(self.clock.now());
-        let span = tracing::info_span!("call", request = %id);
+        // At the highest level, so that no filter takes the id from the lines that need it.
+        let span = tracing::error_span!("call", request = %id);
         let Some(Deadline(deadline)) = request.extensions().get().copied() else {
             return Err(Status::internal("no time limit on the call"));
         };
+        if let Some(reached) = request.extensions().get::<Reached>() {
+            reached.set();
+        }
         let call = self.read(request, id, deadline);
         match self.pipeline.issue(&call).instrument(span).await {
             Ok(answer) => Ok(Response::new(IstioCertificateResponse { cert_chain: answer.chain() })),

@@ -2,15 +2,28 @@
 //! token must not restart the pod.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use crate::metrics::Metrics;
+
+/// Connections at once: a few scrapers and probes. Files are needed elsewhere.
+const MAX_CONNECTIONS: usize = 64;
+/// For a request's headers.
+const HEADER_LIMIT: Duration = Duration::from_secs(10);
+/// For a whole connection; scrapers dial again.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(300);
 
 /// One thing that must be well before calls are answered.
 #[derive(Clone, Debug, Serialize)]
@@ -47,6 +60,31 @@ pub fn router(watched: Arc<dyn Watched>) -> Router {
         .route("/healthz/ready", get(ready))
         .route("/root-cert.pem", get(bundle))
         .with_state(watched)
+}
+
+/// Answers on `listener` until it is dropped with its task.
+pub async fn serve(listener: TcpListener, routes: Router) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        // The semaphore is never closed.
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a monitoring connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(routes.clone());
+        tokio::spawn(async move {
+            let mut builder = Builder::new(TokioExecutor::new());
+            builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_LIMIT);
+            // How a scraper's connection ends is the scraper's affair.
+            let _ = tokio::time::timeout(CONNECTION_LIMIT, builder.serve_connection(TokioIo::new(stream), service)).await;
+            drop(place);
+        });
+    }
 }
 
 async fn metrics(State(watched): State<Arc<dyn Watched>>) -> impl IntoResponse {

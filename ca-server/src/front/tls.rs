@@ -22,13 +22,18 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
+use super::call_limit::OnRefusal;
 use crate::metrics::Metrics;
+use crate::refusal::Reason;
 
 /// The most connections that are held open at once.
 pub const MAX_CONNECTIONS: usize = 20_000;
 
-/// For the handshake, and again for the first byte after it.
+/// For the TLS handshake, and again for the client's HTTP/2 preface after it.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Octets of the client's connection preface (RFC 9113 §3.4). Until they are there the HTTP/2 layer sends no pings and has no time limit.
+const PREFACE: usize = 24;
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]
@@ -80,6 +85,7 @@ pub async fn accept(
     listener: TcpListener,
     config: Arc<ArcSwap<ServerConfig>>,
     metrics: Arc<Metrics>,
+    refused: OnRefusal,
     connections: mpsc::Sender<io::Result<Connection>>,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -103,27 +109,41 @@ pub async fn accept(
             continue;
         };
         metrics.connections(MAX_CONNECTIONS - places.available_permits());
-        let (config, metrics, connections) = (config.load_full(), metrics.clone(), connections.clone());
+        let (config, metrics, refused, connections) = (config.load_full(), metrics.clone(), refused.clone(), connections.clone());
         let place = Place { _permit: place, places: places.clone(), metrics: metrics.clone() };
         tokio::spawn(async move {
             match tokio::time::timeout(HANDSHAKE_LIMIT, handshake(stream, config)).await {
                 Ok(Ok((stream, certificates))) => {
                     let peer = Peer { address, certificates };
-                    let connection =
-                        Connection { stream, peer, silence: Some(Box::pin(tokio::time::sleep(HANDSHAKE_LIMIT))), _place: place };
+                    let connection = Connection {
+                        stream,
+                        peer,
+                        preface: Some(Preface { missing: PREFACE, limit: Box::pin(tokio::time::sleep(HANDSHAKE_LIMIT)) }),
+                        _place: place,
+                    };
                     // The receiver is gone only when the daemon stops.
                     let _ = connections.send(Ok(connection)).await;
                 }
                 Ok(Err(error)) => {
                     metrics.handshake_failed("tls");
+                    refused(handshake_reason(&error), Some(address.ip()));
                     tracing::debug!(peer = %address, %error, "TLS handshake failed");
                 }
                 Err(_) => {
                     metrics.handshake_failed("timeout");
+                    refused(Reason::Deadline, Some(address.ip()));
                     tracing::debug!(peer = %address, "TLS handshake took too long");
                 }
             }
         });
+    }
+}
+
+/// A refused client certificate is a bad credential; anything else is no request at all.
+fn handshake_reason(error: &io::Error) -> Reason {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidCertificate(_)) => Reason::BadCredentials,
+        _ => Reason::MalformedRequest,
     }
 }
 
@@ -151,12 +171,19 @@ impl Drop for Place {
     }
 }
 
-/// One TLS connection. Ends with an error if nothing is said in it for `HANDSHAKE_LIMIT` after the handshake.
+/// What the client still owes of its preface, and until when.
+#[derive(Debug)]
+struct Preface {
+    missing: usize,
+    limit: Pin<Box<Sleep>>,
+}
+
+/// One TLS connection. Ends with an error if the client's preface is not there `HANDSHAKE_LIMIT` after the handshake.
 #[derive(Debug)]
 pub struct Connection {
     stream: TlsStream<TcpStream>,
     peer: Peer,
-    silence: Option<Pin<Box<Sleep>>>,
+    preface: Option<Preface>,
     _place: Place,
 }
 
@@ -172,10 +199,12 @@ impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if let Some(silence) = self.silence.as_mut() {
-            if read.is_ready() && buffer.filled().len() > before {
-                self.silence = None;
-            } else if read.is_pending() && silence.as_mut().poll(context).is_ready() {
+        let arrived = buffer.filled().len() - before;
+        if let Some(preface) = self.preface.as_mut() {
+            preface.missing = preface.missing.saturating_sub(arrived);
+            if preface.missing == 0 {
+                self.preface = None;
+            } else if preface.limit.as_mut().poll(context).is_ready() {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
         }

@@ -25,6 +25,18 @@ pub enum KeyAllowed {
     Ed25519,
 }
 
+impl KeyAllowed {
+    /// The name in config and digest.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Rsa => "rsa",
+            Self::P256 => "p256",
+            Self::P384 => "p384",
+            Self::Ed25519 => "ed25519",
+        }
+    }
+}
+
 /// What is issued. Lifetimes are whole seconds with `minimum ≤ default ≤ maximum`.
 #[derive(Clone, Debug)]
 pub struct Profile {
@@ -56,7 +68,7 @@ impl Profile {
     pub fn checked(self) -> Result<Self, BadProfile> {
         let bad = |key, why| Err(BadProfile { key, why });
         let whole = |lifetime: Duration| lifetime.subsec_nanos() == 0 && !lifetime.is_zero();
-        if !whole(self.minimum) || !whole(self.maximum) || !whole(self.default) {
+        if !whole(self.minimum) || !whole(self.maximum) || !whole(self.default) || self.jitter.subsec_nanos() != 0 {
             return bad("minimum", "lifetimes are whole seconds, above zero");
         }
         if self.minimum > self.default {
@@ -104,9 +116,23 @@ impl Profile {
         Err(Refusal::new(Reason::WeakKey, format_args!("{name} keys are not accepted by the profile")))
     }
 
-    /// SHA-256 over every field, so that two profiles with one digest issue alike.
+    /// SHA-256 over every field in a text that `docs/ledger-format.md` gives, so that an auditor can compute it from a config.
     pub(super) fn digest(&self) -> [u8; 32] {
-        sha256(format!("{self:?}").as_bytes())
+        let seconds = |lifetime: Duration| lifetime.as_secs();
+        let san = match self.san {
+            SanRule::Overwrite => "overwrite",
+            SanRule::Strict => "strict",
+        };
+        let keys: Vec<&str> = self.keys.iter().map(|key| key.name()).collect();
+        let text = format!(
+            "default={};minimum={};maximum={};jitter={};san={san};keys={}",
+            seconds(self.default),
+            seconds(self.minimum),
+            seconds(self.maximum),
+            seconds(self.jitter),
+            keys.join(",")
+        );
+        sha256(text.as_bytes())
     }
 }
 

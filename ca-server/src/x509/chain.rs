@@ -65,13 +65,17 @@ impl IssuerChain {
         }
         // A root may close the chain file; it is not sent between leaf and roots.
         let sent: Vec<&Read> = chain.iter().filter(|one| !roots.iter().any(|root| root.der == one.der)).collect();
+        for anchor in &anchors {
+            anchor.check_ca(sent.len())?;
+        }
         let root_ends = anchors.iter().map(|root| root.ends).max().expect("not empty");
-        let begins = chain.iter().map(|one| one.begins).max().expect("not empty");
+        let root_begins = anchors.iter().map(|root| root.begins).min().expect("not empty");
+        let begins = chain.iter().map(|one| one.begins).max().expect("not empty").max(root_begins);
         let ends = chain.iter().map(|one| one.ends).min().expect("not empty").min(root_ends);
         Ok(Self {
             id: id.to_owned(),
             subject: issuing.parsed.tbs_certificate().subject().to_der().map_err(bad)?,
-            key_identifier: issuing.key_identifier(),
+            key_identifier: issuing.key_identifier()?,
             public_key: PublicKey::from_spki_der(issuing.key.spki())
                 .map_err(|error| bad(format_args!("{}: {error}", issuing.subject())))?,
             intermediates: sent.iter().map(|one| one.der.clone()).collect(),
@@ -185,28 +189,29 @@ impl Read {
         self.parsed.tbs_certificate().subject().to_string()
     }
 
-    fn extension<'a, T: Decode<'a> + const_oid::AssociatedOid>(&'a self) -> Option<T> {
-        self.parsed.tbs_certificate().get_extension::<T>().ok().flatten().map(|(_, value)| value)
+    /// An extension; one that is there and cannot be read is an error, never absent.
+    fn extension<'a, T: Decode<'a> + const_oid::AssociatedOid>(&'a self) -> Result<Option<T>, BadChain> {
+        let found = self.parsed.tbs_certificate().get_extension::<T>();
+        let found = found.map_err(|_| bad(format_args!("{}: extension {} cannot be read", self.subject(), T::OID)))?;
+        Ok(found.map(|(_, value)| value))
     }
 
     /// The identifier it carries, else the one that we would have given it (RFC 5280 §4.2.1.2).
-    fn key_identifier(&self) -> Vec<u8> {
-        match self.extension::<SubjectKeyIdentifier>() {
-            Some(id) => id.0.as_bytes().to_vec(),
-            None => key_identifier(self.key.bits()).to_vec(),
-        }
+    fn key_identifier(&self) -> Result<Vec<u8>, BadChain> {
+        let own = self.extension::<SubjectKeyIdentifier>()?.map(|id| id.0.as_bytes().to_vec());
+        Ok(own.unwrap_or_else(|| key_identifier(self.key.bits()).to_vec()))
     }
 
     /// It may sign certificates, with `below` CA certificates between it and the leaf (RFC 5280 §4.2.1.9, §4.2.1.3).
     fn check_ca(&self, below: usize) -> Result<(), BadChain> {
-        let constraints = self.extension::<BasicConstraints>();
+        let constraints = self.extension::<BasicConstraints>()?;
         if !constraints.as_ref().is_some_and(|constraints| constraints.ca) {
             return Err(bad(format_args!("{} is not a CA certificate", self.subject())));
         }
         if constraints.and_then(|constraints| constraints.path_len_constraint).is_some_and(|length| usize::from(length) < below) {
             return Err(bad(format_args!("{}: its path length does not allow {below} CA certificates below it", self.subject())));
         }
-        if self.extension::<KeyUsage>().is_some_and(|usage| !usage.key_cert_sign()) {
+        if self.extension::<KeyUsage>()?.is_some_and(|usage| !usage.key_cert_sign()) {
             return Err(bad(format_args!("{}: its key usage does not include keyCertSign", self.subject())));
         }
         Ok(())

@@ -70,6 +70,50 @@ async fn a_body_that_never_ends_is_cut_off_by_the_calls_limit() {
     };
     let ((status, _), ()) = tokio::join!(slow, others);
     assert_eq!(status, 4, "DeadlineExceeded");
+    ca.until("filed", || async { ca.export().kind("refused_group").iter().any(|row| row["reason"] == "deadline") }).await;
+    ca.check();
+}
+
+#[tokio::test]
+async fn a_client_that_never_finishes_its_preface_loses_its_connection() {
+    let ca = TestCa::start().await;
+    let mut stream = over_tls(&ca).await;
+    stream.write_all(b"PRI").await.expect("sent");
+    let mut said = Vec::new();
+    // Whether it ends with a close or a reset is all the same.
+    let ended = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut said)).await;
+    assert!(ended.is_ok(), "the place among the connections is given back");
+    ca.until("closed", || async { ca.metric("ca_server_connections").await == 0.0 }).await;
+    ca.check();
+}
+
+#[tokio::test]
+async fn bodies_of_strangers_hold_so_much_memory_and_no_more() {
+    let ca = TestCa::start().await;
+    let (client, connection) = h2::client::handshake(over_tls(&ca).await).await.expect("HTTP/2");
+    let driver = tokio::spawn(connection);
+    let mut client = client.ready().await.expect("ready");
+    let mut answers = Vec::new();
+    for _ in 0..30 {
+        let request = http::Request::post("https://localhost/istio.v1.auth.IstioCertificateService/CreateCertificate");
+        let request = request.header("content-type", "application/grpc").body(()).expect("a request");
+        let (answer, mut send) = client.send_request(request, false).expect("sent");
+        // Announces 4 MiB, sends 3 and keeps the rest: thirty of them would be 90 MiB.
+        let mut body = vec![0, 0, 0x40, 0, 0];
+        body.resize(3 << 20, b'A');
+        send.send_data(body.into(), false).expect("sent");
+        answers.push((answer, send));
+        client = client.ready().await.expect("ready");
+    }
+    let mut refused = 0;
+    for (answer, _send) in answers {
+        let answer = tokio::time::timeout(Duration::from_secs(30), answer).await.expect("answered");
+        let answer = answer.expect("a response");
+        refused += usize::from(answer.headers().get("grpc-status").is_some_and(|status| status == "8"));
+    }
+    assert!(refused > 0, "ResourceExhausted for what does not fit");
+    driver.abort();
+    ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.expect("a small body always fits");
     ca.check();
 }
 
