@@ -1,6 +1,5 @@
 //! `request`: asks an Istio CA for a certificate, as an agent would, and verifies the answer; or asks many times and measures.
 
-mod defaults;
 mod many;
 
 use std::fs;
@@ -11,9 +10,9 @@ use super::Exit;
 use crate::ceremony::files;
 use crate::client::{Ask, ClientIdentity, Connection, Expected, Issued, KeyType, Roots, Target, WorkloadKey, identities};
 use crate::clock::Clock;
+use crate::config::{Config, RequestDefaults};
 use crate::spiffe::{ServiceAccount, SpiffeId, TrustDomain};
 use crate::timestamp::Timestamp;
-use defaults::Defaults;
 
 /// Ask an Istio CA for a workload certificate and verify the answer.
 ///
@@ -72,8 +71,8 @@ pub(super) struct Plan {
 
 /// Runs the verb; `config` need not exist.
 pub fn run(args: &Args, config: &Path) -> Result<(), Exit> {
-    let defaults = Defaults::read(config)?;
-    let plan = Plan::new(args, &defaults, config)?;
+    let (defaults, trust_domain) = Config::request_of(config).map_err(Exit::config)?;
+    let plan = Plan::new(args, &defaults, trust_domain.as_ref(), config)?;
     let runtime = super::runtime()?;
     if args.count > 1 {
         return many::run(&runtime, &plan, args.count, args.concurrency);
@@ -91,7 +90,7 @@ pub fn run(args: &Args, config: &Path) -> Result<(), Exit> {
 }
 
 impl Plan {
-    fn new(args: &Args, defaults: &Defaults, config: &Path) -> Result<Self, Exit> {
+    fn new(args: &Args, defaults: &RequestDefaults, trust_domain: Option<&TrustDomain>, config: &Path) -> Result<Self, Exit> {
         let missing =
             |flag: &str, key: &str| Exit::config(format!("--{flag} is missing, and {} gives no request.{key} either", config.display()));
         let roots = args.roots.as_ref().or(defaults.roots.as_ref()).ok_or_else(|| missing("roots", "roots"))?;
@@ -114,7 +113,7 @@ impl Plan {
                 Some([own]) => Expected::Identity(own.clone()),
                 _ => Expected::Any,
             },
-            (None, Some(token)) => expected_of(token, defaults.trust_domain.as_ref()),
+            (None, Some(token)) => expected_of(token, trust_domain),
             (None, None) => Expected::Any,
         };
         Ok(Self {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use signers::KeyUri;
 
-use super::file::{File, Issuer, IssuerState, Jwt, Key, Profile as ProfileFile, San};
+use super::file::{File, Issuer, IssuerState, Jwt, Key, Profile as ProfileFile, Request, San};
 use super::{Config, ConfigError, IssuerConfig, JwtConfig, RequestDefaults};
 use crate::authn::jwks;
 use crate::digest::sha256;
@@ -49,14 +49,6 @@ impl<'a> Checker<'a> {
         if !CALL_TIMEOUT.contains(&u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)) {
             return Err(self.bad("csr.call_timeout", "lies outside 100ms–60s"));
         }
-        let request = RequestDefaults {
-            address: file.request.address.clone(),
-            server_name: file.request.server_name.clone(),
-            roots: file.request.roots.as_deref().map(|path| self.file(path)),
-            token_file: file.request.token_file.as_deref().map(|path| self.file(path)),
-            cluster_id: file.request.cluster_id.clone(),
-            out: file.request.out.as_deref().map(|path| self.file(path)),
-        };
         Ok(Config {
             path: self.path.to_owned(),
             digest,
@@ -74,10 +66,22 @@ impl<'a> Checker<'a> {
             issuers,
             profile: self.profile(&file.profile)?,
             jwt: self.each(&file.jwt, |jwt| self.jwt(jwt))?,
+            request: self.request(&file.request),
             log: file.log,
-            request,
             warnings,
         })
+    }
+
+    pub(super) fn request(&self, request: &Request) -> RequestDefaults {
+        let path = |path: &Option<PathBuf>| path.as_deref().map(|path| self.file(path));
+        RequestDefaults {
+            address: request.address.clone(),
+            server_name: request.server_name.clone(),
+            roots: path(&request.roots),
+            token_file: path(&request.token_file),
+            cluster_id: request.cluster_id.clone(),
+            out: path(&request.out),
+        }
     }
 
     /// `sqlite:` and a path.

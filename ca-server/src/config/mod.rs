@@ -16,6 +16,7 @@ use signers::KeyUri;
 pub use file::{Log, LogFormat};
 
 use crate::policy::{Profile, ServingName, TrustDomains};
+use crate::spiffe::TrustDomain;
 use crate::timestamp::Timestamp;
 use crate::x509::chain::IssuerChain;
 
@@ -116,14 +117,8 @@ pub struct JwtConfig {
 impl Config {
     /// Reads and validates the file and everything it names, as of `now`.
     pub fn load(path: &Path, now: Timestamp) -> Result<Self, ConfigError> {
-        let text = std::fs::read(path).map_err(|error| {
-            ConfigError(format!(
-                "{}: cannot be read ({error}); name another with --config, or make one with `ca-server quickstart`",
-                path.display()
-            ))
-        })?;
-        let text = String::from_utf8(text).map_err(|_| ConfigError(format!("{}: is not UTF-8 text", path.display())))?;
-        let file = toml::from_str(&text).map_err(|error| ConfigError(syntax(path, &text, &error)))?;
+        let text = read(path)?;
+        let file = parse(path, &text)?;
         check::Checker::new(path).config(file, text.as_bytes(), now)
     }
 
@@ -133,10 +128,26 @@ impl Config {
         struct Only {
             ledger: file::Ledger,
         }
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| ConfigError(format!("{}: cannot be read ({error}); name another with --config", path.display())))?;
-        let only: Only = toml::from_str(&text).map_err(|error| ConfigError(syntax(path, &text, &error)))?;
+        let text = read(path)?;
+        let only: Only = parse(path, &text)?;
         check::Checker::new(path).ledger(&only.ledger.url)
+    }
+
+    /// `[request]` and the trust domain of the config at `path`, for a client that must work where PINs and certificates are out of reach.
+    /// A config that is not there gives none.
+    pub fn request_of(path: &Path) -> Result<(RequestDefaults, Option<TrustDomain>), ConfigError> {
+        #[derive(serde::Deserialize)]
+        struct Only {
+            trust_domain: Option<String>,
+            #[serde(default)]
+            request: file::Request,
+        }
+        if !path.exists() {
+            return Ok((RequestDefaults::default(), None));
+        }
+        let text = read(path)?;
+        let only: Only = parse(path, &text)?;
+        Ok((check::Checker::new(path).request(&only.request), only.trust_domain.as_deref().and_then(TrustDomain::parse)))
     }
 
     /// An issuer id that stands for another key or name in `other`: the ledger's readers tell issuers apart by it.
@@ -162,6 +173,17 @@ impl Config {
         ];
         differs.iter().find(|(_, differs)| *differs).map(|(key, _)| *key)
     }
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|error| {
+        let remedy = "name another with --config, or make one with `ca-server quickstart`";
+        ConfigError(format!("{}: cannot be read ({error}); {remedy}", path.display()))
+    })
+}
+
+fn parse<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
+    toml::from_str(text).map_err(|error| ConfigError(syntax(path, text, &error)))
 }
 
 /// One line: file, line, and what the parser says.
