@@ -16,6 +16,7 @@ use x509_cert::ext::pkix::name::GeneralName;
 
 use crate::spiffe::SpiffeId;
 use crate::timestamp::Timestamp;
+use crate::x509;
 
 /// Roots that the caller trusted before it asked.
 #[derive(Clone, Debug)]
@@ -109,13 +110,11 @@ impl Issued {
         verify_path(&leaf_der, &intermediates, roots, now)?;
         let identity = expected.identity_of(&leaf_der)?;
         let validity = tbs.validity();
-        let seconds =
-            |time: x509_cert::time::Time| Timestamp::from_seconds(i64::try_from(time.to_unix_duration().as_secs()).unwrap_or(i64::MAX));
         Ok(Self {
             identity,
             serial: hex::encode(tbs.serial_number().as_bytes()),
-            not_before: seconds(validity.not_before),
-            not_after: seconds(validity.not_after),
+            not_before: x509::timestamp(validity.not_before),
+            not_after: x509::timestamp(validity.not_after),
             chain: answer[..answer.len() - 1].to_vec(),
         })
     }

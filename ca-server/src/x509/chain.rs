@@ -10,8 +10,8 @@ use signers::PublicKey;
 use x509_cert::Certificate;
 use x509_cert::ext::pkix::{BasicConstraints, KeyUsage, SubjectKeyIdentifier};
 
-use super::pem;
 use super::subject_key::{SubjectKey, key_identifier};
+use super::{pem, timestamp};
 use crate::timestamp::Timestamp;
 
 /// One issuer: its chain, issuing certificate first and root left out, and the roots that the chain leads to.
@@ -179,9 +179,7 @@ impl Read {
         let tbs = parsed.tbs_certificate();
         let spki = tbs.subject_public_key_info().to_der().map_err(bad)?;
         let key = SubjectKey::from_spki(&spki).map_err(|error| bad(format_args!("{}: {error}", tbs.subject())))?;
-        let seconds =
-            |time: &x509_cert::time::Time| Timestamp::from_seconds(i64::try_from(time.to_unix_duration().as_secs()).unwrap_or(i64::MAX));
-        let (begins, ends) = (seconds(&tbs.validity().not_before), seconds(&tbs.validity().not_after));
+        let (begins, ends) = (timestamp(tbs.validity().not_before), timestamp(tbs.validity().not_after));
         Ok(Self { der: der.to_vec(), key, begins, ends, parsed })
     }
 

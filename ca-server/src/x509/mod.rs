@@ -11,3 +11,10 @@ pub mod subject_key;
 pub mod template;
 
 pub use serial::Serial;
+
+use crate::timestamp::Timestamp;
+
+/// A certificate's time (RFC 5280 §4.1.2.5) as ours.
+pub fn timestamp(time: x509_cert::time::Time) -> Timestamp {
+    Timestamp::from_seconds(i64::try_from(time.to_unix_duration().as_secs()).unwrap_or(i64::MAX))
+}
