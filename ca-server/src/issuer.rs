@@ -36,7 +36,11 @@ impl Issuers {
         match signer.sign(job).await {
             Ok(signature) => match recorded.draft().complete(signature) {
                 Ok(certificate) => recorded.signed(certificate),
-                Err(error) => Err(recorded.unknown(Refusal::new(Reason::Internal, error))),
+                Err(error) => {
+                    // A handle that came to name another key would go on to sign with it.
+                    signer.signature_was_wrong();
+                    Err(recorded.unknown(Refusal::new(Reason::Internal, error)))
+                }
             },
             Err(failure) if failure.reached_device => Err(recorded.unknown(refusal(&failure))),
             Err(failure) => Err(recorded.failed(refusal(&failure))),

@@ -144,25 +144,44 @@ fn the_command_line_alone_holds_a_ceremony() {
 
 #[test]
 fn files_do_not_import_in_circles() {
-    let sources = sources("ca-server");
-    let modules: BTreeSet<String> = sources.iter().map(module).collect();
-    let mut imports: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    // `cli` and `app` are one storey: `app` speaks the command line's `Exit`, and `cli` starts `app`.
-    for source in sources.iter().filter(|source| !source.is_in(&["lib", "main", "app", "cli"])) {
-        let from = module(source);
-        let to = named_modules(&source.code, &modules);
-        imports.entry(from.clone()).or_default().extend(to.into_iter().filter(|to| *to != from));
+    for crate_name in ["ca-server", "signers"] {
+        let mut sources = sources(crate_name);
+        // `cli` and `app` are one storey: `app` speaks the command line's `Exit`, and `cli` starts `app`.
+        sources.retain(|source| crate_name != "ca-server" || !source.is_in(&["app", "cli"]));
+        assert_eq!(circle(&sources), None, "{crate_name}");
     }
-    for start in imports.keys() {
-        let mut seen = BTreeSet::new();
-        let mut open: Vec<&String> = imports[start].iter().collect();
-        while let Some(file) = open.pop() {
-            assert_ne!(file, start, "{start} imports itself by way of {seen:?}");
-            if seen.insert(file) {
-                open.extend(imports.get(file).into_iter().flatten());
-            }
+}
+
+/// A circle of imports, each module once and the first one again at the end. A module and what is inside of it are one storey: a file may
+/// name what it is a part of.
+fn circle(sources: &[Source]) -> Option<Vec<String>> {
+    let modules: BTreeSet<String> = sources.iter().map(module).filter(|name| !["lib", "main"].contains(&name.as_str())).collect();
+    let mut imports: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for source in sources {
+        let from = module(source);
+        if modules.contains(&from) {
+            imports.insert(from.clone(), imported(&source.code, &from, &modules));
         }
     }
+    imports.keys().find_map(|start| {
+        let mut came_from: BTreeMap<&String, &String> = BTreeMap::new();
+        let mut open = vec![start];
+        while let Some(file) = open.pop() {
+            for next in &imports[file] {
+                if next == start {
+                    let mut path = vec![start.clone()];
+                    path.extend(std::iter::successors(Some(file), |file| came_from.get(file).copied()).cloned());
+                    path.reverse();
+                    return Some(path);
+                }
+                if !came_from.contains_key(next) {
+                    came_from.insert(next, file);
+                    open.push(next);
+                }
+            }
+        }
+        None
+    })
 }
 
 /// `store::ledger` for `store/ledger/mod.rs`.
@@ -170,23 +189,114 @@ fn module(source: &Source) -> String {
     source.path.trim_end_matches(".rs").trim_end_matches("/mod").replace('/', "::")
 }
 
-/// The modules that paths beginning with `crate::` lead into: of each path the longest part that is a module.
-fn named_modules(code: &str, modules: &BTreeSet<String>) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    for path in code.split("crate::").skip(1) {
-        let (stem, rest) = path.split_once('{').filter(|(stem, _)| stem.chars().all(is_in_path)).unwrap_or((path, ""));
-        let stem: String = stem.chars().take_while(|letter| is_in_path(*letter)).collect();
-        let members = rest.split('}').next().unwrap_or_default().split(',').map(str::trim);
-        for member in members {
-            let full = format!("{stem}{member}");
-            let segments: Vec<&str> = full.split("::").collect();
-            let longest = (1..=segments.len()).rev().map(|count| segments[..count].join("::")).find(|path| modules.contains(path));
-            found.extend(longest);
+/// The modules that the code of `from` names: of each path the longest part that is a module.
+fn imported(code: &str, from: &str, modules: &BTreeSet<String>) -> BTreeSet<String> {
+    let is_part_of = |to: &str| from == to || from.strip_prefix(to).is_some_and(|rest| rest.starts_with("::"));
+    let longest = |path: &[String]| (1..=path.len()).rev().map(|count| path[..count].join("::")).find(|path| modules.contains(path));
+    paths(code, from).iter().filter_map(|path| longest(path)).filter(|to| !is_part_of(to)).collect()
+}
+
+/// Every path of the code that begins with `crate`, `super` or `self`, from the crate's root; braces are spread.
+fn paths(code: &str, from: &str) -> Vec<Vec<String>> {
+    let words = words(code);
+    let mut found = Vec::new();
+    for (at, word) in words.iter().enumerate() {
+        let begins = ["crate", "super", "self"].contains(&word.as_str()) && words.get(at + 1).is_some_and(|next| next == "::");
+        if begins && (at == 0 || words[at - 1] != "::") {
+            spread(&words, at, &from.split("::").map(str::to_owned).collect::<Vec<_>>(), &mut found);
         }
     }
     found
 }
 
-fn is_in_path(letter: char) -> bool {
-    letter.is_alphanumeric() || letter == '_' || letter == ':'
+/// Follows one path, or one member of a group, from the word at `at`; answers where it ends.
+fn spread(words: &[String], mut at: usize, base: &[String], found: &mut Vec<Vec<String>>) -> usize {
+    let mut path = base.to_vec();
+    while let Some(word) = words.get(at) {
+        match word.as_str() {
+            "crate" => path.clear(),
+            "super" => drop(path.pop()),
+            "self" => {}
+            "{" => {
+                at += 1;
+                while words.get(at).is_some_and(|word| word != "}") {
+                    at = spread(words, at, &path, found);
+                    // Past `as Name`, to the next member.
+                    while words.get(at).is_some_and(|word| word != "," && word != "}") {
+                        at += 1;
+                    }
+                    at += usize::from(words.get(at).is_some_and(|word| word == ","));
+                }
+                return at + 1;
+            }
+            name if name.starts_with(is_in_name) => path.push(name.to_owned()),
+            _ => break,
+        }
+        at += 1;
+        if words.get(at).is_none_or(|next| next != "::") {
+            break;
+        }
+        at += 1;
+    }
+    found.push(path);
+    at
+}
+
+/// Names, `::`, and every other sign by itself.
+fn words(code: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut rest = code.trim_start();
+    while let Some(first) = rest.chars().next() {
+        let length = match first {
+            _ if is_in_name(first) => rest.find(|letter| !is_in_name(letter)).unwrap_or(rest.len()),
+            ':' if rest.starts_with("::") => 2,
+            _ => first.len_utf8(),
+        };
+        words.push(rest[..length].to_owned());
+        rest = rest[length..].trim_start();
+    }
+    words
+}
+
+fn is_in_name(letter: char) -> bool {
+    letter.is_alphanumeric() || letter == '_'
+}
+
+mod finder {
+    use super::*;
+
+    fn crate_of(files: &[(&str, &str)]) -> Vec<Source> {
+        files.iter().map(|(path, text)| Source { path: (*path).to_owned(), code: code(text) }).collect()
+    }
+
+    fn circle_of(files: &[(&str, &str)]) -> Option<String> {
+        circle(&crate_of(files)).map(|circle| circle.join(" -> "))
+    }
+
+    #[test]
+    fn paths_are_followed_through_braces_and_upwards() {
+        let code = "use crate::{a::{self, b::{C, D as E}}, f};\nuse super::g::h;\nfn i(&self) { self::j::k(super::super::l) }";
+        let found: Vec<String> = paths(code, "m::n").iter().map(|path| path.join("::")).collect();
+        assert_eq!(found, ["a", "a::b::C", "a::b::D", "f", "m::g::h", "m::n::j::k", "l"]);
+    }
+
+    #[test]
+    fn a_circle_is_found_however_it_is_written() {
+        let found =
+            |one: &str, two: &str| circle_of(&[("lib.rs", "mod r;"), ("r/mod.rs", "mod a; mod b;"), ("r/a.rs", one), ("r/b.rs", two)]);
+        let circle = Some("r::a -> r::b -> r::a".to_owned());
+        assert_eq!(found("use super::b::B;", "use super::a::A;"), circle);
+        assert_eq!(found("use crate::r::{b::{B}};", "use super::{a::A, c};"), circle);
+        assert_eq!(found("fn f() { super::b::g() }", "fn g() { crate::r::a::f() }"), circle);
+        assert_eq!(found("use super::b::B;", "use crate::other::{self, r::a::A};"), None);
+        assert_eq!(found("use super::b::B;", "// use super::a::A;"), None);
+    }
+
+    #[test]
+    fn a_circle_through_other_rooms_is_found_and_a_part_may_name_its_whole() {
+        let part = ("store/ledger.rs", "use super::Failure; use crate::store;");
+        assert_eq!(circle_of(&[("store.rs", "mod ledger; pub use self::ledger::Ledger;"), part]), None);
+        let around = [("a.rs", "use crate::b::c::C;"), ("b/c.rs", "use crate::d::D;"), ("d.rs", "use crate::{a::A};")];
+        assert_eq!(circle_of(&around).as_deref(), Some("a -> b::c -> d -> a"));
+    }
 }

@@ -21,7 +21,7 @@ pub type Verdict = Result<(), String>;
 pub struct Subject<'a> {
     /// Its name in failures.
     pub name: &'a str,
-    /// Keys that exist and can be opened, of different kinds; at least two.
+    /// Keys that exist and can be opened, of different kinds and, where there are tokens, in the same one; at least two.
     pub keys: Vec<(KeyKind, KeyUri)>,
     /// Kinds that it declares not to support.
     pub unsupported: Vec<KeyKind>,
@@ -58,7 +58,9 @@ pub fn run(subject: &Subject<'_>) -> Verdict {
     a_stopped_signer_refuses(subject)?;
     a_lost_session_is_replaced_unseen(subject)?;
     a_hanging_device_costs_the_call_its_deadline_and_no_more(subject)?;
-    a_wrong_pin_costs_exactly_one_try(subject)
+    a_wrong_signature_makes_every_session_be_opened_anew(subject)?;
+    a_wrong_pin_costs_exactly_one_try(subject)?;
+    one_order_to_many_signers_costs_one_try(subject)
 }
 
 /// Each kind is offered and its signatures verify, or it is declared absent.
@@ -214,6 +216,65 @@ pub fn a_wrong_pin_costs_exactly_one_try(subject: &Subject<'_>) -> Verdict {
     signer.retry_login();
     subject.wait_until("the pool is back", || signer.health().open == 4)?;
     subject.sign(&signer, b"after", PATIENCE).map(drop).map_err(|e| subject.broken(&e.to_string()))
+}
+
+/// After a caller's doubt each session is replaced once, before it signs again, and no caller notices.
+pub fn a_wrong_signature_makes_every_session_be_opened_anew(subject: &Subject<'_>) -> Verdict {
+    let counts = Arc::new(Counts::default());
+    let signer = subject.start(subject.first(), PoolOptions { threads: 3, observer: counts.clone(), ..PoolOptions::default() })?;
+    let reopened = || counts.reopened.load(Ordering::Relaxed);
+    let quiet = |when: &str| {
+        let failures = subject.storm(&signer)?;
+        subject.require(failures.is_empty(), || format!("{when} a doubt: {:?}", failures.first()))
+    };
+    subject.wait_until("every session is open", || signer.health().open == 3)?;
+    quiet("before")?;
+    subject.require(reopened() == 0, || "a session was replaced without a doubt".into())?;
+    for round in 1..=3 {
+        signer.signature_was_wrong();
+        let end = Instant::now() + PATIENCE;
+        while reopened() < 3 * round {
+            quiet("after")?;
+            subject.require(Instant::now() < end, || format!("of 3 doubtful sessions {} were replaced", reopened() - 3 * (round - 1)))?;
+        }
+        quiet("long after")?;
+        subject.require(reopened() == 3 * round, || format!("{round} doubts cost {} sessions of 3", reopened()))?;
+    }
+    Ok(())
+}
+
+/// Signers whose keys share a token share the one try of an order; the next order allows the next.
+pub fn one_order_to_many_signers_costs_one_try(subject: &Subject<'_>) -> Verdict {
+    let Some(faults) = &subject.faults else { return Ok(()) };
+    let options = || PoolOptions { threads: 2, longest_pause: Duration::from_millis(50), ..PoolOptions::default() };
+    let signers = subject.keys.iter().map(|(_, uri)| subject.start(uri, options())).collect::<Result<Vec<_>, _>>()?;
+    let all = |state: HealthState| signers.iter().all(|signer| signer.health().state == state);
+    subject.wait_until("every session is open", || signers.iter().all(|signer| signer.health().open == 2))?;
+
+    (faults.break_pin)(true);
+    (faults.close_sessions)();
+    let before = (faults.logins)();
+    let tries = || (faults.logins)() - before;
+    subject.wait_until("every signer is locked", || {
+        signers.iter().for_each(|signer| drop(subject.sign(signer, b"notices", PATIENCE)));
+        all(HealthState::Locked)
+    })?;
+    subject.require(tries() == 1, || format!("{} signers of one token cost {} tries", signers.len(), tries()))?;
+    for orders in 1..=2 {
+        let ordered_at = Instant::now();
+        // Given twice, as by an impatient operator's second signal that finds the first still at work.
+        for signer in signers.iter().chain(&signers) {
+            signer.retry_login_ordered_at(ordered_at);
+        }
+        subject.wait_until("the try was made", || tries() > orders && all(HealthState::Locked))?;
+        std::thread::sleep(Duration::from_millis(300));
+        subject.require(tries() == 1 + orders, || format!("{orders} orders cost {} tries", tries() - 1))?;
+    }
+    (faults.break_pin)(false);
+    let ordered_at = Instant::now();
+    signers.iter().for_each(|signer| signer.retry_login_ordered_at(ordered_at));
+    subject.wait_until("every signer is back", || signers.iter().all(|signer| signer.health().open == 2))?;
+    subject.require(tries() == 4, || format!("coming back cost {} tries", tries() - 3))
 }
 
 impl Subject<'_> {

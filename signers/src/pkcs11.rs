@@ -10,6 +10,7 @@ mod token;
 mod vault;
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 pub use key::Pkcs11Device;
 pub use vault::{Pkcs11Vault, init_token, list_tokens, open_vault};
@@ -21,15 +22,22 @@ use token::Access;
 /// Opens one read-only session with the key that `uri` names. `known_id` is the key's CKA_ID where it is known from an earlier session: it
 /// then counts more than a label, which several keys may have had.
 pub fn open_device(uri: &Pkcs11Uri, known_id: Option<&[u8]>) -> Result<Pkcs11Device, SignError> {
-    let module = Module::load(&uri.module_path)?;
-    let (slot, token) = module.token(uri)?;
-    let session = token.session(&module, slot, uri.pin_source.as_deref(), Access::ReadOnly)?;
-    Pkcs11Device::find(&module, slot, session, uri, known_id)
+    open(uri, known_id, None)
 }
 
-/// Lets one more login be tried on a token that refused our PIN: an operator has asked for it. True if there was a refusal to forget.
-pub fn forget_refused_pin(uri: &Pkcs11Uri) -> bool {
-    Module::load(&uri.module_path).and_then(|module| module.token(uri)).is_ok_and(|(_, token)| token.forget_refusal())
+/// The same, after an operator's order of `ordered_at`: a token that refused our PIN before that is tried once more.
+pub(crate) fn open_device_as_ordered(uri: &Pkcs11Uri, known_id: Option<&[u8]>, ordered_at: Instant) -> Result<Pkcs11Device, SignError> {
+    open(uri, known_id, Some(ordered_at))
+}
+
+fn open(uri: &Pkcs11Uri, known_id: Option<&[u8]>, ordered_at: Option<Instant>) -> Result<Pkcs11Device, SignError> {
+    let module = Module::load(&uri.module_path)?;
+    let (slot, token) = module.token(uri)?;
+    if let Some(ordered_at) = ordered_at {
+        token.forget_refusal(ordered_at);
+    }
+    let session = token.session(&module.context, slot, uri.pin_source.as_deref(), Access::ReadOnly)?;
+    Pkcs11Device::find(&module, slot, session, uri, known_id)
 }
 
 /// SoftHSM 2 where distributions install it.

@@ -46,9 +46,11 @@ impl Drop for Owner {
 impl Signer {
     /// Opens the first session and compares its key with the expected one, then starts the threads. Blocks meanwhile; what fails here is
     /// final. Starting is an operator's act: a PIN that the token refused earlier gets one more try.
+    ///
+    /// There is no deadline: PKCS#11 cannot be interrupted, so a library that hangs here hangs its caller. Who cannot wait calls it on a
+    /// thread that may be lost.
     pub fn start(key: KeyUri, options: PoolOptions) -> Result<Self, SignError> {
         let source = Source::new(key, options.expected.clone());
-        source.forget_refused_pin();
         let first = source.open()?;
         let shared = Arc::new(Shared::new(source, first.public_key().clone(), options));
         let mut first = Some(first);
@@ -123,7 +125,19 @@ impl Signer {
 
     /// An operator asks (SIGHUP): one more login is tried if the token refused our PIN, and a lost device is tried at once. Never waits.
     pub fn retry_login(&self) {
-        self.0.shared.retry_login();
+        self.retry_login_ordered_at(Instant::now());
+    }
+
+    /// The same for an order that many signers are given: `ordered_at` is when the operator gave it, the same for all. Those that share a
+    /// token share the one try.
+    pub fn retry_login_ordered_at(&self, ordered_at: Instant) {
+        self.0.shared.retry_login(ordered_at);
+    }
+
+    /// A caller found that a signature is not this key's. A handle that came to name another key looks just like that, so no session signs
+    /// again before it was opened anew and its key compared. Never waits.
+    pub fn signature_was_wrong(&self) {
+        self.0.shared.distrust_sessions();
     }
 
     /// Refuses new jobs, fails the queued ones with `Stopped`, and waits at most two seconds for those inside the device. True if every

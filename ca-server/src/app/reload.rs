@@ -1,6 +1,7 @@
 //! SIGHUP: read, validate everything, file what is in force from now on, then swap. A bad file changes nothing.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::{Daemon, snapshot};
 use crate::cli::Exit;
@@ -35,8 +36,10 @@ impl Daemon {
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
+        // One order, so that several issuers in one token cost one try of their PIN.
+        let ordered = Instant::now();
         for signer in parts.snapshot.issuers.0.iter().filter_map(|issuer| issuer.signer.as_ref()) {
-            signer.retry_login();
+            signer.retry_login_ordered_at(ordered);
         }
         snapshot::show(&self.metrics, &parts.snapshot.issuers.0);
         self.metrics.serving_ends(self.serving_ends.get());

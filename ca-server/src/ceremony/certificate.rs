@@ -10,7 +10,7 @@ use x509_cert::Certificate;
 use x509_cert::ext::pkix::BasicConstraints;
 use x509_cert::name::Name;
 
-use super::entry::Entry;
+use super::spec::EntrySpec;
 use super::{BACKDATED, Failure, Made, sha256_hex};
 use crate::timestamp::Timestamp;
 
@@ -58,25 +58,31 @@ impl CaCertificate {
         timestamp(self.parsed.tbs_certificate().validity().not_after)
     }
 
-    /// This certificate, if it is what the entry would make: subject, key, path length, lifetime, and a signature by `root` (by
-    /// itself when `None`).
-    pub(super) fn check(self, entry: &Entry<'_>, key: &PublicKey, root: Option<(&CaCertificate, &PublicKey)>) -> Result<Self, Failure> {
+    /// This certificate, read from `file`, if it is what the spec describes: subject, key, path length, lifetime, and a signature by
+    /// `root` (by itself when `None`).
+    pub(super) fn check(
+        self,
+        file: &Path,
+        spec: &EntrySpec,
+        key: &PublicKey,
+        root: Option<(&CaCertificate, &PublicKey)>,
+    ) -> Result<Self, Failure> {
         let differs = |what: &str| {
-            Failure::spec(format!("{} differs from the spec in its {what}: name another output, or correct the spec", entry.file.display()))
+            Failure::spec(format!("{} differs from the spec in its {what}: name another output, or correct the spec", file.display()))
         };
         let tbs = self.parsed.tbs_certificate();
-        if tbs.subject() != &entry.spec.subject {
+        if tbs.subject() != &spec.subject {
             return Err(differs("subject"));
         }
         if tbs.subject_public_key_info().to_der().ok().as_deref() != Some(key.spki_der()) {
             return Err(differs("public key (the key that the spec names is another one)"));
         }
         let constraints = tbs.get_extension::<BasicConstraints>().ok().flatten();
-        if !constraints.is_some_and(|(_, found)| found.ca && found.path_len_constraint == Some(entry.spec.path_length)) {
+        if !constraints.is_some_and(|(_, found)| found.ca && found.path_len_constraint == Some(spec.path_length)) {
             return Err(differs("path length"));
         }
         let made = timestamp(tbs.validity().not_before).plus(BACKDATED);
-        if self.not_after() != entry.not_after(made, root.map(|(certificate, _)| certificate)) {
+        if self.not_after() != not_after(spec, made, root.map(|(certificate, _)| certificate)) {
             return Err(differs("lifetime"));
         }
         let (issuer, signer) = root.map_or((tbs.subject(), key), |(certificate, key)| (certificate.subject(), key));
@@ -91,10 +97,28 @@ impl CaCertificate {
         parts.to_be_signed.to_der().is_ok_and(|body| key.verify(&body, parts.signature.raw_bytes()))
     }
 
+    /// SHA-256 of the DER and of the signed bytes in it, in hex, as the transcript names them.
+    pub(super) fn digests(&self) -> Option<Digests> {
+        let body = Parts::from_der(&self.der).ok()?.to_be_signed.to_der().ok()?;
+        Some(Digests { certificate: sha256_hex(&self.der), body: sha256_hex(&body) })
+    }
+
     pub(super) fn made(&self, now: bool, file: &Path) -> Made {
         let (subject, not_after) = (self.subject().to_string(), self.not_after());
         Made { now, file: file.to_owned(), subject, not_after, sha256: sha256_hex(&self.der) }
     }
+}
+
+/// What the transcript knows a certificate by.
+pub(super) struct Digests {
+    pub(super) certificate: String,
+    pub(super) body: String,
+}
+
+/// The end that the spec gives a certificate made at `now`: never beyond its root's.
+pub(super) fn not_after(spec: &EntrySpec, now: Timestamp, root: Option<&CaCertificate>) -> Timestamp {
+    let wanted = now.plus(spec.lifetime);
+    root.map_or(wanted, |root| wanted.min(root.not_after()))
 }
 
 /// Whether a key is of the kind that a spec asks for: the same algorithm and, for RSA, the same size.

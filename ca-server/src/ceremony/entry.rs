@@ -9,7 +9,6 @@ use super::certificate::CaCertificate;
 use super::spec::EntrySpec;
 use super::transcript::{Key, Step, Transcript};
 use super::{Failure, Surroundings};
-use crate::timestamp::Timestamp;
 
 /// What the spec wants under one name, and what already stands.
 pub(super) struct Entry<'a> {
@@ -85,10 +84,20 @@ impl<'a> Entry<'a> {
         transcript.record((given.now)(), Step::KeyAdopted(Key::new(self.name, &self.spec.key.without_secrets(), facts)))
     }
 
-    /// The end that the spec gives a certificate made at `now`: never beyond its root's.
-    pub(super) fn not_after(&self, now: Timestamp, root: Option<&CaCertificate>) -> Timestamp {
-        let wanted = now.plus(self.spec.lifetime);
-        root.map_or(wanted, |root| wanted.min(root.not_after()))
+    /// A certificate that was there, once it is known to match. A run that was killed between writing it and recording that is made good
+    /// here: where the transcript has the intent, it gets the outcome.
+    pub(super) fn record_found(&self, found: &CaCertificate, transcript: &mut Transcript, given: &Surroundings<'_>) -> Result<(), Failure> {
+        let Some(digests) = found.digests() else { return Ok(()) };
+        if transcript.misses_outcome(self.name, &digests.body, &digests.certificate)? {
+            transcript.record((given.now)(), self.written(digests.certificate))?;
+        }
+        Ok(())
+    }
+
+    /// The step that says that the certificate stands in its file.
+    pub(super) fn written(&self, sha256: String) -> Step {
+        let file = self.file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Step::Certificate { entry: self.name.to_owned(), file, sha256 }
     }
 
     /// A device's refusal as one sentence.

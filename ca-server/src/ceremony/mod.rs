@@ -2,7 +2,7 @@
 //! root key alone, each step written to a transcript before the next begins. The only room that opens a root key.
 //!
 //! It overwrites nothing and can be run again after a crash: what exists and matches the spec is left alone, what is missing is
-//! made, and anything else ends the ceremony with one sentence.
+//! made, what a kill kept out of the transcript is recorded, and anything else ends the ceremony with one sentence.
 
 mod certificate;
 mod entry;
@@ -23,7 +23,7 @@ pub use spec::Spec;
 use crate::digest::sha256;
 use crate::timestamp::Timestamp;
 use crate::x509::ca_template::{CaTemplate, assemble};
-use certificate::CaCertificate;
+use certificate::{CaCertificate, not_after};
 use entry::Entry;
 use transcript::{Step, Transcript};
 
@@ -113,11 +113,19 @@ pub fn run(spec: &Spec, given: &Surroundings<'_>) -> Result<Outcome, Failure> {
 
     let issuer = Authority { uri: &spec.root.key, key: &root_key };
     let (root_is_new, root_certificate) = match root.certificate.take() {
-        Some(certificate) => (false, certificate.check(&root, &root_key, None)?),
+        Some(certificate) => {
+            let certificate = certificate.check(&root.file, root.spec, &root_key, None)?;
+            root.record_found(&certificate, &mut transcript, given)?;
+            (false, certificate)
+        }
         None => (true, issuer.certify(&root, &root_key, None, &mut *root_vault(&root)?, &mut transcript, given)?),
     };
     let (issuing_is_new, issuing_certificate) = match issuing.certificate.take() {
-        Some(certificate) => (false, certificate.check(&issuing, &issuing_key, Some((&root_certificate, &root_key)))?),
+        Some(certificate) => {
+            let certificate = certificate.check(&issuing.file, issuing.spec, &issuing_key, Some((&root_certificate, &root_key)))?;
+            issuing.record_found(&certificate, &mut transcript, given)?;
+            (false, certificate)
+        }
         None => (true, issuer.certify(&issuing, &issuing_key, Some(&root_certificate), &mut *root_vault(&root)?, &mut transcript, given)?),
     };
     transcript.end((given.now)())?;
@@ -160,7 +168,7 @@ impl Authority<'_> {
     ) -> Result<CaCertificate, Failure> {
         (given.progress)(&format!("signing the {} certificate", entry.name));
         let now = (given.now)();
-        let not_after = entry.not_after(now, root);
+        let not_after = not_after(entry.spec, now, root);
         let issuer = root.map_or(&entry.spec.subject, |root| root.subject());
         if not_after <= now {
             return Err(Failure::unavailable("the root certificate has ended; make a new root under another output and key"));
@@ -201,8 +209,7 @@ impl Authority<'_> {
         let certificate = CaCertificate::from_der(&der).map_err(|error| Failure::unavailable(format!("{}: {error}", entry.name)))?;
         files::create(&entry.file, certificate.pem().as_bytes(), files::PUBLIC)
             .map_err(|error| Failure::unavailable(format!("{}: {error}", entry.file.display())))?;
-        let file = entry.file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        transcript.record((given.now)(), Step::Certificate { entry: entry.name.to_owned(), file, sha256: sha256_hex(&der) })?;
+        transcript.record((given.now)(), entry.written(sha256_hex(&der)))?;
         Ok(certificate)
     }
 }

@@ -57,6 +57,15 @@ fn openssl_verifies(directory: &Path) -> bool {
     command.status.success()
 }
 
+/// The steps of a ceremony that nothing disturbed.
+const WHOLE: [&str; 10] =
+    ["begin", "token", "key_generated", "token", "key_generated", "to_be_signed", "certificate", "to_be_signed", "certificate", "end"];
+
+fn steps(transcript: &str) -> Vec<String> {
+    let step = |line| serde_json::from_str::<serde_json::Value>(line).unwrap()["step"].as_str().unwrap().to_owned();
+    transcript.lines().map(step).collect()
+}
+
 #[test]
 fn a_ceremony_makes_a_chain_that_openssl_verifies_and_a_transcript_of_each_step() {
     let directory = tempfile::tempdir().unwrap();
@@ -64,11 +73,7 @@ fn a_ceremony_makes_a_chain_that_openssl_verifies_and_a_transcript_of_each_step(
     assert!(outcome.root.now && outcome.issuing.now);
     assert!(openssl_verifies(directory.path()));
     let text = fs::read_to_string(directory.path().join(TRANSCRIPT_FILE)).unwrap();
-    let steps: Vec<String> =
-        text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["step"].as_str().unwrap().to_owned()).collect();
-    let expected =
-        ["begin", "token", "key_generated", "token", "key_generated", "to_be_signed", "certificate", "to_be_signed", "certificate", "end"];
-    assert_eq!(steps, expected);
+    assert_eq!(steps(&text), WHOLE);
     assert!(text.contains(&sha256_hex(SPEC.as_bytes())), "the spec's digest");
     assert_eq!(transcript_digest(&outcome.transcript).unwrap(), sha256(text.as_bytes()));
 }
@@ -174,4 +179,45 @@ fn a_crash_between_intent_and_signature_leaves_the_intent() {
     hold(&text, directory.path(), begin()).unwrap_err();
     let transcript = fs::read_to_string(directory.path().join("out").join(TRANSCRIPT_FILE)).unwrap();
     assert!(transcript.lines().last().unwrap().contains("to_be_signed"), "{transcript}");
+}
+
+#[test]
+fn what_a_kill_kept_out_of_the_transcript_is_recorded_by_the_next_run() {
+    let directory = tempfile::tempdir().unwrap();
+    let outcome = hold(SPEC, directory.path(), begin()).unwrap();
+    let whole = fs::read_to_string(&outcome.transcript).unwrap();
+    let lines: Vec<&str> = whole.lines().collect();
+    // Killed before the last line or two: all files stand.
+    for (kept, missing) in [(9, &["begin", "end"][..]), (8, &["begin", "certificate", "end"])] {
+        fs::write(&outcome.transcript, lines[..kept].iter().map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+        let again = hold(SPEC, directory.path(), begin()).unwrap();
+        assert!(!again.root.now && !again.issuing.now);
+        let text = fs::read_to_string(&outcome.transcript).unwrap();
+        assert_eq!(steps(&text), [&WHOLE[..kept], missing].concat());
+        assert!(text.contains(&format!("\"file\":\"{CHAIN_FILE}\",\"sha256\":\"{}\"", outcome.issuing.sha256)), "{text}");
+        hold(SPEC, directory.path(), begin()).unwrap();
+        assert_eq!(fs::read_to_string(&outcome.transcript).unwrap(), text, "once is enough");
+    }
+    // Killed before the root's line: the issuing certificate is not there yet.
+    let directory = tempfile::tempdir().unwrap();
+    hold(SPEC, directory.path(), begin()).unwrap();
+    let transcript = directory.path().join(TRANSCRIPT_FILE);
+    let intents: String = fs::read_to_string(&transcript).unwrap().lines().take(6).map(|line| format!("{line}\n")).collect();
+    fs::write(&transcript, intents).unwrap();
+    for name in [CHAIN_FILE, "issuing.key"] {
+        fs::remove_file(directory.path().join(name)).unwrap();
+    }
+    hold(SPEC, directory.path(), begin()).unwrap();
+    let text = fs::read_to_string(&transcript).unwrap();
+    let added = ["begin", "token", "key_generated", "certificate", "to_be_signed", "certificate", "end"];
+    assert_eq!(steps(&text), [&WHOLE[..6], &added].concat());
+}
+
+#[test]
+fn a_certificate_that_no_intent_speaks_of_is_not_recorded_as_made_here() {
+    let directory = tempfile::tempdir().unwrap();
+    let outcome = hold(SPEC, directory.path(), begin()).unwrap();
+    fs::remove_file(&outcome.transcript).unwrap();
+    hold(SPEC, directory.path(), begin()).unwrap();
+    assert!(!outcome.transcript.exists());
 }

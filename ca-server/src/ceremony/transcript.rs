@@ -2,7 +2,7 @@
 //! appended to. It holds digests and public facts, never a secret; its own SHA-256 is what the daemon files in the ledger.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -99,23 +99,29 @@ impl Transcript {
     /// Whether an earlier run recorded that it generated this very key (CKA_ID and public key) for this entry.
     pub(super) fn recorded_generation(&self, entry: &str, facts: &KeyFacts) -> Result<bool, Failure> {
         let (id, digest) = (hex::encode(&facts.id), facts.public_key.fingerprint());
-        let file = match File::open(&self.path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Ok(self
+            .steps()?
+            .iter()
+            .any(|step| matches!(step, Step::KeyGenerated(key) if key.entry == entry && key.id == id && key.public_key_sha256 == digest)))
+    }
+
+    /// Whether these bytes were to be signed for this entry, and the certificate that came of it is not recorded.
+    pub(super) fn misses_outcome(&self, of: &str, body: &str, certificate: &str) -> Result<bool, Failure> {
+        let steps = self.steps()?;
+        let intended = |step: &Step| matches!(step, Step::ToBeSigned { entry, sha256, .. } if entry == of && sha256 == body);
+        let recorded = |step: &Step| matches!(step, Step::Certificate { entry, sha256, .. } if entry == of && sha256 == certificate);
+        Ok(steps.iter().any(intended) && !steps.iter().any(recorded))
+    }
+
+    /// Every step up to now.
+    fn steps(&self) -> Result<Vec<Step>, Failure> {
+        let text = match std::fs::read(&self.path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(self.failed(&error)),
         };
-        for line in BufReader::new(file).split(b'\n') {
-            let line = line.map_err(|error| self.failed(&error))?;
-            // A line that does not parse was torn by a crash: its step never counted as done.
-            if let Ok(Line { step: Step::KeyGenerated(key), .. }) = serde_json::from_slice(&line)
-                && key.entry == entry
-                && key.id == id
-                && key.public_key_sha256 == digest
-            {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        // A line that does not parse was torn by a crash: its step never counted as done.
+        Ok(text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Line>(line).ok()).map(|line| line.step).collect())
     }
 
     /// Records a step durably. The first one of a run is preceded by `begin`.
@@ -128,10 +134,10 @@ impl Transcript {
         self.append(now, step)
     }
 
-    /// Ends the run, if it had anything to do.
+    /// Ends the run, if it had anything to do or the run before it was killed just before its own end.
     pub(super) fn end(mut self, now: Timestamp) -> Result<(), Failure> {
-        if self.begun {
-            self.append(now, Step::End)?;
+        if self.begun || self.steps()?.last().is_some_and(|last| *last != Step::End) {
+            self.record(now, Step::End)?;
         }
         // Explicit, so that the lock provably lasts until here.
         let _ = self.lock.unlock();

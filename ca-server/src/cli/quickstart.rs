@@ -58,12 +58,18 @@ const READY_WITHIN: Duration = Duration::from_secs(10);
 
 /// Runs the verb.
 pub fn run(args: &Args) -> Result<(), Exit> {
-    let path = std::path::absolute(&args.dir).map_err(|error| Exit::config(format!("{}: {error}", args.dir.display())))?;
     let module = signers::pkcs11::find_softhsm().ok_or_else(|| {
         Exit::missing("SoftHSM 2 is not installed; install it (Debian and Ubuntu: apt-get install softhsm2) and run this again")
     })?;
-    environment::enter(&tokens::environment(&path))?;
-    let directory = Directory::claim(&path)?;
+    let mut directory = Directory::claim(&args.dir)?;
+    let path = directory.path().to_owned();
+    let mut variables = tokens::environment(&path);
+    if !args.reset {
+        // What a reset deletes has no say in where the new tokens go.
+        variables.extend(ca_toml::environment(&path));
+    }
+    // May execute the program anew, which gives up the directory for a moment.
+    environment::enter(&variables)?;
     if args.reset {
         directory.reset(args.yes)?;
     }
@@ -74,7 +80,7 @@ pub fn run(args: &Args) -> Result<(), Exit> {
     issuer.token(Clock::default().now())?;
     let first = ca_toml::Ports { csr: args.csr_port, monitoring: args.monitoring_port };
     ca_toml::ready(&path, &module, first)?;
-    serve(args, &path, &outcome, &issuer)
+    serve(args, &mut directory, &outcome, &issuer)
 }
 
 /// The built-in spec, written down so that it can be read, then carried out.
@@ -87,9 +93,9 @@ fn hold_ceremony(path: &Path, module: &Path) -> Result<Outcome, Exit> {
     ceremony::hold(&Spec::read(&file).map_err(ceremony::exit)?)
 }
 
-fn serve(args: &Args, path: &Path, outcome: &Outcome, issuer: &DemoIssuer) -> Result<(), Exit> {
+fn serve(args: &Args, directory: &mut Directory, outcome: &Outcome, issuer: &DemoIssuer) -> Result<(), Exit> {
+    let path = directory.path().to_owned();
     let config = Config::load(&path.join(ca_toml::FILE), Clock::default().now()).map_err(Exit::config)?;
-    environment::enter(&config.environment)?;
     let ports = Ports { csr: args.csr_port, monitoring: args.monitoring_port };
     check_free(with_port(config.csr_listen, ports.csr), "csr-port")?;
     check_free(with_port(config.monitoring_listen, ports.monitoring), "monitoring-port")?;
@@ -101,10 +107,11 @@ fn serve(args: &Args, path: &Path, outcome: &Outcome, issuer: &DemoIssuer) -> Re
     telemetry::start(&log).map_err(Exit::config)?;
     let (configured, trust_domain) = (config.request.address.clone(), config.trust_domains.own.clone());
     super::block_on(async {
+        directory.release_ledger();
         let server = Server::start(config, Options { ports, ..Options::default() }).await?;
         let first = async {
             server.ready(READY_WITHIN).await?;
-            first_certificate(path, server.csr_address(), trust_domain, issuer).await
+            first_certificate(&path, server.csr_address(), trust_domain, issuer).await
         };
         let issued = match first.await {
             Ok(issued) => issued,

@@ -71,7 +71,7 @@ fn device_gone(rv: RvError) -> bool {
     )
 }
 
-pub(super) fn pin_refused(rv: RvError) -> bool {
+fn pin_refused(rv: RvError) -> bool {
     matches!(
         rv,
         RvError::PinIncorrect
@@ -81,6 +81,16 @@ pub(super) fn pin_refused(rv: RvError) -> bool {
             | RvError::PinLocked
             | RvError::UserPinNotInitialized
     )
+}
+
+/// Whether a failed C_Login may have counted as a wrong PIN. Tokens answer a wrong or locked PIN with vendors' codes, too, and with
+/// CKR_FUNCTION_FAILED or CKR_GENERAL_ERROR; so only what surely came before the PIN was looked at is free.
+pub(super) fn may_have_cost_a_try(rv: RvError) -> bool {
+    let absent = matches!(
+        rv,
+        RvError::TokenNotPresent | RvError::TokenNotRecognized | RvError::SlotIdInvalid | RvError::DeviceError | RvError::DeviceRemoved
+    );
+    !absent && !session_gone(rv)
 }
 
 /// The constant's name in the standard, from cryptoki's: `DeviceError` → `CKR_DEVICE_ERROR`.
@@ -118,6 +128,16 @@ mod tests {
             assert!(matches!(of(rv), SignError::Rejected(_)), "{rv:?}");
         }
         assert_eq!(of(RvError::DeviceError).to_string(), "the device is lost: signing: C_Sign returned CKR_DEVICE_ERROR");
+    }
+
+    #[test]
+    fn a_login_is_free_only_where_the_token_was_surely_away() {
+        for rv in [RvError::PinIncorrect, RvError::VendorDefined(1), RvError::FunctionFailed, RvError::GeneralError, RvError::HostMemory] {
+            assert!(may_have_cost_a_try(rv), "{rv:?}");
+        }
+        for rv in [RvError::TokenNotPresent, RvError::DeviceRemoved, RvError::DeviceError, RvError::SessionClosed] {
+            assert!(!may_have_cost_a_try(rv), "{rv:?}");
+        }
     }
 
     #[test]

@@ -2,17 +2,19 @@
 //!
 //! A login belongs to the application and the token, not to a session (PKCS#11 v2.40 §5.6), and ends with the last session. So one idle
 //! session per token stays open as an anchor, and one lock lets exactly one thread log in while the others wait for its result. A refused
-//! PIN is remembered: no thread tries it again until an operator asks for that.
+//! PIN is remembered with the time of its try: nobody tries again until an operator gives a later order, and an order that many give on to
+//! the same token costs one try.
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
+use cryptoki::context::Pkcs11;
 use cryptoki::error::{Error, RvError};
 use cryptoki::session::{Session, SessionState, UserType};
 use cryptoki::slot::Slot;
 
-use super::error::{handle_gone, name, pin_refused, sign_error};
-use super::module::Module;
+use super::error::{handle_gone, may_have_cost_a_try, name, sign_error};
 use crate::{SignError, TokenFacts, read_pin};
 
 /// One token, wherever it sits.
@@ -25,7 +27,13 @@ pub(super) struct Token {
 #[derive(Default)]
 struct Login {
     anchor: Option<OpenSession>,
-    refused: Option<String>,
+    refused: Option<Refusal>,
+}
+
+struct Refusal {
+    /// When the try began: what the PIN's file held before that is what was refused.
+    tried_at: Instant,
+    text: String,
 }
 
 /// Whether a session may change the token.
@@ -41,10 +49,10 @@ pub(super) struct OpenSession {
 }
 
 impl OpenSession {
-    pub(super) fn open(module: &Module, slot: Slot, access: Access) -> Result<Self, Error> {
+    pub(super) fn open(context: &Pkcs11, slot: Slot, access: Access) -> Result<Self, Error> {
         let session = match access {
-            Access::ReadOnly => module.context.open_ro_session_no_drop(slot),
-            Access::ReadWrite => module.context.open_rw_session_no_drop(slot),
+            Access::ReadOnly => context.open_ro_session_no_drop(slot),
+            Access::ReadWrite => context.open_rw_session_no_drop(slot),
         }?;
         Ok(Self { session: Some(session) })
     }
@@ -83,14 +91,20 @@ impl Token {
     }
 
     /// A session that is logged in as the user.
-    pub(super) fn session(&self, module: &Module, slot: Slot, pin_source: Option<&Path>, access: Access) -> Result<OpenSession, SignError> {
-        self.log_in(module, slot, pin_source)?;
-        OpenSession::open(module, slot, access).map_err(|e| self.error(&e))
+    pub(super) fn session(
+        &self,
+        context: &Pkcs11,
+        slot: Slot,
+        pin_source: Option<&Path>,
+        access: Access,
+    ) -> Result<OpenSession, SignError> {
+        self.log_in(context, slot, pin_source)?;
+        OpenSession::open(context, slot, access).map_err(|e| self.error(&e))
     }
 
-    /// True if there was a refusal to forget.
-    pub(super) fn forget_refusal(&self) -> bool {
-        self.lock().refused.take().is_some()
+    /// An operator has asked at `ordered_at` for one more login. A refusal of a later try stands: the order has been carried out.
+    pub(super) fn forget_refusal(&self, ordered_at: Instant) {
+        self.lock().refused.take_if(|refusal| refusal.tried_at < ordered_at);
     }
 
     pub(super) fn error(&self, error: &Error) -> SignError {
@@ -102,14 +116,14 @@ impl Token {
     }
 
     /// Held locked from the question to the answer, so that any number of threads costs one try.
-    fn log_in(&self, module: &Module, slot: Slot, pin_source: Option<&Path>) -> Result<(), SignError> {
+    fn log_in(&self, context: &Pkcs11, slot: Slot, pin_source: Option<&Path>) -> Result<(), SignError> {
         let mut login = self.lock();
         let kept = login.anchor.as_mut().map(OpenSession::logged_in);
         let logged_in = match kept {
             Some(Ok(logged_in)) => logged_in,
             Some(Err(_)) | None => {
                 login.anchor = None;
-                let mut anchor = OpenSession::open(module, slot, Access::ReadOnly).map_err(|e| self.error(&e))?;
+                let mut anchor = OpenSession::open(context, slot, Access::ReadOnly).map_err(|e| self.error(&e))?;
                 let logged_in = anchor.logged_in().map_err(|e| self.error(&e))?;
                 login.anchor = Some(anchor);
                 logged_in
@@ -119,11 +133,12 @@ impl Token {
             return Ok(());
         }
         if let Some(refused) = &login.refused {
-            return Err(SignError::Locked(refused.clone()));
+            return Err(SignError::Locked(refused.text.clone()));
         }
         let Some(pin_source) = pin_source else {
             return Err(SignError::Rejected(format!("token {:?} wants a PIN: add pin-source=file:/… to the key URI", self.facts.label)));
         };
+        let tried_at = Instant::now();
         let pin = read_pin(pin_source)?;
         let answer = match &login.anchor {
             Some(anchor) => anchor.get().and_then(|session| session.login(UserType::User, Some(&pin))),
@@ -131,14 +146,14 @@ impl Token {
         };
         match answer {
             Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
-            Err(Error::Pkcs11(rv, _)) if pin_refused(rv) => {
+            Err(Error::Pkcs11(rv, _)) if may_have_cost_a_try(rv) => {
                 let text = format!(
                     "token {:?} answered {} to the PIN in {}; it is not tried again until the next reload or restart",
                     self.facts.label,
                     name(rv),
                     pin_source.display()
                 );
-                login.refused = Some(text.clone());
+                login.refused = Some(Refusal { tried_at, text: text.clone() });
                 Err(SignError::Locked(text))
             }
             Err(e) => {

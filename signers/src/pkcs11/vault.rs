@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType};
@@ -29,8 +30,8 @@ pub fn open_vault(uri: &KeyUri) -> Result<Pkcs11Vault, SignError> {
     let uri = pkcs11(uri)?;
     let module = Module::load(&uri.module_path)?;
     let (slot, token) = module.token(uri)?;
-    token.forget_refusal();
-    let session = token.session(&module, slot, uri.pin_source.as_deref(), Access::ReadWrite)?;
+    token.forget_refusal(Instant::now());
+    let session = token.session(&module.context, slot, uri.pin_source.as_deref(), Access::ReadWrite)?;
     Ok(Pkcs11Vault { module, slot, token, session })
 }
 
@@ -56,7 +57,7 @@ pub fn init_token(module: &Path, label: &str, so_pin: &SecretString, user_pin: &
     let what = format!("initialising the token {label:?}");
     let in_token = || -> Result<TokenFacts, cryptoki::error::Error> {
         module.context.init_token(slot, so_pin, label)?;
-        let session = OpenSession::open(&module, slot, Access::ReadWrite)?;
+        let session = OpenSession::open(&module.context, slot, Access::ReadWrite)?;
         session.get()?.login(UserType::So, Some(so_pin))?;
         session.get()?.init_pin(user_pin)?;
         session.get()?.logout()?;
@@ -152,7 +153,7 @@ impl Vault for Pkcs11Vault {
 
     fn open(&mut self, uri: &KeyUri) -> Result<Box<dyn Device>, SignError> {
         let uri = self.here(uri)?;
-        let session = self.token.session(&self.module, self.slot, uri.pin_source.as_deref(), Access::ReadOnly)?;
+        let session = self.token.session(&self.module.context, self.slot, uri.pin_source.as_deref(), Access::ReadOnly)?;
         Ok(Box::new(Pkcs11Device::find(&self.module, self.slot, session, uri, None)?))
     }
 }

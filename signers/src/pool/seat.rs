@@ -1,7 +1,8 @@
 //! One thread with one session: takes jobs, signs, and gets itself a new session when the old one is lost.
 //!
 //! The first reopening happens at once and unseen by callers; the same bytes are tried once more, if the device made nothing of them. When
-//! that fails the thread joins those who wait for the device to return (`Shared::turn_to_probe`).
+//! that fails the thread joins those who wait for the device to return (`Shared::turn_to_probe`). A session that was called into doubt
+//! (`Shared::distrust_sessions`) is replaced before it signs again.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
@@ -10,11 +11,26 @@ use super::job::Queued;
 use super::state::{Seat, Shared, Wake};
 use crate::{Device, Failure, SignError};
 
-type Session = Box<dyn Device>;
+struct Session {
+    device: Box<dyn Device>,
+    generation: u64,
+}
+
+impl Session {
+    fn open(shared: &Shared) -> Result<Self, SignError> {
+        // Asked first: a doubt that is raised meanwhile holds for this session, too.
+        let generation = shared.generation();
+        Ok(Self { device: shared.source.open()?, generation })
+    }
+
+    fn is_doubtful(&self, shared: &Shared) -> bool {
+        self.generation != shared.generation()
+    }
+}
 
 /// The life of a thread. `device` is `None` where it has to open its own.
-pub(super) fn run(shared: &Shared, seat: usize, device: Option<Session>) {
-    let mut first = device;
+pub(super) fn run(shared: &Shared, seat: usize, device: Option<Box<dyn Device>>) {
+    let mut first = device.map(|device| Session { device, generation: 0 });
     let mut was_lost = false;
     // A panic inside a device library's wrapper costs one job and one session, not the thread.
     while catch_unwind(AssertUnwindSafe(|| live(shared, seat, first.take(), was_lost))).is_err() {
@@ -51,11 +67,11 @@ fn live(shared: &Shared, seat: usize, first: Option<Session>, mut was_lost: bool
 /// Waits for its turn, tries, and so on until there is a session or the pool is closed.
 fn reopen(shared: &Shared, seat: usize) -> Option<Session> {
     loop {
-        if shared.turn_to_probe()? {
-            shared.source.forget_refused_pin();
+        if !shared.turn_to_probe() {
+            return None;
         }
         // A panic here would leave the turn taken for ever.
-        let opened = catch_unwind(AssertUnwindSafe(|| shared.source.open()));
+        let opened = catch_unwind(AssertUnwindSafe(|| Session::open(shared)));
         match opened.unwrap_or_else(|_| Err(SignError::Lost("opening the device failed".into()))) {
             Ok(session) => {
                 shared.probed(seat, Ok(()));
@@ -72,7 +88,7 @@ fn reopen(shared: &Shared, seat: usize) -> Option<Session> {
 fn check(shared: &Shared, seat: usize, mut session: Session) -> Option<Session> {
     // A device may hang here too: then this thread shows as stuck.
     shared.enter(seat, Instant::now() + shared.options.idle_check);
-    let checked = session.check();
+    let checked = session.device.check();
     shared.leave(seat);
     match checked {
         Ok(()) => Some(session),
@@ -87,7 +103,7 @@ fn check(shared: &Shared, seat: usize, mut session: Session) -> Option<Session> 
 /// The first reopening after a loss: at once, and jobs meanwhile wait for it.
 fn renew(shared: &Shared, seat: usize) -> Result<Session, SignError> {
     shared.set(seat, Seat::Renewing);
-    match shared.source.open() {
+    match Session::open(shared) {
         Ok(session) => {
             shared.set(seat, Seat::Serving);
             tracing::info!(uri = %shared.source.uri(), seat, "a session was opened again");
@@ -105,6 +121,11 @@ fn renew(shared: &Shared, seat: usize) -> Result<Session, SignError> {
 /// Ends one job. What comes back is the session, unless it was lost.
 fn serve(shared: &Shared, seat: usize, mut session: Session, job: Queued) -> Option<Session> {
     shared.options.observer.waited(job.since.elapsed());
+    if session.is_doubtful(shared) {
+        tracing::warn!(uri = %shared.source.uri(), seat, "a signature did not verify: the session is opened anew and its key compared");
+        drop(session);
+        return retry(shared, seat, job);
+    }
     match attempt(shared, seat, &mut session, &job) {
         Attempt::Dropped => Some(session),
         Attempt::Late => {
@@ -130,7 +151,7 @@ fn serve(shared: &Shared, seat: usize, mut session: Session, job: Queued) -> Opt
     }
 }
 
-/// The same bytes once more, on a new session.
+/// The bytes on a new session: once more, or for the first time where the old one was in doubt.
 fn retry(shared: &Shared, seat: usize, job: Queued) -> Option<Session> {
     let mut session = match renew(shared, seat) {
         Ok(session) => session,
@@ -181,13 +202,13 @@ fn attempt(shared: &Shared, seat: usize, session: &mut Session, job: &Queued) ->
         return Attempt::Dropped;
     }
     shared.enter(seat, job.job.deadline);
-    let result = session.sign(&job.job.message);
+    let result = session.device.sign(&job.job.message);
     shared.leave(seat);
     shared.options.observer.signed(job.job.purpose, begun.elapsed(), result.is_ok());
     match result {
         Ok(signature) => Attempt::Signed(signature),
         Err(error) => {
-            let failure = session.last_failure();
+            let failure = session.device.last_failure();
             if !failure.may_have_signed {
                 job.leave_device_unsigned();
             }

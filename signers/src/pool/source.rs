@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::time::Instant;
 
 use crate::file::FileDevice;
 use crate::{Device, KeyUri, PublicKey, SignError, pkcs11};
@@ -10,6 +11,8 @@ use crate::{Device, KeyUri, PublicKey, SignError, pkcs11};
 pub(super) struct Source {
     uri: KeyUri,
     known: Mutex<Known>,
+    // The operator's last order to log in, the start being the first.
+    ordered_at: Mutex<Instant>,
 }
 
 /// What must be the same at every opening.
@@ -21,7 +24,7 @@ struct Known {
 
 impl Source {
     pub(super) fn new(uri: KeyUri, expected: Option<PublicKey>) -> Self {
-        Self { uri, known: Mutex::new(Known { public_key: expected, id: None }) }
+        Self { uri, known: Mutex::new(Known { public_key: expected, id: None }), ordered_at: Mutex::new(Instant::now()) }
     }
 
     pub(super) fn uri(&self) -> &KeyUri {
@@ -33,7 +36,7 @@ impl Source {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (device, id): (Box<dyn Device>, _) = match &self.uri {
             KeyUri::Pkcs11(uri) => {
-                let device = pkcs11::open_device(uri, known.id.as_deref())?;
+                let device = pkcs11::open_device_as_ordered(uri, known.id.as_deref(), self.ordered_at())?;
                 let id = device.id().to_vec();
                 (Box::new(device), Some(id))
             }
@@ -54,10 +57,13 @@ impl Source {
         Ok(device)
     }
 
-    /// An operator's act: lets one more login be tried.
-    pub(super) fn forget_refused_pin(&self) {
-        if let KeyUri::Pkcs11(uri) = &self.uri {
-            pkcs11::forget_refused_pin(uri);
-        }
+    /// An operator's act: a PIN that was refused before `at` may be tried once more, now or when the token is back.
+    pub(super) fn order(&self, at: Instant) {
+        let mut ordered_at = self.ordered_at.lock().unwrap_or_else(PoisonError::into_inner);
+        *ordered_at = at.max(*ordered_at);
+    }
+
+    fn ordered_at(&self) -> Instant {
+        *self.ordered_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -28,6 +28,8 @@ pub(super) struct Shared {
     due: Vec<AtomicU64>,
     // Held while stuck threads are counted and reported, so that the last report is the true one.
     stuck_report: Mutex<()>,
+    // Counts the times that every session was called into doubt; a session belongs to the count of its opening.
+    generation: AtomicU64,
 }
 
 pub(super) struct State {
@@ -38,7 +40,6 @@ pub(super) struct State {
     pub(super) locked: bool,
     /// Why the last try to open failed.
     pub(super) trouble: Option<SignError>,
-    forget_refused_pin: bool,
     probing: bool,
     failures: u32,
     next_try: Instant,
@@ -77,7 +78,6 @@ impl Shared {
             seats,
             locked: false,
             trouble: None,
-            forget_refused_pin: false,
             probing: false,
             failures: 0,
             next_try: now,
@@ -93,6 +93,7 @@ impl Shared {
             epoch: now,
             due: (0..threads).map(|_| AtomicU64::new(0)).collect(),
             stuck_report: Mutex::new(()),
+            generation: AtomicU64::new(0),
         }
     }
 
@@ -173,13 +174,12 @@ impl Shared {
         }
     }
 
-    /// Waits until it is this thread's turn to try the lost device. `None` when the pool has been closed; else whether a refused PIN is to be
-    /// forgotten first.
-    pub(super) fn turn_to_probe(&self) -> Option<bool> {
+    /// Waits until it is this thread's turn to try the lost device. False when the pool has been closed.
+    pub(super) fn turn_to_probe(&self) -> bool {
         let mut state = self.lock();
         loop {
             if state.closed {
-                return None;
+                return false;
             }
             let now = Instant::now();
             state = if state.locked || state.probing {
@@ -189,7 +189,7 @@ impl Shared {
                 self.recovery_changed.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner).0
             } else {
                 state.probing = true;
-                return Some(std::mem::take(&mut state.forget_refused_pin));
+                return true;
             };
         }
     }
@@ -211,14 +211,23 @@ impl Shared {
         self.recovery_changed.notify_all();
     }
 
-    pub(super) fn retry_login(&self) {
+    pub(super) fn retry_login(&self, ordered_at: Instant) {
+        self.source.order(ordered_at);
         let mut state = self.lock();
-        state.forget_refused_pin = state.locked;
         state.locked = false;
         state.failures = 0;
         state.next_try = Instant::now();
         drop(state);
         self.recovery_changed.notify_all();
+    }
+
+    /// No session that was opened before now is used again.
+    pub(super) fn distrust_sessions(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
 
     pub(super) fn close(&self) {

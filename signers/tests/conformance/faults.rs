@@ -86,6 +86,49 @@ fn while_the_login_fails_jobs_fail_fast_and_it_recovers_by_itself() {
 }
 
 #[test]
+fn a_login_that_fails_in_an_unknown_way_costs_one_try() {
+    in_child("faults::a_login_that_fails_in_an_unknown_way_costs_one_try", "", |house| {
+        let signer = pool(house, 2);
+        // A vendor's code, CKR_FUNCTION_FAILED, CKR_GENERAL_ERROR: the token may have counted a wrong PIN.
+        for code in ["0x80000001", "6", "5"] {
+            let before = house.control().logins();
+            house.control().set(&format!("C_SignInit close_sessions count 1\nC_Login rv {code}")).unwrap();
+            wait_until("it is locked", || {
+                let failure = sign(&signer).unwrap_err();
+                assert!(matches!(failure.error, SignError::Locked(_)) && !failure.reached_device, "{code}: {failure:?}");
+                signer.health().state == HealthState::Locked
+            });
+            std::thread::sleep(Duration::from_millis(300));
+            assert_eq!(house.control().logins() - before, 1, "{code}");
+            house.control().clear().unwrap();
+            signer.retry_login();
+            wait_until("every session is open", || signer.health().open == 2);
+            signed(&signer);
+        }
+    });
+}
+
+#[test]
+fn a_wrong_signature_is_the_last_of_its_session() {
+    in_child("faults::a_wrong_signature_is_the_last_of_its_session", "", |house| {
+        let signer = pool(house, 1);
+        house.control().set("C_Sign corrupt count 1").unwrap();
+        let wrong = sign(&signer).unwrap();
+        assert!(!signer.public_key().verify(b"to be signed", &wrong));
+        signer.signature_was_wrong();
+        signed(&signer);
+        // The new session's key is looked at before it signs: a token that holds it no more is not asked.
+        for kind in ["privkey", "pubkey"] {
+            house.pkcs11_tool(&["--delete-object", "--type", kind, "--label", "issuing"]);
+        }
+        signer.signature_was_wrong();
+        let failure = sign(&signer).unwrap_err();
+        assert!(matches!(failure.error, SignError::Rejected(_)) && !failure.reached_device, "{failure:?}");
+        assert_eq!(house.control().signed(), 2);
+    });
+}
+
+#[test]
 fn a_token_that_was_removed_is_used_again_when_it_returns() {
     in_child("faults::a_token_that_was_removed_is_used_again_when_it_returns", "", |house| {
         let signer = pool(house, 2);

@@ -81,6 +81,7 @@ pub(crate) enum Action {
     Sleep(Duration),
     Logout,
     CloseSessions,
+    Corrupt,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -145,6 +146,7 @@ fn parse_rule(line: &str) -> Option<Rule> {
         "sleep_ms" => Action::Sleep(Duration::from_millis(number(words.next()?)?)),
         "logout" => Action::Logout,
         "close_sessions" => Action::CloseSessions,
+        "corrupt" if function == "C_Sign" => Action::Corrupt,
         _ => return None,
     };
     let left = match words.next() {
@@ -188,7 +190,16 @@ mod tests {
         assert_eq!(rules[0], Rule { function: "C_Sign".into(), action: Action::Return(0x32), left: Some(1) });
         assert_eq!(rules[1], Rule { function: "C_Sign".into(), action: Action::Sleep(Duration::from_secs(3)), left: None });
         assert_eq!(rules[2], Rule { function: "C_Login".into(), action: Action::Logout, left: Some(2) });
-        for bad in ["C_Sign", "C_Sign rv", "C_Sign rv x", "C_Sign vr 1", "C_Sign rv 1 count", "C_Sign rv 1 2", "C_Sign logout count 1 1"] {
+        for bad in [
+            "C_Sign",
+            "C_Sign rv",
+            "C_Sign rv x",
+            "C_Sign vr 1",
+            "C_Sign rv 1 count",
+            "C_Sign rv 1 2",
+            "C_Sign logout count 1 1",
+            "C_Login corrupt",
+        ] {
             assert_eq!(parse(bad), None, "{bad}");
         }
     }

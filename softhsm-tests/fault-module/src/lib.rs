@@ -1,5 +1,5 @@
 //! `libpkcs11_fault.so`: a PKCS#11 v2.40 module for tests that passes every call on to a real module, counts some, and fails or delays them on
-//! command. It holds no key and never returns a signature of its own.
+//! command. It holds no key and never returns a signature of its own, though on command a spoilt one.
 //!
 //! # Use
 //!
@@ -23,6 +23,7 @@
 //! - `sleep_ms N`: sleeps first, then goes on. A caller's deadline passes meanwhile.
 //! - `logout`: C_Logout on the session first; the real module then finds nobody logged in. Only for functions that take a session.
 //! - `close_sessions`: C_CloseAllSessions on the session's slot first. Likewise.
+//! - `corrupt`: calls the real module, then flips the lowest bit of the signature's last byte. Only for `C_Sign`.
 //!
 //! A C_Sign that only asks for the signature's length (no buffer) is neither ruled nor counted.
 //!

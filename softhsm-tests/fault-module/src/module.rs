@@ -67,8 +67,13 @@ impl Fault {
 
     /// Applies the rule for a call, then makes it.
     fn ruled(&self, function: &str, session: Option<CK_SESSION_HANDLE>, call: impl FnOnce() -> CK_RV) -> CK_RV {
-        match self.rules.take(function) {
-            None => call(),
+        self.apply(self.rules.take(function), session, call)
+    }
+
+    fn apply(&self, rule: Option<Action>, session: Option<CK_SESSION_HANDLE>, call: impl FnOnce() -> CK_RV) -> CK_RV {
+        match rule {
+            // What corrupts, C_Sign sees to itself.
+            None | Some(Action::Corrupt) => call(),
             Some(Action::Return(rv)) => rv as CK_RV,
             Some(Action::ReturnLate(rv)) => {
                 call();
@@ -223,7 +228,8 @@ unsafe extern "C" fn sign(
         return call();
     }
     let mut reached = false;
-    let rv = fault.ruled("C_Sign", Some(session), || {
+    let rule = fault.rules.take("C_Sign");
+    let rv = fault.apply(rule, Some(session), || {
         // SAFETY: C_Sign's contract (PKCS#11 v2.40 §5.11) is that `data` points to `length` bytes.
         let input = unsafe { std::slice::from_raw_parts(data, length as usize) };
         // A signature that could not be counted must not be made.
@@ -237,6 +243,14 @@ unsafe extern "C" fn sign(
         }
         rv
     });
+    if rule == Some(Action::Corrupt) && rv == CKR_OK {
+        // SAFETY: CKR_OK says that `room` holds the length of the signature that was written to `signature`.
+        unsafe {
+            if let Some(last) = (*room as usize).checked_sub(1) {
+                *signature.add(last) ^= 1;
+            }
+        }
+    }
     if !reached {
         fault.end_operation(session);
     }

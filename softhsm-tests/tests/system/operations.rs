@@ -104,6 +104,18 @@ async fn a_device_error_refuses_one_call_and_is_recorded() {
 }
 
 #[tokio::test]
+async fn a_signature_that_does_not_verify_leaves_nobody_and_its_session_is_not_trusted_again() {
+    let ca = TestCa::start_with(Setup::default().with_faults()).await;
+    let ask = Ask::bearer(&ca.token());
+    ca.command_faults("C_Sign corrupt count 1");
+    assert_refused(ca.call(&Csr::demo().pem, &ask).await, Code::Internal);
+    ca.call(&Csr::demo().pem, &ask).await.expect("the next one is good");
+    ca.until("opened again", || async { ca.metric("ca_server_signer_reopened_total{issuer=\"quickstart\"}").await >= 1.0 }).await;
+    let ledger = ca.check();
+    assert_eq!((ledger.count("unknown"), ca.open_intents(&ledger)), (1, 0));
+}
+
+#[tokio::test]
 async fn case_70_a_ledger_held_by_another_process_releases_no_certificate() {
     let ca = TestCa::start_with(Setup::default().with_faults()).await;
     let ask = Ask::bearer(&ca.token());

@@ -1,6 +1,7 @@
 //! The two files that quickstart writes for people to read: the ceremony's spec and the daemon's config. `ca.toml` comes last of all:
 //! a directory without it is half made. One that is there is the operator's and is never touched.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::demo_issuer::{AUDIENCE, ISSUER};
@@ -52,6 +53,24 @@ path_length = 0
         root = key_uri("root", module),
         issuing = key_uri("issuing", module),
     )
+}
+
+/// The device environment of the config that is there. Nothing else of it is looked at: what is wrong with it is said when it is loaded.
+pub(super) fn environment(directory: &Path) -> BTreeMap<String, String> {
+    #[derive(Default, serde::Deserialize)]
+    struct Only {
+        #[serde(default)]
+        device: BTreeMap<String, Device>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Device {
+        #[serde(default)]
+        env: BTreeMap<String, String>,
+    }
+    let text = std::fs::read_to_string(directory.join(FILE)).unwrap_or_default();
+    let only: Only = toml::from_str(&text).unwrap_or_default();
+    let legal = |(name, value): &(String, String)| !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
+    only.device.into_values().flat_map(|device| device.env).filter(legal).collect()
 }
 
 /// Writes the config unless there is one.

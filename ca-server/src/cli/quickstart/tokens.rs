@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
@@ -29,13 +29,17 @@ pub(super) fn ready(directory: &Path, module: &Path) -> Result<(), Exit> {
     write_configuration(directory).map_err(failed)?;
     let (tokens, making) = (directory.join("tokens"), directory.join(MAKING));
     let exists = |name: &str| directory.join(name).exists();
-    if making.exists() && !exists(ROOT_FILE) {
-        remove(&tokens).map_err(failed)?;
-    } else if tokens.exists() {
+    let found = directories(&tokens).map_err(failed)?;
+    // Fewer than all are what a reset or a removal that was cut short has left.
+    let all_there = found.len() >= LABELS.len();
+    if making.exists() && !exists(ROOT_FILE) || !(all_there || exists(ROOT_FILE) || exists(TRANSCRIPT_FILE)) {
+        found.iter().try_for_each(fs::remove_dir_all).map_err(failed)?;
+    } else if all_there {
         return check_pins(directory);
-    } else if exists(ROOT_FILE) || exists(TRANSCRIPT_FILE) {
+    } else {
         return Err(Exit::missing(format!(
-            "{} is gone, and with it the keys of the certificates beside it: put it back from a backup, or start anew with --reset",
+            "{} is gone or lacks a token, and with it the keys of the certificates beside it: put it back from a backup, or start anew \
+             with --reset",
             tokens.display()
         )));
     }
@@ -87,11 +91,23 @@ fn check_pins(directory: &Path) -> Result<(), Exit> {
     Ok(())
 }
 
-fn remove(path: &Path) -> std::io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+/// The directories that SoftHSM made in `tokens`, one a token, each with a UUID for its name; whatever else is there is not ours.
+pub(super) fn directories(tokens: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let is_uuid = |name: &str| name.len() == 36 && name.chars().all(|letter| letter.is_ascii_hexdigit() || letter == '-');
+    let mut found = Vec::new();
+    match fs::read_dir(tokens) {
+        Ok(entries) => {
+            for entry in entries {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() && entry.file_name().to_str().is_some_and(is_uuid) {
+                    found.push(entry.path());
+                }
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
     }
+    Ok(found)
 }
 
 /// 128 random bits as text.
