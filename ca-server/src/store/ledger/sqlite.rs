@@ -86,7 +86,7 @@ impl Database {
     /// Brings the schema up to this program's; one that is ahead of it is refused.
     pub(super) async fn migrate(&mut self) -> Result<(), SchemaError> {
         MIGRATIONS.run(&mut self.connection).await.map_err(|error| match error {
-            MigrateError::Execute(error) => SchemaError::Database(error),
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => SchemaError::Database(error),
             other => SchemaError::Unknown(other),
         })
     }
