@@ -20,6 +20,7 @@ mod sqlite;
 mod status;
 mod survey;
 mod verify;
+mod work;
 mod writer;
 
 #[cfg(test)]
@@ -38,16 +39,16 @@ pub use options::{LedgerHealth, LedgerObserver, LedgerOptions, LedgerStartError,
 pub use query::{Entry, LedgerReader, ReadError};
 pub use verify::{Broken, Report};
 
-use self::batch::{Answer, Item, NotFiled, Work};
 use self::begin::{Begun, begin};
 use self::chain::OpenIntents;
 use self::event::{Event, Hash, Intent};
 use self::lock::WriterLock;
-use self::open_intent::{OpenIntent, intent_of};
+use self::open_intent::intent_of;
 use self::refusals::Refusals;
 use self::sqlite::{Database, SchemaError};
 use self::status::{State, Status};
 use self::survey::SurveyError;
+use self::work::{Answer, Item, NotFiled, OpenIntent, Work};
 use self::writer::Writer;
 use crate::clock::Clock;
 use crate::evidence::{Evidence, RequestId};

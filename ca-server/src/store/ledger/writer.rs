@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use super::batch::{Answer, Batch, Item, Work, refuse, refuse_for_ever};
+use super::batch::{Batch, refuse, refuse_for_ever};
 use super::chain::{Chain, OpenIntents};
 use super::event::{Event, RowRef, Why};
 use super::lock::WriterLock;
@@ -17,6 +17,7 @@ use super::options::LedgerOptions;
 use super::refusals::Refusals;
 use super::sqlite::Database;
 use super::status::{State, Status};
+use super::work::{Answer, Item, Reply, Work};
 use crate::clock::Clock;
 use crate::refusal::{Reason, Refusal};
 
@@ -218,7 +219,7 @@ fn unanswered(event: Event) -> Item {
     Item { event, request: None, answer: Answer::Nobody }
 }
 
-fn facts(events: Vec<Event>, reply: super::batch::Reply) -> Vec<Item> {
+fn facts(events: Vec<Event>, reply: Reply) -> Vec<Item> {
     let mut items: Vec<Item> = events.into_iter().map(|event| Item { event, request: None, answer: Answer::Fact(None) }).collect();
     if let Some(last) = items.last_mut() {
         last.answer = Answer::Fact(Some(reply));
