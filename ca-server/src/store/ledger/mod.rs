@@ -115,6 +115,7 @@ impl Ledger {
             refusals: ledger.refusals.clone(),
             work,
             refused,
+            more_refused: false,
             database: Some(database),
             chain,
             open: OpenIntents::new(),
