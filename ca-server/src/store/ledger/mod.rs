@@ -71,12 +71,14 @@ pub struct Ledger {
 impl Ledger {
     /// Takes the lock, brings the schema up to date, files what dead processes left open, and begins a chain. With a clock that is
     /// behind the ledger it starts too, but refuses with `Reason::Clock` until the clock has caught up.
-    pub async fn start(options: LedgerOptions, clock: Clock) -> Result<Self, LedgerStartError> {
-        let unavailable =
-            |cause: &dyn std::fmt::Display| LedgerStartError::Unavailable { path: options.path.clone(), cause: cause.to_string() };
-        let corrupt = |cause: &dyn std::fmt::Display| LedgerStartError::Corrupt { path: options.path.clone(), cause: cause.to_string() };
+    pub async fn start(mut options: LedgerOptions, clock: Clock) -> Result<Self, LedgerStartError> {
+        let path = options.path.clone();
+        let unavailable = |cause: &dyn std::fmt::Display| LedgerStartError::Unavailable { path: path.clone(), cause: cause.to_string() };
+        let corrupt = |cause: &dyn std::fmt::Display| LedgerStartError::Corrupt { path: path.clone(), cause: cause.to_string() };
+        // The lock and the database go by the same spelling, also when a link on the way to them is changed later.
+        options.path = lock::resolve(&path).map_err(|error| unavailable(&error))?;
         let lock = WriterLock::take(&options.path).map_err(|error| unavailable(&error))?;
-        let lock = lock.ok_or_else(|| LedgerStartError::Locked(options.path.clone()))?;
+        let lock = lock.ok_or_else(|| LedgerStartError::Locked(path.clone()))?;
         let mut database = Database::writer(&options.path).await.map_err(|error| unavailable(&error))?;
         database.migrate().await.map_err(|error| match error {
             SchemaError::Unknown(_) => corrupt(&error),

@@ -1,7 +1,9 @@
 //! The ledger's SQL on SQLite, all of it. What goes in and out are rows; what they mean is decided elsewhere, so that another
 //! database needs another file like this and nothing more.
 
-use std::os::unix::fs::MetadataExt;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -53,7 +55,8 @@ pub(super) enum SchemaError {
 impl Database {
     /// The writer's connection. Makes the file if there is none.
     pub(super) async fn writer(path: &Path) -> sqlx::Result<Self> {
-        Self::connect(Self::options(path).create_if_missing(true)).await
+        make(path)?;
+        Self::writer_again(path).await
     }
 
     /// The writer's connection to a ledger that must be there.
@@ -115,7 +118,7 @@ impl Database {
     /// A file that was removed or replaced still takes rows, which nobody would ever find: that is no commit.
     fn is_where_it_was(&self) -> sqlx::Result<()> {
         let same = self.file.is_some() && inode(&self.path) == self.file;
-        if same { Ok(()) } else { Err(std::io::Error::other("the database file was removed or replaced").into()) }
+        if same { Ok(()) } else { Err(io::Error::other("the database file was removed or replaced").into()) }
     }
 
     async fn insert_statement(&mut self, rows: &[Row]) -> sqlx::Result<()> {
@@ -233,6 +236,15 @@ impl Database {
     /// Closes the connection; the last one to close copies the write-ahead log into the database.
     pub(super) async fn close(self) -> sqlx::Result<()> {
         self.connection.close().await
+    }
+}
+
+/// Makes an empty file, which SQLite takes for a new database, if there is none. What was issued to whom is for its owner alone;
+/// SQLite gives the files beside it the same mode.
+fn make(path: &Path) -> io::Result<()> {
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
     }
 }
 
