@@ -36,7 +36,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 pub use body::BadBody;
 pub use open_intent::{Issued, NotOpened, Recorded, Signed, Unsigned};
 pub use options::{LedgerHealth, LedgerObserver, LedgerOptions, LedgerStartError, StartFact, Unobserved};
-pub use query::{Entry, LedgerReader, ReadError};
+pub use query::{Entry, Found, LedgerReader, ReadError};
 pub use verify::{Broken, Report};
 
 use self::begin::{Begun, begin};

@@ -144,6 +144,11 @@ impl Database {
         self.execute("BEGIN DEFERRED").await
     }
 
+    /// Ends what `begin_snapshot` began.
+    pub(super) async fn end_snapshot(&mut self) -> sqlx::Result<()> {
+        self.execute("COMMIT").await
+    }
+
     /// The rows of kinds `start`, `end` and `chain_ended`, in the order of their writing.
     pub(super) async fn marks(&mut self) -> sqlx::Result<Vec<StoredRow>> {
         let sql = select("WHERE kind IN ('start', 'end', 'chain_ended') ORDER BY rowid");
