@@ -79,6 +79,11 @@ impl Issuer {
         })
     }
 
+    /// The identifier of its key (RFC 5280 §4.2.1.2).
+    pub fn key_identifier(&self) -> &[u8] {
+        &self.key_identifier
+    }
+
     /// Whether its certificate was valid at that time.
     pub fn is_valid_at(&self, now: Timestamp) -> bool {
         self.not_before <= now && now <= self.not_after
@@ -107,39 +112,43 @@ fn algorithm_of(key: ObjectIdentifier, parameters: Option<&der::Any>) -> Result<
     }
 }
 
-/// To-be-signed bytes that keep every rule, and what they say.
+/// What to-be-signed bytes say that keep every rule.
 #[derive(Debug)]
 pub struct Examined {
-    algorithm: Vec<u8>,
     /// The serial's octets.
     pub serial: Vec<u8>,
     /// The SAN's URI, in a workload's certificate.
     pub identity: Option<String>,
 }
 
-impl Examined {
-    /// The certificate of those bytes and their signature, DER (RFC 5280 §4.1).
-    pub fn certificate(&self, to_be_signed: &[u8], signature: &[u8]) -> Vec<u8> {
-        assemble(to_be_signed, &self.algorithm, signature)
-    }
-}
-
-/// The certificate of to-be-signed bytes and their signature; `None` if the bytes cannot be read.
+/// The certificate of to-be-signed bytes and their signature, DER (RFC 5280 §4.1); `None` if the bytes cannot be read.
 pub fn certificate(to_be_signed: &[u8], signature: &[u8]) -> Option<Vec<u8>> {
     let algorithm = TbsCertificate::from_der(to_be_signed).ok()?.signature().to_der().ok()?;
-    Some(assemble(to_be_signed, &algorithm, signature))
+    let signature = BitString::from_bytes(signature).ok()?.to_der().ok()?;
+    let content = [to_be_signed, &algorithm, &signature].concat();
+    let length = der::Length::try_from(content.len()).ok()?.to_der().ok()?;
+    Some([&[0x30], length.as_slice(), &content].concat())
 }
 
-fn assemble(to_be_signed: &[u8], algorithm: &[u8], signature: &[u8]) -> Vec<u8> {
-    let signature = BitString::from_bytes(signature).and_then(|bits| bits.to_der()).unwrap_or_default();
-    let content = [to_be_signed, algorithm, &signature].concat();
-    let length = der::Length::try_from(content.len()).and_then(|length| length.to_der()).unwrap_or_default();
-    [&[0x30], length.as_slice(), &content].concat()
+/// The key identifier by which to-be-signed bytes name their issuer (RFC 5280 §4.2.1.1).
+pub fn authority_key_identifier(to_be_signed: &[u8]) -> Result<Vec<u8>, Violation> {
+    authority(&read(to_be_signed)?)
+}
+
+fn read(to_be_signed: &[u8]) -> Result<TbsCertificate, Violation> {
+    TbsCertificate::from_der(to_be_signed).map_err(|error| Violation(format!("the to-be-signed bytes are no DER: {error}")))
+}
+
+fn authority(tbs: &TbsCertificate) -> Result<Vec<u8>, Violation> {
+    match get::<AuthorityKeyIdentifier>(tbs)? {
+        Some((false, AuthorityKeyIdentifier { key_identifier: Some(identifier), .. })) => Ok(identifier.into_bytes().into_vec()),
+        _ => broken("it has no plain authority key identifier (RFC 5280 §4.2.1.1)"),
+    }
 }
 
 /// Reads to-be-signed bytes and holds them against every rule.
 pub fn examine(to_be_signed: &[u8], issuer: &Issuer, rules: Rules) -> Result<Examined, Violation> {
-    let tbs = TbsCertificate::from_der(to_be_signed).map_err(|error| Violation(format!("the to-be-signed bytes are no DER: {error}")))?;
+    let tbs = read(to_be_signed)?;
     ensure(tbs.to_der().is_ok_and(|again| again == to_be_signed), "the to-be-signed bytes are not in DER (RFC 5280 §4.1)")?;
     fields(&tbs, issuer)?;
     extensions(&tbs, issuer)?;
@@ -150,8 +159,7 @@ pub fn examine(to_be_signed: &[u8], issuer: &Issuer, rules: Rules) -> Result<Exa
             None
         }
     };
-    let algorithm = tbs.signature().to_der().map_err(|_| Violation("the algorithm cannot be written".into()))?;
-    Ok(Examined { algorithm, serial: tbs.serial_number().as_bytes().to_vec(), identity })
+    Ok(Examined { serial: tbs.serial_number().as_bytes().to_vec(), identity })
 }
 
 fn fields(tbs: &TbsCertificate, issuer: &Issuer) -> Result<(), Violation> {
@@ -186,12 +194,8 @@ fn extensions(tbs: &TbsCertificate, issuer: &Issuer) -> Result<(), Violation> {
         ensure(seen.insert(extension.extn_id), "an extension stands twice (RFC 5280 §4.2)")?;
         ensure(known.contains(&extension.extn_id), "it has an extension that no profile gives")?;
     }
-    match get::<AuthorityKeyIdentifier>(tbs)? {
-        Some((false, AuthorityKeyIdentifier { key_identifier: Some(identifier), .. })) => {
-            ensure(identifier.as_bytes() == issuer.key_identifier, "the authority key identifier is not the issuer's (RFC 5280 §4.2.1.1)")?;
-        }
-        _ => return broken("it has no plain authority key identifier (RFC 5280 §4.2.1.1)"),
-    }
+    let named = authority(tbs)?;
+    ensure(named == issuer.key_identifier, "the authority key identifier is not the issuer's (RFC 5280 §4.2.1.1)")?;
     if let Some((critical, _)) = get::<SubjectKeyIdentifier>(tbs)? {
         ensure(!critical, "the subject key identifier is critical (RFC 5280 §4.2.1.2)")?;
     }
@@ -218,13 +222,21 @@ fn svid(tbs: &TbsCertificate) -> Result<String, Violation> {
     match names(tbs)?.as_slice() {
         [GeneralName::UniformResourceIdentifier(uri)] => {
             let uri = uri.as_str();
-            let path = uri.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/')).map(|(_, path)| path);
-            let legal = path.is_some_and(|path| !path.is_empty() && !path.split('/').any(|segment| matches!(segment, "" | "." | "..")));
-            ensure(legal && uri.len() <= 2048, "the name is no SPIFFE ID of a workload (SPIFFE-ID §2)")?;
+            ensure(is_workload_id(uri), "the name is no SPIFFE ID of a workload (SPIFFE-ID §2)")?;
             Ok(uri.to_owned())
         }
         _ => broken("it does not have exactly one name, a URI (X.509-SVID §2)"),
     }
+}
+
+/// SPIFFE-ID §2: a trust domain of 1 to 255 small letters, digits, dots, hyphens and underscores, then a path whose segments may have
+/// capitals too. That leaves no character that a port, user, query, fragment or percent-encoding would need.
+fn is_workload_id(uri: &str) -> bool {
+    let Some((domain, path)) = uri.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/')) else { return false };
+    let small = |letter: u8| matches!(letter, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_');
+    let legal =
+        |segment: &str| !matches!(segment, "" | "." | "..") && segment.bytes().all(|letter| small(letter) || letter.is_ascii_uppercase());
+    uri.len() <= 2048 && (1..=255).contains(&domain.len()) && domain.bytes().all(small) && path.split('/').all(legal)
 }
 
 fn serving(tbs: &TbsCertificate) -> Result<(), Violation> {
@@ -244,4 +256,47 @@ fn instant(time: &Time) -> Timestamp {
 fn is_rightly_written(time: &Time) -> bool {
     let year = instant(time).date_time().year();
     matches!(time, Time::UtcTime(_)) == (year < 2050)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_workload_id;
+
+    #[test]
+    fn a_workloads_name_is_a_spiffe_id_with_a_path() {
+        let long = |domain: usize| format!("spiffe://{}/a", "d".repeat(domain));
+        let whole = |length: usize| format!("spiffe://d/{}", "p".repeat(length - 11));
+        let legal = ["spiffe://cluster.local/ns/default/sa/demo", "spiffe://a_b-c.9/X.y_Z-0", "spiffe://d/...", "spiffe://d/.a/b."];
+        for uri in legal.map(str::to_owned).into_iter().chain([long(1), long(255), whole(2048)]) {
+            assert!(is_workload_id(&uri), "{uri}");
+        }
+        let illegal = [
+            "",
+            "spiffe://",
+            "spiffe://d",
+            "spiffe://d/",
+            "spiffe:///ns/a",
+            "spiffe://d//a",
+            "spiffe://d/a/",
+            "spiffe://d/./a",
+            "spiffe://d/a/..",
+            "spiffe://D/a",
+            "SPIFFE://d/a",
+            "https://d/a",
+            "spiffe://d:8443/a",
+            "spiffe://user@d/a",
+            "spiffe://d/a?b=c",
+            "spiffe://d/a#b",
+            "spiffe://d?/a",
+            "spiffe://d/%61",
+            "spiffe://d/a b",
+            "spiffe://d/\u{e4}",
+            "spiffe://d\u{e4}/a",
+            "spiffe://d/a\0",
+            "spiffe://d/a:b",
+        ];
+        for uri in illegal.map(str::to_owned).into_iter().chain([long(256), whole(2049)]) {
+            assert!(!is_workload_id(&uri), "{uri}");
+        }
+    }
 }

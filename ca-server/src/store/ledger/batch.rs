@@ -1,57 +1,13 @@
 //! Rows that are committed together, and who waits for them. A batch is made from a chain that it does not change: only `settle`,
 //! called when the rows are known to be durable, hands out the advanced chain.
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
-
 use super::chain::{Chain, OpenIntents};
-use super::event::{Event, Hash, Place, Row, Why};
-use super::open_intent::OpenIntent;
+use super::event::{Event, Hash, Row, Why};
 use super::status::{behind, is_behind};
-use crate::evidence::RequestId;
+use super::work::{Answer, Item, NotFiled, OpenIntent, Reply};
 use crate::refusal::{Reason, Refusal};
-use crate::timestamp::{Period, Timestamp};
+use crate::timestamp::Timestamp;
 use crate::x509::Serial;
-
-/// What calls ask of the writer.
-#[allow(clippy::large_enum_variant, reason = "nearly every message is an event to record")]
-pub(super) enum Work {
-    /// An event to record.
-    Record(Item),
-    /// A new configuration: all its rows, or none.
-    Reload { events: Vec<Event>, reply: Reply },
-    /// File what is left, then end.
-    Shutdown { done: oneshot::Sender<()> },
-}
-
-/// One event that is to become a row.
-pub(super) struct Item {
-    pub(super) event: Event,
-    pub(super) request: Option<RequestId>,
-    pub(super) answer: Answer,
-}
-
-pub(super) type Reply = oneshot::Sender<Result<(), Refusal>>;
-
-/// Who waits for a row, and what they hold meanwhile.
-pub(super) enum Answer {
-    /// A call that wants to sign.
-    Intent { reply: oneshot::Sender<Result<OpenIntent, NotFiled>>, queue: mpsc::UnboundedSender<Work>, permit: OwnedSemaphorePermit },
-    /// A call that has signed, or not. Its permit comes back when the row is durable.
-    Outcome { intent: Place, reply: Option<Reply>, permit: OwnedSemaphorePermit },
-    /// An intent that was refused while nobody could say whether its row is durable.
-    Withheld { permit: OwnedSemaphorePermit },
-    /// A reload; the reply stands with its last row.
-    Fact(Option<Reply>),
-    /// Nobody; the row is kept until it is recorded.
-    Nobody,
-}
-
-/// Why an intent has no row.
-#[derive(Debug)]
-pub(super) enum NotFiled {
-    PeriodMoved(Period),
-    Refused(Refusal),
-}
 
 /// See the module.
 pub(super) struct Batch {

@@ -28,11 +28,6 @@ pub(super) fn link(previous: &Hash, body: &[u8]) -> Hash {
     context.finish().as_ref().try_into().expect("SHA-256 has 32 octets")
 }
 
-/// SHA-256.
-pub(super) fn sha256(bytes: &[u8]) -> Hash {
-    digest::digest(&digest::SHA256, bytes).as_ref().try_into().expect("SHA-256 has 32 octets")
-}
-
 /// The body of a row.
 pub(super) fn encode(header: &Header, event: &Event) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(1200);

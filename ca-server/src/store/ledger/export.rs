@@ -2,14 +2,12 @@
 
 use std::io::Write;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 
 use super::event::{Event, Intent, Proof, RowRef, Why};
 use super::query::{Cursor, Entry, LedgerReader, ReadError};
 use crate::digest::sha256;
-use crate::x509::lint::certificate;
+use crate::x509::{lint, pem};
 
 /// One row. What a kind does not have is left out; what it has and is empty is `null`.
 #[derive(Default, Serialize)]
@@ -140,7 +138,8 @@ fn line(entry: Entry, intent: Option<Intent>) -> Line {
         Event::Intent(intent) => line.certificate = Some(certificate_line(intent, None)),
         Event::Issued { signature, certificate: digest, .. } => {
             if let Some(intent) = intent {
-                let certificate = certificate(&intent.to_be_signed, &signature).map(|der| pem(&der)).unwrap_or_default();
+                let der = lint::certificate(&intent.to_be_signed, &signature);
+                let certificate = der.map(|der| pem::certificate(&der)).unwrap_or_default();
                 line.issued = Some(IssuedLine { certificate_sha256: hex::encode(digest), certificate });
                 line.certificate = Some(certificate_line(intent, closes));
             }
@@ -172,8 +171,8 @@ fn own_line(event: Event) -> Option<OwnLine> {
         Event::Ceremony { transcript } => OwnLine::Ceremony { transcript: hex::encode(transcript) },
         Event::Issuer(facts) => OwnLine::Issuer {
             issuer: facts.id,
-            certificates: facts.chain.iter().map(|der| pem(der)).collect(),
-            roots: facts.roots.iter().map(|der| pem(der)).collect(),
+            certificates: facts.chain.iter().map(|der| pem::certificate(der)).collect(),
+            roots: facts.roots.iter().map(|der| pem::certificate(der)).collect(),
             key_uri: facts.key_uri,
         },
         Event::Reload { config } => OwnLine::Reload { config: hex::encode(config) },
@@ -214,15 +213,4 @@ fn evidence_line(proof: Proof) -> EvidenceLine {
 
 fn reference_line(row: RowRef) -> ReferenceLine {
     ReferenceLine { chain: row.chain.to_string(), period: row.place.period.yyyymm(), seq: row.place.seq, hash: hex::encode(row.hash) }
-}
-
-/// RFC 7468.
-pub(super) fn pem(der: &[u8]) -> String {
-    let text = STANDARD.encode(der);
-    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
-    for line in text.as_bytes().chunks(64) {
-        pem.extend(line.iter().map(|byte| char::from(*byte)));
-        pem.push('\n');
-    }
-    pem + "-----END CERTIFICATE-----\n"
 }

@@ -12,8 +12,9 @@ use rcgen::{
 
 use sqlx::{Connection, Executor, SqliteConnection};
 
-use super::body::{decode, sha256};
-use super::event::{Event, Group, Intent, Proof, StoredRow};
+use super::body::decode;
+use super::chain::{Chain, OpenIntents};
+use super::event::{ChainId, Event, Group, Intent, Proof, Row, RowRef, StoredRow};
 use super::open_intent::{NotOpened, Recorded};
 use super::options::{LedgerOptions, LedgerStartError, StartFact, Unobserved};
 use super::query::LedgerReader;
@@ -21,6 +22,7 @@ use super::sqlite::Database;
 use super::verify::Report;
 use super::{Ledger, gone};
 use crate::clock::Clock;
+use crate::digest::sha256;
 use crate::evidence::{Credential, Evidence, Pod, RequestId};
 use crate::refusal::Refusal;
 use crate::timestamp::{Period, Timestamp};
@@ -55,8 +57,10 @@ impl Hands {
 /// An issuer whose certificate is good for ten years around the fixture's noon.
 pub(super) struct Ca {
     issuer: CertifiedIssuer<'static, KeyPair>,
-    serials: AtomicU64,
 }
+
+/// What makes serials differ, also those of several issuers in one ledger.
+static SERIALS: AtomicU64 = AtomicU64::new(0);
 
 /// A certificate that exists but is not recorded: what a `Draft` and a `Certificate` hold.
 #[derive(Clone, Debug)]
@@ -72,15 +76,23 @@ pub(super) const IDENTITY: &str = "spiffe://cluster.local/ns/default/sa/demo";
 
 impl Ca {
     pub(super) fn new() -> Self {
+        Self::with_key(KeyPair::generate().unwrap(), NOON - 5 * 31_536_000, NOON + 5 * 31_536_000)
+    }
+
+    /// A certificate of the same name and key, for another time.
+    pub(super) fn renewed(&self, from: i64, to: i64) -> Self {
+        Self::with_key(KeyPair::try_from(self.issuer.key().serialize_der()).unwrap(), from, to)
+    }
+
+    fn with_key(key: KeyPair, from: i64, to: i64) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, "Fixture CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.not_before = Timestamp::from_seconds(NOON - 5 * 31_536_000).date_time();
-        params.not_after = Timestamp::from_seconds(NOON + 5 * 31_536_000).date_time();
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        Self { issuer, serials: AtomicU64::new(0) }
+        params.not_before = Timestamp::from_seconds(from).date_time();
+        params.not_after = Timestamp::from_seconds(to).date_time();
+        Self { issuer: CertifiedIssuer::self_signed(params, key).unwrap() }
     }
 
     pub(super) fn fact(&self) -> StartFact {
@@ -100,7 +112,7 @@ impl Ca {
     /// The same, with something changed.
     pub(super) fn make_with(&self, period: Period, now: Timestamp, change: impl FnOnce(&mut CertificateParams)) -> Made {
         let mut random = [0; 11];
-        random[3..].copy_from_slice(&self.serials.fetch_add(1, Ordering::SeqCst).to_be_bytes());
+        random[3..].copy_from_slice(&SERIALS.fetch_add(1, Ordering::SeqCst).to_be_bytes());
         let serial = Serial::new(period, now, random);
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name = DistinguishedName::new();
@@ -204,6 +216,29 @@ impl Recorded<Made> {
     }
 }
 
+/// A chain by somebody who keeps no rule but that every row is bound to the one before.
+pub(super) struct Forged<'a> {
+    world: &'a World,
+    chain: Chain,
+    rows: Vec<Row>,
+}
+
+impl Forged<'_> {
+    /// The next row, at the time that the clock shows.
+    pub(super) fn row(&mut self, event: Event) -> RowRef {
+        self.chain.append(event, None, self.world.hands.now(), &OpenIntents::new(), &mut self.rows);
+        self.rows.last().unwrap().reference()
+    }
+
+    /// Puts the rows into the ledger.
+    pub(super) async fn write(self) {
+        let mut database = Database::writer(&self.world.path).await.unwrap();
+        database.migrate().await.unwrap();
+        database.insert(&self.rows).await.unwrap();
+        database.close().await.unwrap();
+    }
+}
+
 /// A ledger's directory, an issuer and a clock.
 pub(super) struct World {
     _dir: Option<tempfile::TempDir>,
@@ -226,6 +261,15 @@ impl World {
 
     pub(super) async fn start(&self) -> Ledger {
         start(&self.path, &self.ca, &self.hands).await.unwrap()
+    }
+
+    /// A forged chain that begins as it should, naming `heads` and its issuer.
+    pub(super) fn forge(&self, id: u8, heads: Vec<RowRef>) -> Forged<'_> {
+        let chain = Chain::new(ChainId([id; 16]), self.hands.now(), self.hands.now());
+        let mut forged = Forged { world: self, chain, rows: Vec::new() };
+        forged.row(Event::Start { host: "ca-0".into(), version: "0.1.0".into(), config: [5; 32], heads });
+        forged.row(Event::from(self.ca.fact()));
+        forged
     }
 
     pub(super) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {

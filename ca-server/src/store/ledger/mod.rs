@@ -20,6 +20,7 @@ mod sqlite;
 mod status;
 mod survey;
 mod verify;
+mod work;
 mod writer;
 
 #[cfg(test)]
@@ -35,19 +36,19 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 pub use body::BadBody;
 pub use open_intent::{Issued, NotOpened, Recorded, Signed, Unsigned};
 pub use options::{LedgerHealth, LedgerObserver, LedgerOptions, LedgerStartError, StartFact, Unobserved};
-pub use query::{Entry, LedgerReader, ReadError};
+pub use query::{Entry, Found, LedgerReader, ReadError};
 pub use verify::{Broken, Report};
 
-use self::batch::{Answer, Item, NotFiled, Work};
 use self::begin::{Begun, begin};
 use self::chain::OpenIntents;
 use self::event::{Event, Hash, Intent};
 use self::lock::WriterLock;
-use self::open_intent::{OpenIntent, intent_of};
+use self::open_intent::intent_of;
 use self::refusals::Refusals;
 use self::sqlite::{Database, SchemaError};
 use self::status::{State, Status};
 use self::survey::SurveyError;
+use self::work::{Answer, Item, NotFiled, OpenIntent, Work};
 use self::writer::Writer;
 use crate::clock::Clock;
 use crate::evidence::{Evidence, RequestId};
@@ -70,12 +71,14 @@ pub struct Ledger {
 impl Ledger {
     /// Takes the lock, brings the schema up to date, files what dead processes left open, and begins a chain. With a clock that is
     /// behind the ledger it starts too, but refuses with `Reason::Clock` until the clock has caught up.
-    pub async fn start(options: LedgerOptions, clock: Clock) -> Result<Self, LedgerStartError> {
-        let unavailable =
-            |cause: &dyn std::fmt::Display| LedgerStartError::Unavailable { path: options.path.clone(), cause: cause.to_string() };
-        let corrupt = |cause: &dyn std::fmt::Display| LedgerStartError::Corrupt { path: options.path.clone(), cause: cause.to_string() };
+    pub async fn start(mut options: LedgerOptions, clock: Clock) -> Result<Self, LedgerStartError> {
+        let path = options.path.clone();
+        let unavailable = |cause: &dyn std::fmt::Display| LedgerStartError::Unavailable { path: path.clone(), cause: cause.to_string() };
+        let corrupt = |cause: &dyn std::fmt::Display| LedgerStartError::Corrupt { path: path.clone(), cause: cause.to_string() };
+        // The lock and the database go by the same spelling, also when a link on the way to them is changed later.
+        options.path = lock::resolve(&path).map_err(|error| unavailable(&error))?;
         let lock = WriterLock::take(&options.path).map_err(|error| unavailable(&error))?;
-        let lock = lock.ok_or_else(|| LedgerStartError::Locked(options.path.clone()))?;
+        let lock = lock.ok_or_else(|| LedgerStartError::Locked(path.clone()))?;
         let mut database = Database::writer(&options.path).await.map_err(|error| unavailable(&error))?;
         database.migrate().await.map_err(|error| match error {
             SchemaError::Unknown(_) => corrupt(&error),
@@ -114,6 +117,7 @@ impl Ledger {
             refusals: ledger.refusals.clone(),
             work,
             refused,
+            more_refused: false,
             database: Some(database),
             chain,
             open: OpenIntents::new(),

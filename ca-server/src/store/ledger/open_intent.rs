@@ -2,65 +2,13 @@
 //! and a certificate whose outcome is durable (`Issued`). Each has one maker. Whatever is dropped on the way is filed *unknown*,
 //! through a place that was reserved when the intent was opened.
 
-use std::fmt;
-
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
-
-use super::batch::{Answer, Item, Reply, Work};
 use super::event::{Event, Intent, RowRef, Why};
-use crate::evidence::{Evidence, RequestId};
+use super::work::OpenIntent;
+use crate::evidence::Evidence;
 use crate::refusal::{Reason, Refusal};
 use crate::timestamp::Period;
 use crate::x509::Serial;
 use crate::x509::template::{Certificate, Draft};
-
-/// A durable intent without an outcome. The permit is its reserved place: the queue to the writer has no other bound, so an
-/// outcome never waits for room.
-pub(super) struct OpenIntent {
-    row: RowRef,
-    request: Option<RequestId>,
-    queue: mpsc::UnboundedSender<Work>,
-    /// Gone once an outcome is on its way.
-    permit: Option<OwnedSemaphorePermit>,
-}
-
-impl OpenIntent {
-    /// Only the writer makes one, and only for a row that is committed.
-    pub(super) fn new(row: RowRef, request: Option<RequestId>, queue: mpsc::UnboundedSender<Work>, permit: OwnedSemaphorePermit) -> Self {
-        Self { row, request, queue, permit: Some(permit) }
-    }
-
-    pub(super) fn row(&self) -> RowRef {
-        self.row
-    }
-
-    /// Hands the outcome to the writer, which answers when it is durable.
-    pub(super) fn close(mut self, outcome: Event) -> oneshot::Receiver<Result<(), Refusal>> {
-        let (reply, answered) = oneshot::channel();
-        self.send(outcome, Some(reply));
-        answered
-    }
-
-    fn send(&mut self, outcome: Event, reply: Option<Reply>) {
-        let Some(permit) = self.permit.take() else { return };
-        let answer = Answer::Outcome { intent: self.row.place, reply, permit };
-        // A writer that is gone leaves the intent to the next start, which files it as an orphan.
-        let _ = self.queue.send(Work::Record(Item { event: outcome, request: self.request, answer }));
-    }
-}
-
-impl Drop for OpenIntent {
-    fn drop(&mut self) {
-        let why = Why::from(&Refusal::new(Reason::Internal, "the call was dropped before its outcome was known"));
-        self.send(Event::Unknown { intent: self.row, why }, None);
-    }
-}
-
-impl fmt::Debug for OpenIntent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "OpenIntent({})", self.row)
-    }
-}
 
 /// A draft whose intent is durable: the only thing an issuer signs. Dropped, its intent is filed *unknown*.
 #[derive(Debug)]

@@ -1,6 +1,7 @@
 //! Reading the ledger beside the daemon that writes it, or when none runs. A reader cannot write; what it reads is decoded, and
 //! checked only by `verify`.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::body::{BadBody, decode};
@@ -67,6 +68,17 @@ pub struct LedgerReader {
     pub(super) database: Database,
 }
 
+/// A row, and the outcome if it is an intent that has one.
+pub type Found = (Entry, Option<Entry>);
+
+/// What is looked for: an issuance by its serial, or so many entries of an identity.
+enum Sought<'a> {
+    Serial(&'a Serial),
+    Identity(&'a str, u32),
+}
+
+type Successors = HashMap<ChainId, (ChainId, Place)>;
+
 /// Rows read at a time.
 const PAGE: u32 = 500;
 
@@ -89,23 +101,36 @@ impl LedgerReader {
     }
 
     /// What was issued under a serial, or refused, or left open.
-    pub async fn issuances_of_serial(&mut self, serial: &Serial) -> Result<Vec<(Entry, Option<Entry>)>, ReadError> {
-        let rows = self.database.intents_of_serial(serial.period(), serial.as_bytes()).await?;
-        self.with_outcomes(&rows).await
+    pub async fn issuances_of_serial(&mut self, serial: &Serial) -> Result<Vec<Found>, ReadError> {
+        self.found(Sought::Serial(serial)).await
     }
 
     /// The newest `limit` intents and refusals of an identity, newest first; intents with their outcomes.
-    pub async fn entries_of_identity(&mut self, identity: &str, limit: u32) -> Result<Vec<(Entry, Option<Entry>)>, ReadError> {
-        let rows = self.database.rows_of_identity(identity, limit).await?;
-        self.with_outcomes(&rows).await
+    pub async fn entries_of_identity(&mut self, identity: &str, limit: u32) -> Result<Vec<Found>, ReadError> {
+        self.found(Sought::Identity(identity, limit)).await
     }
 
-    async fn with_outcomes(&mut self, rows: &[StoredRow]) -> Result<Vec<(Entry, Option<Entry>)>, ReadError> {
+    /// What is sought, and all outcomes, in one snapshot.
+    async fn found(&mut self, sought: Sought<'_>) -> Result<Vec<Found>, ReadError> {
+        self.database.begin_snapshot().await?;
+        let found = self.with_outcomes(sought).await;
+        let ended = self.database.end_snapshot().await;
+        let found = found?;
+        ended?;
+        Ok(found)
+    }
+
+    async fn with_outcomes(&mut self, sought: Sought<'_>) -> Result<Vec<Found>, ReadError> {
+        let rows = match sought {
+            Sought::Serial(serial) => self.database.intents_of_serial(serial.period(), serial.as_bytes()).await?,
+            Sought::Identity(identity, limit) => self.database.rows_of_identity(identity, limit).await?,
+        };
+        let successors = self.successors().await?;
         let mut entries = Vec::with_capacity(rows.len());
-        for row in rows {
+        for row in &rows {
             let entry = Entry::try_from(row)?;
             let outcome = match entry.event {
-                Event::Intent(_) => self.outcome_of(entry.reference()).await?,
+                Event::Intent(_) => self.outcome_of(entry.reference(), &successors).await?,
                 _ => None,
             };
             entries.push((entry, outcome));
@@ -113,21 +138,29 @@ impl LedgerReader {
         Ok(entries)
     }
 
+    /// For each chain that was found dead, the one that declared it ended, and the place of that row.
+    async fn successors(&mut self) -> Result<Successors, ReadError> {
+        let mut successors = Successors::new();
+        for row in self.database.marks().await? {
+            let entry = Entry::try_from(&row)?;
+            if let Event::ChainEnded { head } = entry.event {
+                successors.entry(head.chain).or_insert((entry.header.chain, entry.header.place));
+            }
+        }
+        Ok(successors)
+    }
+
     /// The outcome of an intent. It follows in the intent's own chain, soon; or, if that chain was found dead, in the chain that
     /// declared it ended.
-    pub async fn outcome_of(&mut self, intent: RowRef) -> Result<Option<Entry>, ReadError> {
+    async fn outcome_of(&mut self, intent: RowRef, successors: &Successors) -> Result<Option<Entry>, ReadError> {
         let next = Place { seq: intent.place.seq + 1, ..intent.place };
         if let Some(outcome) = self.find_outcome(intent, intent.chain, next).await? {
             return Ok(Some(outcome));
         }
-        for row in self.database.marks().await? {
-            let entry = Entry::try_from(&row)?;
-            if matches!(entry.event, Event::ChainEnded { head } if head.chain == intent.chain) {
-                let from = Place { seq: 0, ..entry.header.place };
-                return self.find_outcome(intent, entry.header.chain, from).await;
-            }
+        match successors.get(&intent.chain) {
+            Some((chain, ended)) => self.find_outcome(intent, *chain, Place { seq: 0, ..*ended }).await,
+            None => Ok(None),
         }
-        Ok(None)
     }
 
     async fn find_outcome(&mut self, intent: RowRef, chain: ChainId, from: Place) -> Result<Option<Entry>, ReadError> {

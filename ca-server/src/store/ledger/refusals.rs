@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::batch::{Answer, Item};
 use super::event::{Event, Group, Proof, Why};
+use super::work::{Answer, Item};
 use crate::evidence::{Evidence, RequestId};
 use crate::refusal::{Reason, Refusal};
 use crate::spiffe::SpiffeId;

@@ -1,7 +1,9 @@
 //! The ledger's SQL on SQLite, all of it. What goes in and out are rows; what they mean is decided elsewhere, so that another
 //! database needs another file like this and nothing more.
 
-use std::os::unix::fs::MetadataExt;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -53,7 +55,8 @@ pub(super) enum SchemaError {
 impl Database {
     /// The writer's connection. Makes the file if there is none.
     pub(super) async fn writer(path: &Path) -> sqlx::Result<Self> {
-        Self::connect(Self::options(path).create_if_missing(true)).await
+        make(path)?;
+        Self::writer_again(path).await
     }
 
     /// The writer's connection to a ledger that must be there.
@@ -86,7 +89,7 @@ impl Database {
     /// Brings the schema up to this program's; one that is ahead of it is refused.
     pub(super) async fn migrate(&mut self) -> Result<(), SchemaError> {
         MIGRATIONS.run(&mut self.connection).await.map_err(|error| match error {
-            MigrateError::Execute(error) => SchemaError::Database(error),
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => SchemaError::Database(error),
             other => SchemaError::Unknown(other),
         })
     }
@@ -115,7 +118,7 @@ impl Database {
     /// A file that was removed or replaced still takes rows, which nobody would ever find: that is no commit.
     fn is_where_it_was(&self) -> sqlx::Result<()> {
         let same = self.file.is_some() && inode(&self.path) == self.file;
-        if same { Ok(()) } else { Err(std::io::Error::other("the database file was removed or replaced").into()) }
+        if same { Ok(()) } else { Err(io::Error::other("the database file was removed or replaced").into()) }
     }
 
     async fn insert_statement(&mut self, rows: &[Row]) -> sqlx::Result<()> {
@@ -139,6 +142,11 @@ impl Database {
     /// Begins a transaction; its first read fixes the snapshot that all later ones see.
     pub(super) async fn begin_snapshot(&mut self) -> sqlx::Result<()> {
         self.execute("BEGIN DEFERRED").await
+    }
+
+    /// Ends what `begin_snapshot` began.
+    pub(super) async fn end_snapshot(&mut self) -> sqlx::Result<()> {
+        self.execute("COMMIT").await
     }
 
     /// The rows of kinds `start`, `end` and `chain_ended`, in the order of their writing.
@@ -233,6 +241,15 @@ impl Database {
     /// Closes the connection; the last one to close copies the write-ahead log into the database.
     pub(super) async fn close(self) -> sqlx::Result<()> {
         self.connection.close().await
+    }
+}
+
+/// Makes an empty file, which SQLite takes for a new database, if there is none. What was issued to whom is for its owner alone;
+/// SQLite gives the files beside it the same mode.
+fn make(path: &Path) -> io::Result<()> {
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
     }
 }
 

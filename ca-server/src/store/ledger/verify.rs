@@ -4,13 +4,16 @@
 //! looked up, or noted until the other's rows have come. Memory holds open intents and the serials of one period.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
-use super::body::{GENESIS, decode, is_deterministic, link, sha256};
+use super::body::{GENESIS, decode, is_deterministic, link};
 use super::event::{ChainId, Event, Hash, Header, Intent, Place, RowRef, StoredRow};
-use super::issuance::{self, Issuers};
+use super::issuance::{self, Drafted, Issuers};
 use super::query::{Cursor, LedgerReader, ReadError};
 use super::sqlite::{Database, DatabaseError};
+use crate::digest::sha256;
 use crate::timestamp::Timestamp;
+use crate::x509::lint::Issuer;
 
 /// What was counted, and what is broken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,7 +30,8 @@ pub struct Report {
     pub failed: u64,
     /// Intents of which a signature may exist that was not released.
     pub unknown: u64,
-    /// Intents without an outcome: in flight, or left by a dead process that no other has succeeded yet.
+    /// Intents without an outcome: in flight, or left by a dead process that no other has succeeded yet. One in a chain that
+    /// has ended is broken and is not among these.
     pub open: u64,
     /// Rows of refusals.
     pub refusals: u64,
@@ -74,7 +78,15 @@ struct Chain {
     head: Option<(RowRef, Timestamp)>,
     ended: bool,
     issuers: Issuers,
-    open: BTreeMap<Place, (Hash, Intent)>,
+    open: BTreeMap<Place, Open>,
+}
+
+/// An intent whose outcome is still to come.
+struct Open {
+    hash: Hash,
+    intent: Intent,
+    /// Whose signature its certificate must have.
+    issuer: Option<Arc<Issuer>>,
 }
 
 /// An intent's place in the order of reading.
@@ -203,13 +215,11 @@ impl Pass {
             Event::Intent(intent) => self.intent(name, row, header, intent, reference),
             Event::Issued { intent, signature, certificate } => {
                 self.report.issued += 1;
-                if let Some((intent, chain)) = self.closed(name, intent, reference, true, database).await? {
-                    let issuers = chain.and_then(|chain| self.chains.get(&chain)).map(|chain| &chain.issuers);
-                    let signed = issuers.map(|issuers| issuance::signed(&intent, issuers, &signature));
-                    match signed {
-                        Some(Ok(der)) if sha256(&der) != certificate => self.broken(name, "the certificate's SHA-256 is another"),
-                        Some(Err(what)) => self.broken(name, what),
-                        _ => {}
+                if let Some(open) = self.closed(name, intent, reference, true, database).await? {
+                    match issuance::signed(&open.intent, open.issuer.as_deref(), &signature) {
+                        Ok(der) if sha256(&der) != certificate => self.broken(name, "the certificate's SHA-256 is another"),
+                        Ok(_) => {}
+                        Err(what) => self.broken(name, what),
                     }
                 }
             }
@@ -234,11 +244,16 @@ impl Pass {
             self.serials_of = row.period;
             self.serials.clear();
         }
+        // A serial that begins with its row's period can be used again in that period alone, where it is looked for.
+        if leading_period(&intent.serial) != u64::try_from(row.period).ok() {
+            self.broken(name, "its serial does not begin with its period");
+        }
         if !self.serials.insert(intent.serial.clone()) {
             self.broken(name, "its serial was used before");
         }
         let chain = self.chains.entry(reference.chain).or_default();
-        if let Err(what) = issuance::drafted(&intent, &chain.issuers, header) {
+        let Drafted { issuer, objection } = issuance::drafted(&intent, &chain.issuers, header);
+        if let Some(what) = objection {
             self.broken(name, what);
         }
         match self.early.remove(&key(&reference)) {
@@ -246,12 +261,12 @@ impl Pass {
             Some((_, outcome)) => self.broken(&outcome, "the intent that it names has another hash"),
             None => {
                 let chain = self.chains.entry(reference.chain).or_default();
-                chain.open.insert(reference.place, (reference.hash, intent));
+                chain.open.insert(reference.place, Open { hash: reference.hash, intent, issuer });
             }
         }
     }
 
-    /// Invariants 2 and one outcome per intent. Returns the intent if it is of the outcome's own chain.
+    /// Invariants 2 and one outcome per intent. Returns the intent if it was read before.
     async fn closed(
         &mut self,
         name: &str,
@@ -259,16 +274,16 @@ impl Pass {
         outcome: RowRef,
         issued: bool,
         database: &mut Database,
-    ) -> Result<Option<(Intent, Option<ChainId>)>, DatabaseError> {
+    ) -> Result<Option<Open>, DatabaseError> {
         if issued && intent.chain != outcome.chain {
             self.broken(name, "a certificate was recorded by another chain than its intent");
         }
         let open = self.chains.get_mut(&intent.chain).and_then(|chain| chain.open.remove(&intent.place));
-        if let Some((hash, found)) = open {
-            if hash != intent.hash {
+        if let Some(open) = open {
+            if open.hash != intent.hash {
                 self.broken(name, "the intent that it names has another hash");
             }
-            return Ok(Some((found, Some(intent.chain))));
+            return Ok(Some(open));
         }
         if key(&intent) > key(&outcome) {
             if intent.chain == outcome.chain {
@@ -300,21 +315,45 @@ impl Pass {
                 None => self.broken(&name, format!("it names a row that is missing: {head}")),
                 Some(row) if row.hash != head.hash => self.broken(&name, format!("it names a row that is different now: {head}")),
                 Some(_) => {
-                    let last = self.chains.get(&head.chain).and_then(|chain| chain.head);
-                    if is_last && last.is_some_and(|(last, _)| last != head) {
+                    let Some(chain) = self.chains.get_mut(&head.chain).filter(|_| is_last) else { continue };
+                    chain.ended = true;
+                    if chain.head.is_some_and(|(last, _)| last != head) {
                         self.broken(&name, format!("rows follow the end that it names: {head}"));
                     }
                 }
             }
         }
+        self.left_open();
         let early: Vec<String> = self.early.drain().map(|(_, (_, outcome))| outcome).collect();
         for outcome in early {
             self.broken(&outcome, "the intent that it names does not exist");
         }
         self.report.chains = self.chains.len() as u64;
-        self.report.open = self.chains.values().map(|chain| chain.open.len() as u64).sum();
         Ok(self.report)
     }
+
+    /// Counts the intents without an outcome. In a chain that has ended none can be in flight, and none was found by the process
+    /// that declared it ended: somebody left them out.
+    fn left_open(&mut self) {
+        let mut left = Vec::new();
+        for (id, chain) in &self.chains {
+            if chain.ended {
+                left.extend(chain.open.iter().map(|(place, open)| RowRef { chain: *id, place: *place, hash: open.hash }));
+            } else {
+                self.report.open += chain.open.len() as u64;
+            }
+        }
+        left.sort_by_key(key);
+        for intent in left {
+            self.broken(&intent.to_string(), "its chain has ended and it has no outcome");
+        }
+    }
+}
+
+/// The period that stands in a serial's first three octets.
+fn leading_period(serial: &[u8]) -> Option<u64> {
+    let [a, b, c] = serial.first_chunk::<3>()?;
+    Some(u32::from_be_bytes([0, *a, *b, *c]).into())
 }
 
 fn place_of(row: &StoredRow) -> Option<(ChainId, Place)> {

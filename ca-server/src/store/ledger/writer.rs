@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use super::batch::{Answer, Batch, Item, Work, refuse, refuse_for_ever};
+use super::batch::{Batch, refuse, refuse_for_ever};
 use super::chain::{Chain, OpenIntents};
 use super::event::{Event, RowRef, Why};
 use super::lock::WriterLock;
@@ -17,6 +17,7 @@ use super::options::LedgerOptions;
 use super::refusals::Refusals;
 use super::sqlite::Database;
 use super::status::{State, Status};
+use super::work::{Answer, Item, Reply, Work};
 use crate::clock::Clock;
 use crate::refusal::{Reason, Refusal};
 
@@ -42,6 +43,8 @@ pub(super) struct Writer {
     pub(super) refusals: Arc<Refusals>,
     pub(super) work: mpsc::UnboundedReceiver<Work>,
     pub(super) refused: mpsc::Receiver<Item>,
+    /// The last batch took as many refusals as one may, so more are waiting: they must not wait for the tick.
+    pub(super) more_refused: bool,
     /// `None` after an error, until it is opened anew.
     pub(super) database: Option<Database>,
     /// `None` while no chain may begin because the clock is behind.
@@ -75,7 +78,7 @@ impl Writer {
                     None => return,
                 },
                 _ = tick.tick() => None,
-                () = std::future::ready(()), if !self.retained.is_empty() && !down => None,
+                () = std::future::ready(()), if (!self.retained.is_empty() || self.more_refused) && !down => None,
             };
             if let Some(done) = self.turn(first).await {
                 self.shut_down().await;
@@ -107,11 +110,14 @@ impl Writer {
             next = if items.len() < BATCH && done.is_none() { self.work.try_recv().ok() } else { None };
         }
         self.options.observer.queue_depth(self.work.len());
+        self.more_refused = false;
         let state = self.status.state();
         match &*state {
             State::Up => {
                 items.extend(self.refusals.due(self.clock.now(), false));
+                let others = items.len();
                 items.extend(std::iter::from_fn(|| self.refused.try_recv().ok()).take(REFUSALS));
+                self.more_refused = items.len() - others == REFUSALS;
                 self.record(items).await;
             }
             State::ClockBehind(_) => {
@@ -218,7 +224,7 @@ fn unanswered(event: Event) -> Item {
     Item { event, request: None, answer: Answer::Nobody }
 }
 
-fn facts(events: Vec<Event>, reply: super::batch::Reply) -> Vec<Item> {
+fn facts(events: Vec<Event>, reply: Reply) -> Vec<Item> {
     let mut items: Vec<Item> = events.into_iter().map(|event| Item { event, request: None, answer: Answer::Fact(None) }).collect();
     if let Some(last) = items.last_mut() {
         last.answer = Answer::Fact(Some(reply));

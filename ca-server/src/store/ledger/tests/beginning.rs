@@ -1,5 +1,7 @@
 //! What a process finds that takes the ledger over.
 
+use std::os::unix::fs::PermissionsExt;
+
 use crate::refusal::Reason;
 use crate::store::ledger::event::Event;
 use crate::store::ledger::fixture::{NOON, World, options, start};
@@ -15,6 +17,43 @@ async fn a_ledger_has_one_writer() {
     ledger.shutdown().await;
     world.start().await.shutdown().await;
     world.holds().await;
+}
+
+#[tokio::test]
+async fn two_spellings_of_a_ledger_share_one_lock() {
+    let world = World::new();
+    let directory = world.path.parent().unwrap();
+    let linked = directory.join("linked.db");
+    let far = directory.join("far");
+    std::fs::create_dir(&far).unwrap();
+    std::os::unix::fs::symlink("far/../ledger.db", &linked).unwrap();
+    std::os::unix::fs::symlink(directory, far.join("back")).unwrap();
+    let spellings = [world.path.clone(), linked, far.join("../ledger.db"), far.join("back/linked.db")];
+    for first in &spellings {
+        let ledger = start(first, &world.ca, &world.hands).await.unwrap();
+        for second in &spellings {
+            let refused = start(second, &world.ca, &world.hands).await;
+            assert!(matches!(&refused, Err(LedgerStartError::Locked(path)) if path == second), "{first:?}, {second:?}: {refused:?}");
+        }
+        world.issue(&ledger).await;
+        ledger.shutdown().await;
+    }
+    let mut names: Vec<_> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["far", "ledger.db", "ledger.db.lock", "linked.db"], "no other file was made");
+    assert_eq!(world.holds().await.issued, 4);
+}
+
+#[tokio::test]
+async fn the_files_of_a_ledger_are_their_owners_alone() {
+    let world = World::new();
+    let ledger = world.start().await;
+    world.issue(&ledger).await;
+    for suffix in ["", "-wal", "-shm", ".lock"] {
+        let mode = std::fs::metadata(format!("{}{suffix}", world.path.display())).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "ledger.db{suffix}");
+    }
+    ledger.shutdown().await;
 }
 
 #[test]

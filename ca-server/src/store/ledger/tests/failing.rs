@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use sqlx::{Connection, Executor, SqliteConnection};
 
 use crate::refusal::Reason;
-use crate::store::ledger::fixture::World;
+use crate::store::ledger::LedgerStartError;
+use crate::store::ledger::fixture::{World, start};
 use crate::store::ledger::open_intent::NotOpened;
 
 async fn hold_database(world: &World) -> SqliteConnection {
@@ -37,6 +38,20 @@ async fn while_another_process_holds_the_database_calls_are_refused_and_outcomes
     ledger.shutdown().await;
     let report = world.holds().await;
     assert_eq!((report.intents, report.issued, report.open), (2, 2, 0));
+}
+
+#[tokio::test]
+async fn a_schema_that_cannot_be_written_is_not_called_a_newer_one() {
+    let world = World::new();
+    world.start().await.shutdown().await;
+    // What a first start leaves that ends before the ledger's own table is made.
+    world.execute("DROP TABLE event; DELETE FROM _sqlx_migrations").await.unwrap();
+    let mut other = hold_database(&world).await;
+    let refused = start(&world.path, &world.ca, &world.hands).await;
+    assert!(matches!(&refused, Err(LedgerStartError::Unavailable { .. })), "{refused:?}");
+    other.execute("ROLLBACK").await.unwrap();
+    world.start().await.shutdown().await;
+    world.holds().await;
 }
 
 #[tokio::test]

@@ -3,7 +3,6 @@
 mod beginning;
 mod failing;
 mod format;
-mod measuring;
 mod processes;
 mod reading;
 mod verifying;

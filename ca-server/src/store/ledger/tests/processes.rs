@@ -1,34 +1,54 @@
-//! What needs a process of its own: one that is killed, and one whose files may not grow. The test runs itself again as a child.
+//! What needs a process of its own: one that is killed, and ones whose files may not grow. The same test runs again as a child; there
+//! it finds the path of a ledger in its environment and does the child's part.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rlimit::Resource;
 
 use crate::refusal::Reason;
-use crate::store::ledger::fixture::World;
+use crate::store::ledger::LedgerStartError;
+use crate::store::ledger::fixture::{World, start};
 use crate::store::ledger::open_intent::NotOpened;
 use crate::store::ledger::query::Cursor;
 use crate::store::ledger::sqlite::Database;
 
 const LEDGER: &str = "CA_SERVER_TEST_LEDGER";
 
-/// Runs the ignored test `name` of this binary, after `shell`.
-fn child(name: &str, shell: &str, ledger: &Path) -> Child {
-    let binary = std::env::current_exe().unwrap();
-    let test = format!("{}::{name}", module_path!().split_once("::").unwrap().1);
-    let script = format!("{shell} exec \"$0\" --exact {test} --ignored --nocapture");
-    Command::new("sh").arg("-c").arg(script).arg(binary).env(LEDGER, ledger).stdout(Stdio::piped()).spawn().unwrap()
+/// In a child process, the world that its parent made; its certificates are of an issuer of its own.
+fn inherited() -> Option<World> {
+    std::env::var_os(LEDGER).map(|path| World::at(path.into()))
 }
 
-/// The world that the child finds; its certificates are of an issuer of its own.
-fn inherited() -> World {
-    World::at(std::env::var(LEDGER).expect("run by its parent").into())
+/// Runs the test `name` alone in a process of its own, in which writing too much is an error and no signal.
+fn child(name: &str, world: &World) -> Child {
+    let test = format!("{}::{name}", module_path!().split_once("::").unwrap().1);
+    let script = "trap '' XFSZ; exec \"$0\" \"$1\" --exact --nocapture --test-threads=1";
+    let binary = std::env::current_exe().unwrap();
+    Command::new("sh").args(["-c", script]).arg(binary).arg(test).env(LEDGER, &world.path).stdout(Stdio::piped()).spawn().unwrap()
+}
+
+/// Waits for a child that is to do its part to the end.
+fn passes(child: Child) {
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{}\n{text}", output.status);
+}
+
+/// From now on no file of this process may grow beyond so many octets.
+fn limit_files(octets: u64) {
+    let (_, hard) = rlimit::getrlimit(Resource::FSIZE).unwrap();
+    rlimit::setrlimit(Resource::FSIZE, octets.min(hard), hard).unwrap();
 }
 
 #[test]
 fn a_process_killed_between_intent_and_outcome_is_accounted_for_by_the_next() {
+    if let Some(world) = inherited() {
+        return world.block_on(waits_to_be_killed(&world));
+    }
     let world = World::new();
-    let mut child = child("child_that_waits_to_be_killed", "", &world.path);
+    let mut child = child("a_process_killed_between_intent_and_outcome_is_accounted_for_by_the_next", &world);
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().contains("three are open")));
     child.kill().unwrap();
@@ -41,10 +61,7 @@ fn a_process_killed_between_intent_and_outcome_is_accounted_for_by_the_next() {
     });
 }
 
-#[tokio::test]
-#[ignore = "run by its parent"]
-async fn child_that_waits_to_be_killed() {
-    let world = inherited();
+async fn waits_to_be_killed(world: &World) {
     let ledger = world.start().await;
     let _held = (world.open(&ledger).await, world.open(&ledger).await, world.open(&ledger).await);
     world.issue(&ledger).await;
@@ -54,9 +71,11 @@ async fn child_that_waits_to_be_killed() {
 
 #[test]
 fn when_nothing_more_can_be_written_calls_are_refused_and_it_resumes_by_itself() {
+    if let Some(world) = inherited() {
+        return world.block_on(meets_a_full_disk(&world));
+    }
     let world = World::new();
-    let mut child = child("child_whose_files_may_not_grow", "trap '' XFSZ; ulimit -S -f 2000;", &world.path);
-    assert!(child.wait().unwrap().success());
+    passes(child("when_nothing_more_can_be_written_calls_are_refused_and_it_resumes_by_itself", &world));
     world.block_on(async {
         let report = world.holds().await;
         assert_eq!((report.open, report.intents), (0, report.issued + report.failed));
@@ -64,10 +83,8 @@ fn when_nothing_more_can_be_written_calls_are_refused_and_it_resumes_by_itself()
     });
 }
 
-#[tokio::test]
-#[ignore = "run by its parent"]
-async fn child_whose_files_may_not_grow() {
-    let world = inherited();
+async fn meets_a_full_disk(world: &World) {
+    limit_files(1_024_000);
     let ledger = world.start().await;
     let waiting = world.open(&ledger).await;
     // While somebody reads, the write-ahead log cannot begin anew and make room.
@@ -83,14 +100,41 @@ async fn child_whose_files_may_not_grow() {
     assert_eq!(refusal.reason(), Reason::LedgerDown);
     assert!(!ledger.health(world.hands.now()).ready);
     let outcome = waiting.issue_later();
-    tokio::time::sleep(std::time::Duration::from_millis(700)).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
     assert!(!outcome.is_finished() && ledger.accepting(world.hands.now()).is_err(), "it is withheld, and nothing new is begun");
-    let (_, hard) = rlimit::getrlimit(rlimit::Resource::FSIZE).unwrap();
-    rlimit::setrlimit(rlimit::Resource::FSIZE, hard, hard).unwrap();
-    let free = std::time::Instant::now();
+    limit_files(u64::MAX);
+    let free = Instant::now();
     world.recovers(&ledger).await;
-    assert!(free.elapsed() < std::time::Duration::from_secs(2));
+    assert!(free.elapsed() < Duration::from_secs(2));
     outcome.await.unwrap().unwrap();
     world.issue(&ledger).await;
     ledger.shutdown().await;
+}
+
+#[test]
+fn a_disk_that_is_full_at_the_first_start_is_not_called_a_newer_schema() {
+    if let Some(world) = inherited() {
+        return world.block_on(begins_on_a_full_disk(&world));
+    }
+    let world = World::new();
+    passes(child("a_disk_that_is_full_at_the_first_start_is_not_called_a_newer_schema", &world));
+    world.block_on(async { world.holds().await });
+}
+
+async fn begins_on_a_full_disk(world: &World) {
+    let mut refused = 0;
+    for kib in 0.. {
+        limit_files(kib * 1024);
+        let started = start(&world.path, &world.ca, &world.hands).await;
+        match &started {
+            Err(LedgerStartError::Unavailable { .. }) => refused += 1,
+            Ok(ledger) => {
+                limit_files(u64::MAX);
+                ledger.shutdown().await;
+                break;
+            }
+            Err(other) => panic!("at {kib} KiB: {other}"),
+        }
+    }
+    assert!(refused > 10, "only {refused}");
 }

@@ -2,8 +2,9 @@
 
 use rcgen::{KeyUsagePurpose, SanType};
 
-use crate::store::ledger::event::Event;
-use crate::store::ledger::fixture::{Ca, Made, NOON, World};
+use crate::refusal::{Reason, Refusal};
+use crate::store::ledger::event::{Event, Intent, Proof, Why};
+use crate::store::ledger::fixture::{Ca, Made, NOON, World, request};
 
 async fn story() -> World {
     let world = World::new();
@@ -181,4 +182,127 @@ async fn a_certificate_of_an_expired_issuer_is_found() {
     ledger.open_made(made).await.unwrap().issue().await.unwrap();
     ledger.shutdown().await;
     assert!(world.findings().await.join(";").contains("was not valid then"));
+}
+
+#[tokio::test]
+async fn a_certificate_is_held_against_the_issuer_that_its_bytes_name_however_often_the_id_was_named_again() {
+    let world = World::new();
+    let ledger = world.start().await;
+    let open = world.open(&ledger).await;
+    for _ in 0..2 {
+        ledger.reloaded(vec![Ca::new().fact()], [8; 32]).await.unwrap();
+    }
+    open.issue().await.unwrap();
+    // A call that took its issuer before the reloads and is recorded after them.
+    world.issue(&ledger).await;
+    ledger.shutdown().await;
+    assert_eq!(world.holds().await.issued, 2);
+}
+
+#[tokio::test]
+async fn an_issuer_that_is_named_only_after_the_intent_is_found() {
+    let world = World::new();
+    let ledger = world.start().await;
+    let (later, now) = (Ca::new(), world.hands.now());
+    let open = ledger.open_made(later.make(now.period(), now)).await.unwrap();
+    ledger.reloaded(vec![later.fact()], [8; 32]).await.unwrap();
+    open.issue().await.unwrap();
+    ledger.open_made(later.make(now.period(), now)).await.unwrap().issue().await.unwrap();
+    ledger.shutdown().await;
+    let findings = world.findings().await;
+    assert_eq!(findings.len(), 2, "the intent and its certificate, not those that follow: {findings:?}");
+    assert!(findings[0].contains("named no issuer") && findings[1].contains("cannot be checked"), "{findings:?}");
+}
+
+#[tokio::test]
+async fn an_issuer_renewed_with_its_key_is_the_one_whose_certificate_fits() {
+    let world = World::new();
+    let (year, now) = (31_536_000, world.hands.now());
+    let ledger = world.start().await;
+    let longer = world.ca.renewed(NOON - 60, NOON + 9 * year);
+    ledger.reloaded(vec![longer.fact()], [8; 32]).await.unwrap();
+    ledger.reloaded(vec![world.ca.renewed(NOON + year, NOON + 9 * year).fact()], [8; 32]).await.unwrap();
+    // The last one named is not valid yet, and the first is outlived.
+    let made = longer.make_with(now.period(), now, |params| {
+        params.not_after = crate::timestamp::Timestamp::from_seconds(NOON + 6 * year).date_time();
+    });
+    ledger.open_made(made).await.unwrap().issue().await.unwrap();
+    world.issue(&ledger).await;
+    ledger.shutdown().await;
+    world.holds().await;
+}
+
+#[tokio::test]
+async fn a_serial_that_is_used_again_in_another_period_is_found() {
+    let world = World::new();
+    let made = world.make_now();
+    let mut forged = world.forge(1, Vec::new());
+    let first = forged.row(Event::Intent(made.intent()));
+    forged.row(Event::Issued { intent: first, signature: made.signature.clone(), certificate: made.sha256() });
+    world.hands.set(NOON + 9 * 86_400);
+    let second = forged.row(Event::Intent(made.intent()));
+    forged.row(Event::Issued { intent: second, signature: made.signature.clone(), certificate: made.sha256() });
+    forged.row(Event::End);
+    forged.write().await;
+    let findings = world.findings().await;
+    assert_eq!(findings.len(), 1, "{findings:?}");
+    assert!(findings[0].contains("period 202612") && findings[0].contains("does not begin with its period"), "{findings:?}");
+}
+
+/// What `verify` says of one issuance whose intent is changed.
+async fn of_intent(change: impl FnOnce(&mut Intent)) -> String {
+    let world = World::new();
+    let ledger = world.start().await;
+    let made = world.make_now();
+    let mut intent = made.intent();
+    change(&mut intent);
+    ledger.record(made, intent, request(1)).await.unwrap().issue().await.unwrap();
+    ledger.shutdown().await;
+    world.findings().await.join("; ")
+}
+
+#[tokio::test]
+async fn what_this_program_cannot_check_is_broken() {
+    let found = of_intent(|intent| intent.purpose = "smime".into()).await;
+    assert!(found.contains("\"smime\" cannot be checked by this program"), "{found}");
+    let found = of_intent(|intent| intent.evidence = Proof { credential: "kerberos".into(), ..intent.evidence.clone() }).await;
+    assert!(found.contains("\"kerberos\", cannot be checked by this program"), "{found}");
+}
+
+#[tokio::test]
+async fn an_intent_without_outcome_in_a_chain_that_ended_is_found() {
+    let world = World::new();
+    let mut forged = world.forge(1, Vec::new());
+    forged.row(Event::Intent(world.make_now().intent()));
+    forged.row(Event::Intent(world.make_now().intent()));
+    forged.row(Event::End);
+    forged.write().await;
+    let findings = world.findings().await;
+    assert_eq!(findings.len(), 2, "each of them: {findings:?}");
+    assert!(findings[0].contains("seq 2: its chain has ended and it has no outcome"), "{findings:?}");
+    assert!(findings[1].contains("seq 3: its chain has ended and it has no outcome"), "{findings:?}");
+}
+
+#[tokio::test]
+async fn whoever_declares_a_chain_ended_files_its_open_intents() {
+    // The dead chain's rows are read before or after those of its successor.
+    for (dead, successor) in [(1, 2), (2, 1)] {
+        for files in [true, false] {
+            let world = World::new();
+            let mut forged = world.forge(dead, Vec::new());
+            let head = forged.row(Event::Intent(world.make_now().intent()));
+            forged.write().await;
+            assert_eq!(world.holds().await.open, 1, "nobody has succeeded it yet");
+            let mut forged = world.forge(successor, vec![head]);
+            if files {
+                let why = Why::from(&Refusal::new(Reason::Stopping, "the process ended"));
+                forged.row(Event::Unknown { intent: head, why });
+            }
+            forged.row(Event::ChainEnded { head });
+            forged.write().await;
+            let findings = world.findings().await;
+            let found = findings.iter().filter(|found| found.contains("has ended and it has no outcome")).count();
+            assert_eq!((found, findings.len()), if files { (0, 0) } else { (1, 1) }, "{findings:?}");
+        }
+    }
 }

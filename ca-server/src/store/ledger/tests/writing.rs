@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::refusal::{Reason, Refusal};
 use crate::spiffe::SpiffeId;
@@ -191,6 +191,24 @@ async fn an_authenticated_callers_refusal_has_a_row_within_a_second() {
     .expect("the row is there within a second");
     ledger.shutdown().await;
     world.holds().await;
+}
+
+#[tokio::test]
+async fn a_burst_of_refusals_has_its_rows_within_a_second() {
+    let world = World::new();
+    let ledger = world.start().await;
+    let refusal = Refusal::new(Reason::Lifetime, "too long");
+    for _ in 0..3000 {
+        ledger.refused(&refusal, request(1), None, &evidence());
+    }
+    let began = Instant::now();
+    while world.rows().await.len() < 3000 {
+        assert!(began.elapsed() < Duration::from_secs(10), "they are never filed");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    ledger.shutdown().await;
+    assert_eq!(world.holds().await.refusals, 3000);
 }
 
 #[tokio::test]
