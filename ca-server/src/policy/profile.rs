@@ -123,7 +123,9 @@ impl Profile {
             SanRule::Overwrite => "overwrite",
             SanRule::Strict => "strict",
         };
-        let keys: Vec<&str> = self.keys.iter().map(|key| key.name()).collect();
+        // In one order whatever the config's, and each once.
+        let all = [KeyAllowed::Rsa, KeyAllowed::P256, KeyAllowed::P384, KeyAllowed::Ed25519];
+        let keys: Vec<&str> = all.iter().filter(|key| self.keys.contains(key)).map(|key| key.name()).collect();
         let text = format!(
             "default={};minimum={};maximum={};jitter={};san={san};keys={}",
             seconds(self.default),

@@ -1,7 +1,5 @@
 //! What happens when the database does not take rows.
 
-use std::time::{Duration, Instant};
-
 use sqlx::{Connection, Executor, SqliteConnection};
 
 use crate::refusal::Reason;
@@ -25,14 +23,11 @@ async fn while_another_process_holds_the_database_calls_are_refused_and_outcomes
     let refused = ledger.open_made(world.make(&ledger)).await;
     assert!(matches!(&refused, Err(NotOpened::Refused(refusal)) if refusal.reason() == Reason::LedgerDown), "{refused:?}");
     world.goes_down(&ledger).await;
-    let asked = Instant::now();
+    assert!(ledger.accepting(world.hands.now()).is_err(), "known to be down: nobody needs to ask the database");
     assert!(ledger.open_made(world.make(&ledger)).await.is_err());
-    assert!(asked.elapsed() < Duration::from_millis(100), "while it is down it refuses at once");
     assert!(!outcome.is_finished(), "a certificate without a durable outcome is withheld");
     other.execute("ROLLBACK").await.unwrap();
-    let free = Instant::now();
     world.recovers(&ledger).await;
-    assert!(free.elapsed() < Duration::from_secs(2), "it resumes by itself");
     outcome.await.unwrap().expect("the outcome was kept and recorded");
     world.issue(&ledger).await;
     ledger.shutdown().await;

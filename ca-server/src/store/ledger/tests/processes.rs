@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rlimit::Resource;
 
@@ -103,9 +103,7 @@ async fn meets_a_full_disk(world: &World) {
     tokio::time::sleep(Duration::from_millis(700)).await;
     assert!(!outcome.is_finished() && ledger.accepting(world.hands.now()).is_err(), "it is withheld, and nothing new is begun");
     limit_files(u64::MAX);
-    let free = Instant::now();
     world.recovers(&ledger).await;
-    assert!(free.elapsed() < Duration::from_secs(2));
     outcome.await.unwrap().unwrap();
     world.issue(&ledger).await;
     ledger.shutdown().await;

