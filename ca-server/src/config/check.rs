@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use signers::KeyUri;
 
-use super::file::{File, Issuer, IssuerState, Jwt, Key, Profile as ProfileFile, Request, San};
+use super::file::{File, Issuer, IssuerState, Jwt, Key, Profile as ProfileFile, San};
 use super::{Config, ConfigError, IssuerConfig, JwtConfig, RequestDefaults};
 use crate::authn::jwks;
 use crate::digest::sha256;
@@ -66,22 +66,15 @@ impl<'a> Checker<'a> {
             issuers,
             profile: self.profile(&file.profile)?,
             jwt: self.each(&file.jwt, |jwt| self.jwt(jwt))?,
-            request: self.request(&file.request),
+            request: self.request(file.request),
             log: file.log,
             warnings,
         })
     }
 
-    pub(super) fn request(&self, request: &Request) -> RequestDefaults {
-        let path = |path: &Option<PathBuf>| path.as_deref().map(|path| self.file(path));
-        RequestDefaults {
-            address: request.address.clone(),
-            server_name: request.server_name.clone(),
-            roots: path(&request.roots),
-            token_file: path(&request.token_file),
-            cluster_id: request.cluster_id.clone(),
-            out: path(&request.out),
-        }
+    pub(super) fn request(&self, request: RequestDefaults) -> RequestDefaults {
+        let file = |path: Option<PathBuf>| path.map(|path| self.file(&path));
+        RequestDefaults { roots: file(request.roots), token_file: file(request.token_file), out: file(request.out), ..request }
     }
 
     /// `sqlite:` and a path.

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::RequestDefaults;
+
 /// The whole file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -20,7 +22,7 @@ pub(super) struct File {
     #[serde(default)]
     pub log: Log,
     #[serde(default)]
-    pub request: Request,
+    pub request: RequestDefaults,
     #[serde(default)]
     pub device: BTreeMap<String, Device>,
     pub issuer: Vec<Issuer>,
@@ -77,17 +79,6 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Request {
-    pub address: Option<String>,
-    pub server_name: Option<String>,
-    pub roots: Option<PathBuf>,
-    pub token_file: Option<PathBuf>,
-    pub cluster_id: Option<String>,
-    pub out: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]

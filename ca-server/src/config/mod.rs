@@ -69,8 +69,9 @@ pub struct Config {
     pub warnings: Vec<String>,
 }
 
-/// Defaults of the `request` verb.
-#[derive(Clone, Debug, Default)]
+/// Defaults of the `request` verb, as they stand in the file; paths count from its directory once they have left this room.
+#[derive(Clone, Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RequestDefaults {
     /// host:port.
     pub address: Option<String>,
@@ -140,14 +141,14 @@ impl Config {
         struct Only {
             trust_domain: Option<String>,
             #[serde(default)]
-            request: file::Request,
+            request: RequestDefaults,
         }
         if !path.exists() {
             return Ok((RequestDefaults::default(), None));
         }
         let text = read(path)?;
         let only: Only = parse(path, &text)?;
-        Ok((check::Checker::new(path).request(&only.request), only.trust_domain.as_deref().and_then(TrustDomain::parse)))
+        Ok((check::Checker::new(path).request(only.request), only.trust_domain.as_deref().and_then(TrustDomain::parse)))
     }
 
     /// An issuer id that stands for another key or name in `other`: the ledger's readers tell issuers apart by it.
