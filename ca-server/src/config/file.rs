@@ -6,8 +6,6 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::RequestDefaults;
-
 /// The whole file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -79,6 +77,24 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// Defaults of the `request` verb, as they stand in the file; paths count from its directory once they have left this room.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RequestDefaults {
+    /// host:port.
+    pub address: Option<String>,
+    /// The name to verify the server's certificate for.
+    pub server_name: Option<String>,
+    /// PEM file of roots.
+    pub roots: Option<PathBuf>,
+    /// A file with a bearer token.
+    pub token_file: Option<PathBuf>,
+    /// `clusterid`.
+    pub cluster_id: Option<String>,
+    /// Directory for key and certificates.
+    pub out: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use signers::KeyUri;
 
-pub use file::{Log, LogFormat};
+pub use file::{Log, LogFormat, RequestDefaults};
 
 use crate::policy::{Profile, ServingName, TrustDomains};
 use crate::spiffe::TrustDomain;
@@ -67,24 +67,6 @@ pub struct Config {
     pub jwt: Vec<JwtConfig>,
     /// What is worth a line in the log, and no reason to refuse.
     pub warnings: Vec<String>,
-}
-
-/// Defaults of the `request` verb, as they stand in the file; paths count from its directory once they have left this room.
-#[derive(Clone, Debug, Default, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RequestDefaults {
-    /// host:port.
-    pub address: Option<String>,
-    /// The name to verify the server's certificate for.
-    pub server_name: Option<String>,
-    /// PEM file of roots.
-    pub roots: Option<PathBuf>,
-    /// A file with a bearer token.
-    pub token_file: Option<PathBuf>,
-    /// `clusterid`.
-    pub cluster_id: Option<String>,
-    /// Directory for key and certificates.
-    pub out: Option<PathBuf>,
 }
 
 /// One `[[issuer]]`.

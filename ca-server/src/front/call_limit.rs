@@ -3,7 +3,6 @@
 //! reported for the ledger's groups of refusals.
 
 use std::future::Future;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,12 +17,10 @@ use tonic::{Code, Status};
 use tower::Service;
 use tower_layer::Layer;
 
+use super::OnRefusal;
 use super::tls::Peer;
 use crate::metrics::Metrics;
 use crate::refusal::Reason;
-
-/// Told of a caller who was refused before the pipeline: why, and where he called from.
-pub type OnRefusal = Arc<dyn Fn(Reason, Option<IpAddr>) + Send + Sync>;
 
 /// The pipeline answers at the deadline itself; this much later the call is ended from outside, so that the two never race.
 const BACKSTOP: Duration = Duration::from_millis(50);

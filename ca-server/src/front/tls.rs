@@ -22,7 +22,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
-use super::call_limit::OnRefusal;
+use super::OnRefusal;
 use crate::metrics::Metrics;
 use crate::refusal::Reason;
 
