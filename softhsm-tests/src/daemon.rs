@@ -151,7 +151,9 @@ impl TestCa {
         let root = std::fs::metadata("/proc/self").expect("proc is mounted").uid() == 0;
         let mut command = Command::new("unshare");
         command.args(if root { &["--mount"][..] } else { &["--user", "--map-root-user", "--mount"] });
-        command.args(["sh", "-c", "mount -t tmpfs -o size=2m tmpfs \"$1\" && shift && exec \"$@\"", "sh"]);
+        // In a chroot the root is no mount point, so that neither unshare nor mount can make it private; `drop` takes away what is seen outside.
+        command.args(["--propagation", "unchanged", "sh", "-c"]);
+        command.arg("mount --make-rprivate / 2>/dev/null; mount -t tmpfs -o size=2m tmpfs \"$1\" && shift && exec \"$@\"").arg("sh");
         command.arg(self.material.file(directory)).arg(super::build::ca_server());
         command.args(["serve", "--config"]).arg(self.material.file("ca.toml")).current_dir(self.material.path());
         command
@@ -323,6 +325,13 @@ impl Drop for TestCa {
             // Already ended is fine.
             let _ = process.kill();
             let _ = process.wait();
+        }
+        if let Some(directory) = &self.setup.small_file_system {
+            let directory = self.material.file(directory);
+            let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+            if mounts.contains(directory.to_str().expect("text")) {
+                let _ = Command::new("umount").arg(directory).status();
+            }
         }
     }
 }
