@@ -242,6 +242,11 @@ impl TestCa {
         self.log.lock().expect("unpoisoned").join("\n")
     }
 
+    /// Waits until a line with this text has been logged: it reaches us by a pipe and a thread of its own.
+    pub async fn logged(&self, text: &str) {
+        self.until("logged", || async { self.log_text().contains(text) }).await;
+    }
+
     /// The roots that clients trust.
     pub fn roots(&self) -> String {
         self.material.read("root-cert.pem")

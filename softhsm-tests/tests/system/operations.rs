@@ -234,7 +234,7 @@ async fn a_reload_changes_what_it_may_and_a_bad_file_changes_nothing() {
     ] {
         ca.edit_config(from, to);
         assert!(!ca.reload().await);
-        assert!(ca.log_text().contains(&format!("`{key}` has changed, which needs a restart")), "{}", ca.log_text());
+        ca.logged(&format!("`{key}` has changed, which needs a restart")).await;
         ca.edit_config(to, from);
     }
     assert_eq!(ca.check().count("reload"), 1);
@@ -257,7 +257,7 @@ async fn a_reload_never_gives_an_issuers_id_to_another_key() {
     ca.call(&Csr::demo().pem, &ask).await.expect("issued");
     ca.edit_config("key = \"file:first.key\"\nchain = \"first.pem\"", "key = \"file:second.key\"\nchain = \"second.pem\"");
     assert!(!ca.reload().await);
-    assert!(ca.log_text().contains("give a new issuing key a new id"), "{}", ca.log_text());
+    ca.logged("give a new issuing key a new id").await;
     ca.edit_config("id = \"file\"", "id = \"file-2\"");
     assert!(ca.reload().await, "{}", ca.log_text());
     ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token()).text("CertSigner", "file-2")).await.expect("issued by the new key");
@@ -305,7 +305,7 @@ async fn a_second_signal_ends_at_once_and_the_next_start_files_what_was_open() {
     let (answer, ()) = tokio::join!(channel.call(&csr, &ask), async {
         ca.until("in the device", || async { ca.export().count("intent") == 2 }).await;
         ca.signal("TERM");
-        ca.until("stopping", || async { ca.log_text().contains("a second signal ends at once") }).await;
+        ca.logged("a second signal ends at once").await;
         ca.signal("TERM");
     });
     answer.expect_err("nothing leaves");
@@ -366,6 +366,7 @@ async fn a_request_id_leads_from_the_log_to_the_ledger() {
     let ca = TestCa::start().await;
     let chain = ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.expect("issued");
     let serial = hex::encode(leaf(&chain).tbs_certificate().serial_number().as_bytes());
+    ca.logged(&serial).await;
     let log = ca.log_text();
     let line = log.lines().find(|line| line.contains(&serial) && line.contains("\"issued\"")).expect("logged");
     let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
