@@ -52,6 +52,11 @@ impl Csr {
         check_size(key.kind())?;
         let sans = requested_sans(request.attributes).map_err(|error| malformed(&error))?;
         let unproven = |why: BadSignature| Refusal::new(Reason::ProofOfPossession, format_args!("CSR proof of possession failed: {why}"));
+        // The signature does not cover its own algorithm's parameters: NULL or nothing for RSA (RFC 4055 §5), nothing else (RFC 5758 §3.2).
+        let null_allowed = matches!(key.kind(), KeyKind::Rsa(_));
+        if request.algorithm.parameters.is_some_and(|parameters| !null_allowed || parameters != AnyRef::NULL) {
+            return Err(malformed(&"its signature algorithm has parameters"));
+        }
         key.verify(request.algorithm.oid, request.info, request.signature).map_err(unproven)?;
         Ok(Self { key, sans })
     }
