@@ -98,7 +98,7 @@ async fn a_daemon_refuses_hostile_csrs_and_tokens_counts_them_and_issues_none_fo
         ca.call(&Csr::demo().pem, &Ask::bearer(&good)).await.expect("what the cases are made of is good");
     }
     let (issued, refused) = (issued(&ca).await, refusals(&ca).await);
-    let spent = cpu_of(ca.pid());
+    let spent = ca.cpu();
 
     let channel = ca.connect().await;
     let (good_token, good_csr) = (ca.token(), Csr::demo().pem);
@@ -117,7 +117,7 @@ async fn a_daemon_refuses_hostile_csrs_and_tokens_counts_them_and_issues_none_fo
     });
     calls.buffer_unordered(16).collect::<Vec<()>>().await;
 
-    let each = (cpu_of(ca.pid()) - spent) / u32::try_from(2 * SAMPLE).expect("few");
+    let each = (ca.cpu() - spent) / u32::try_from(2 * SAMPLE).expect("few");
     assert!(each <= BOUND, "{each:?} of CPU a refusal in the mean, with TLS, HTTP/2, log and ledger");
     told(&format!("hostile, over TLS: {SAMPLE} CSRs and {SAMPLE} tokens refused, {each:?} of daemon CPU each in the mean"));
     ca.call(&good_csr, &Ask::bearer(&good_token)).await.expect("alive, and serving others");
@@ -158,14 +158,6 @@ async fn refusals(ca: &TestCa) -> f64 {
     let text = ca.get("/metrics").await.1;
     let values = text.lines().filter(|line| line.starts_with("ca_server_refusals_total{")).map(|line| line.rsplit(' ').next());
     values.map(|value| value.expect("a value").parse::<f64>().expect("a number")).sum()
-}
-
-/// CPU time of a process, user and system, by /proc (proc_pid_stat(5), fields 14 and 15).
-fn cpu_of(pid: u32) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("running");
-    let behind_the_name = stat.rsplit(')').next().expect("a name in brackets");
-    let ticks: u64 = behind_the_name.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().expect("a number")).sum();
-    Duration::from_secs(ticks) / u32::try_from(rustix::param::clock_ticks_per_second()).expect("small")
 }
 
 /// What refusals cost, in CPU time of the thread that refuses.
