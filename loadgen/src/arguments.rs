@@ -1,4 +1,4 @@
-//! The command line. A run is given by its options alone; `commits` is a reference measurement of its own.
+//! The command line. A run is given by its options alone; subcommands take references and make the table of goals.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,6 +22,18 @@ pub struct Arguments {
 pub enum Command {
     /// Measures how long a durable append of 8 kB takes in a directory: what one commit costs on that disk.
     Commits(Commits),
+    /// Prints the table of goals from the results of loadgen/report.
+    Goals(Goals),
+}
+
+/// `loadgen goals`.
+#[derive(Args, Debug)]
+pub struct Goals {
+    /// The output directory of loadgen/report.
+    pub directory: PathBuf,
+    /// A Markdown file with the two marks between which the table stands.
+    #[arg(long, value_name = "FILE")]
+    pub write: Option<PathBuf>,
 }
 
 /// `loadgen commits`.
@@ -86,13 +98,13 @@ pub struct Endpoint {
 
 /// Who calls, and with what.
 #[derive(Args, Debug)]
-#[command(group = clap::ArgGroup::new("tokens").required(true))]
+#[command(group = clap::ArgGroup::new("token_source").required(true))]
 pub struct Callers {
     /// Tokens: a file with one a line, or a directory with one a file.
-    #[arg(long, value_name = "PATH", group = "tokens")]
+    #[arg(long, value_name = "PATH", group = "token_source")]
     pub token_file: Option<PathBuf>,
     /// An RSA key, PKCS#8 PEM, that the endpoint trusts as a token issuer's: distinct tokens are minted with it.
-    #[arg(long, value_name = "FILE", group = "tokens", requires = "token_issuer", requires = "token_key_id")]
+    #[arg(long, value_name = "FILE", group = "token_source", requires = "token_issuer", requires = "token_key_id")]
     pub token_issuer_key: Option<PathBuf>,
     /// The `iss` of minted tokens.
     #[arg(long, value_name = "ISS")]
@@ -137,16 +149,16 @@ pub enum KeyKind {
 
 /// How many calls, and when.
 #[derive(Args, Debug)]
-#[command(group = clap::ArgGroup::new("loop").required(true))]
+#[command(group = clap::ArgGroup::new("pace").required(true))]
 pub struct Load {
     /// Closed loop: so many calls in flight, each followed by the next. Several are steps, one after the other.
-    #[arg(long, value_name = "N,…", value_delimiter = ',', group = "loop")]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', group = "pace")]
     pub closed: Vec<usize>,
     /// Open loop: Poisson arrivals at this rate a second, whatever the answers take; latency counts from the intended start. Several are steps.
-    #[arg(long, value_name = "RATE,…", value_delimiter = ',', group = "loop")]
+    #[arg(long, value_name = "RATE,…", value_delimiter = ',', group = "pace")]
     pub open: Vec<f64>,
     /// Open loop in one go without a pause between: such as 2000:10s,6000:60s,2000:20s. The report has a section for each.
-    #[arg(long, value_name = "RATE:TIME,…", value_delimiter = ',', group = "loop", conflicts_with_all = ["duration", "calls"])]
+    #[arg(long, value_name = "RATE:TIME,…", value_delimiter = ',', group = "pace", conflicts_with_all = ["duration", "calls"])]
     pub open_sequence: Vec<String>,
     /// HTTP/2 connections that calls share. Default: one for 16 calls in flight; 32 in an open loop.
     #[arg(long, value_name = "N", conflicts_with = "fresh_connections")]

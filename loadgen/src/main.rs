@@ -8,6 +8,7 @@ mod commits;
 mod csrs;
 mod drive;
 mod exit;
+mod goals;
 mod picture;
 mod plan;
 mod prepare;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match (arguments.command, arguments.drive) {
         (Some(Command::Commits(commits)), _) => commits::run(&commits),
+        (Some(Command::Goals(goals)), _) => goals::run(&goals),
         (None, Some(drive)) => drive::run(&drive),
         (None, None) => Err(exit::Exit::usage("nothing to do: see loadgen --help")),
     };
