@@ -1,20 +1,45 @@
 //! The command line. A run is given by its options alone; subcommands take references and make the table of goals.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, FromArgMatches, Subcommand, ValueEnum};
 
-/// Drives an endpoint that speaks Istio's CSR call (istio.v1.auth.IstioCertificateService/CreateCertificate) and measures it.
-///
-/// Exit status: 0 done, 1 the endpoint issued nothing or an answer does not hold, 2 wrong arguments, 3 something is missing.
-#[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-pub struct Arguments {
-    #[command(flatten)]
-    pub drive: Option<Drive>,
-    #[command(subcommand)]
-    pub command: Option<Command>,
+const ABOUT: &str =
+    "Drives an endpoint that speaks Istio's CSR call (istio.v1.auth.IstioCertificateService/CreateCertificate) and measures it";
+const AFTER: &str =
+    "Exit status: 0 done; 1 the endpoint issued nothing, or an answer does not hold; 2 wrong arguments; 3 something is missing.";
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Arguments {
+    Drive(Box<Drive>),
+    Other(Command),
+}
+
+impl Arguments {
+    /// Reads a command line; its first word is the program's name.
+    pub fn read(words: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let matches = Self::command().try_get_matches_from(words)?;
+        match matches.subcommand_name() {
+            Some(_) => Command::from_arg_matches(&matches).map(Self::Other),
+            None => Drive::from_arg_matches(&matches).map(|drive| Self::Drive(Box::new(drive))),
+        }
+    }
+
+    /// A run's options stand for themselves: what a subcommand needs none of is required only without one.
+    fn command() -> clap::Command {
+        let program = clap::Command::new("loadgen").version(env!("CARGO_PKG_VERSION"));
+        Command::augment_subcommands(Drive::augment_args(program))
+            .about(ABOUT)
+            .long_about(ABOUT)
+            .after_help(AFTER)
+            .subcommand_required(false)
+            .arg_required_else_help(true)
+            .args_conflicts_with_subcommands(true)
+            .subcommand_negates_reqs(true)
+    }
 }
 
 /// What is not a run.
@@ -189,18 +214,25 @@ pub struct Load {
     pub seed: u64,
 }
 
+/// A command line as a shell would split it, for tests.
+#[cfg(test)]
+pub fn words(arguments: &str) -> Vec<OsString> {
+    std::iter::once("loadgen").chain(arguments.split_whitespace()).map(OsString::from).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn parsed(arguments: &str) -> Result<Drive, String> {
-        let words = std::iter::once("loadgen").chain(arguments.split_whitespace());
-        Arguments::try_parse_from(words).map(|parsed| parsed.drive.expect("a run")).map_err(|error| error.to_string())
+        match Arguments::read(words(arguments)) {
+            Ok(Arguments::Drive(drive)) => Ok(*drive),
+            other => Err(format!("{other:?}")),
+        }
     }
 
     #[test]
     fn the_command_line_is_sound() {
-        use clap::CommandFactory;
         Arguments::command().debug_assert();
     }
 
@@ -220,7 +252,7 @@ mod tests {
 
     #[test]
     fn a_reference_needs_nothing_of_a_run() {
-        let arguments = Arguments::try_parse_from(["loadgen", "commits", "/tmp"]).unwrap();
-        assert!(matches!(arguments.command, Some(Command::Commits(_))));
+        assert!(matches!(Arguments::read(words("commits /tmp")).unwrap(), Arguments::Other(Command::Commits(_))));
+        assert!(Arguments::read(words("commits /tmp --closed 1")).is_err());
     }
 }

@@ -2,31 +2,31 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use rustls_pki_types::UnixTime;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::oneshot;
-use tokio::task::{LocalSet, spawn_local};
+use tokio::task::LocalSet;
 
 use crate::arguments::Drive;
 use crate::call::{Failure, call};
 use crate::exit::Exit;
-use crate::plan::{self, Pace, Step, Window};
-use crate::processes::{self, Usage, Watched};
+use crate::idle::IdleConnections;
+use crate::plan::{self, Step, Window};
+use crate::processes::{self, Watched};
+use crate::progress::bar;
 use crate::record::Recorder;
-use crate::report::{self, Idle, Prepared, Report};
+use crate::report::{self, Prepared, Report};
 use crate::requests::Requests;
+use crate::section::{self, Reading};
 use crate::target::{self, Target};
-use crate::verify::{Verified, Verifier};
-use crate::worker::{self, Share};
+use crate::verify::Verifier;
+use crate::worker::{self, Share, runtime};
 use crate::{picture, summary};
 
-/// Idle connections that shake hands at the same time.
-const IDLE_AT_ONCE: usize = 32;
 /// How often memory is looked at and the bar moves.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -54,7 +54,7 @@ pub fn run(arguments: &Drive) -> Result<(), Exit> {
         let run = Run { arguments, target: &target, requests: &requests, watched: &watched, interrupted: &interrupted };
         let (recorder, readings) = run.step(step, &numbers)?;
         let verified = verifier.all(&recorder.kept, &requests, UnixTime::now());
-        sections.extend(told(step, &recorder, &readings, &verified));
+        sections.extend(section::told(step, &recorder, &readings, &verified));
     }
 
     let calls = numbers.load(Ordering::Relaxed);
@@ -133,11 +133,6 @@ fn ask_once(target: &Arc<Target>, requests: &Arc<Requests>) -> Result<(), Exit> 
     }
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, Exit> {
-    let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    built.map_err(|error| Exit::missing(format!("cannot start a client thread: {error}")))
-}
-
 /// Set by the first Ctrl-C; the second ends the program at once.
 fn interrupted_by_ctrl_c() -> Result<Arc<AtomicBool>, Exit> {
     let flag = Arc::new(AtomicBool::new(false));
@@ -153,73 +148,6 @@ fn interrupted_by_ctrl_c() -> Result<Arc<AtomicBool>, Exit> {
         });
     });
     Ok(flag)
-}
-
-/// Connections that do nothing, on a thread of their own until the program ends.
-struct IdleConnections {
-    wanted: usize,
-    open: Arc<AtomicUsize>,
-}
-
-impl IdleConnections {
-    fn open(target: &Arc<Target>, wanted: usize) -> Result<Option<Self>, Exit> {
-        if wanted == 0 {
-            return Ok(None);
-        }
-        let bar = bar("opening idle connections", wanted as u64);
-        let (open, (told, done)) = (Arc::new(AtomicUsize::new(0)), std::sync::mpsc::channel());
-        let (target, runtime, counted) = (target.clone(), runtime()?, open.clone());
-        std::thread::spawn(move || {
-            LocalSet::new().block_on(&runtime, async {
-                let left = std::rc::Rc::new(std::cell::Cell::new(wanted));
-                for _ in 0..IDLE_AT_ONCE.min(wanted) {
-                    let (target, counted, left, told) = (target.clone(), counted.clone(), left.clone(), told.clone());
-                    spawn_local(async move {
-                        while left.get() > 0 {
-                            left.update(|count| count - 1);
-                            match target.connect().await {
-                                Ok(mut sender) => {
-                                    counted.fetch_add(1, Ordering::Relaxed);
-                                    let counted = counted.clone();
-                                    spawn_local(async move {
-                                        // Ready stays so until the connection is lost, which is looked for now and then.
-                                        while std::future::poll_fn(|context| sender.poll_ready(context)).await.is_ok() {
-                                            tokio::time::sleep(Duration::from_secs(1)).await;
-                                        }
-                                        counted.fetch_sub(1, Ordering::Relaxed);
-                                    });
-                                    let _ = told.send(Ok(()));
-                                }
-                                Err(failure) => drop(told.send(Err(failure))),
-                            }
-                        }
-                    });
-                }
-                std::future::pending::<()>().await;
-            });
-        });
-        for _ in 0..wanted {
-            match done.recv() {
-                Ok(Ok(())) => bar.inc(1),
-                Ok(Err(failure)) => return Err(Exit::missing(format!("idle connection {}: {failure}", bar.position() + 1))),
-                Err(_) => return Err(Exit::missing("the thread of the idle connections ended")),
-            }
-        }
-        bar.finish_and_clear();
-        Ok(Some(Self { wanted, open }))
-    }
-
-    fn told(&self) -> Idle {
-        Idle { connections: self.wanted, open_at_end: self.open.load(Ordering::Relaxed) }
-    }
-}
-
-/// What one section used: readings at its begin and end, the peaks between, and how long it was.
-struct Reading {
-    begin: BTreeMap<String, Usage>,
-    end: BTreeMap<String, Usage>,
-    peaks: BTreeMap<String, u64>,
-    seconds: f64,
 }
 
 struct Run<'a> {
@@ -310,60 +238,4 @@ fn sleep_until(end: Instant, over: impl Fn() -> bool, mut look: impl FnMut()) {
         }
         std::thread::sleep(left.min(LOOK));
     }
-}
-
-fn told(step: &Step, recorder: &Recorder, readings: &[Reading], verified: &Verified) -> Vec<report::Section> {
-    let whole = readings.iter().zip(&recorder.sections).zip(&step.sections).enumerate();
-    whole
-        .map(|(place, ((reading, record), section))| {
-            let first = place == 0;
-            let both = |name: &String| Some((reading.begin.get(name)?, reading.end.get(name)?));
-            let names: Vec<&String> = reading.begin.keys().collect();
-            report::Section {
-                step: step.name.clone(),
-                mode: if matches!(step.pace, Pace::Closed { .. }) { "closed" } else { "open" }.into(),
-                in_flight: if let Pace::Closed { in_flight } = step.pace { Some(in_flight) } else { None },
-                offered_rate: section.rate,
-                connections: step.connections,
-                seconds: reading.seconds,
-                calls: record.latency.len() + record.refused.len(),
-                issued: record.issued,
-                rate: if reading.seconds > 0.0 { (record.issued as f64 / reading.seconds * 10.0).round() / 10.0 } else { 0.0 },
-                latency: report::Latency::of(&record.latency),
-                refusal_latency: report::Latency::of(&record.refused),
-                errors: record
-                    .failures
-                    .iter()
-                    .map(|(name, failures)| (name.clone(), report::Errors { count: failures.count, example: failures.example.clone() }))
-                    .collect(),
-                cpu: names
-                    .iter()
-                    .filter_map(|name| both(name).map(|(begin, end)| ((*name).clone(), report::Cpu::between(begin, end, record.issued))))
-                    .collect(),
-                memory: names
-                    .iter()
-                    .filter_map(|name| {
-                        let (begin, end) = both(name)?;
-                        let peak_kb = reading.peaks.get(*name).copied().unwrap_or(0).max(begin.resident_kb).max(end.resident_kb);
-                        let memory =
-                            report::Memory { begin_kb: begin.resident_kb, end_kb: end.resident_kb, peak_kb, high_water_kb: end.peak_kb };
-                        Some(((*name).clone(), memory))
-                    })
-                    .collect(),
-                verified: report::Verified {
-                    count: if first { verified.count } else { 0 },
-                    wrong: if first { verified.wrong.len() } else { 0 },
-                    example: verified.wrong.first().filter(|_| first).cloned(),
-                },
-                series: report::series(record),
-                distribution: report::distribution(&record.latency),
-            }
-        })
-        .collect()
-}
-
-/// A bar at a terminal, nothing elsewhere.
-fn bar(what: &str, length: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg} {bar:40} {percent}% {elapsed}").expect("a fixed template");
-    ProgressBar::new(length).with_style(style).with_message(what.to_owned())
 }

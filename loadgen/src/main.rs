@@ -9,13 +9,16 @@ mod csrs;
 mod drive;
 mod exit;
 mod goals;
+mod idle;
 mod picture;
 mod plan;
 mod prepare;
 mod processes;
+mod progress;
 mod record;
 mod report;
 mod requests;
+mod section;
 mod summary;
 mod target;
 mod tokens;
@@ -24,17 +27,18 @@ mod worker;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use crate::arguments::{Arguments, Command};
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let result = match (arguments.command, arguments.drive) {
-        (Some(Command::Commits(commits)), _) => commits::run(&commits),
-        (Some(Command::Goals(goals)), _) => goals::run(&goals),
-        (None, Some(drive)) => drive::run(&drive),
-        (None, None) => Err(exit::Exit::usage("nothing to do: see loadgen --help")),
+    let arguments = match Arguments::read(std::env::args_os()) {
+        Ok(arguments) => arguments,
+        // Help and version come this way too, with a status of their own.
+        Err(error) => error.exit(),
+    };
+    let result = match arguments {
+        Arguments::Drive(drive) => drive::run(&drive),
+        Arguments::Other(Command::Commits(commits)) => commits::run(&commits),
+        Arguments::Other(Command::Goals(goals)) => goals::run(&goals),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -164,13 +164,15 @@ impl Window {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
+    use crate::arguments::{Arguments, words};
 
     fn of(arguments: &str) -> Result<Vec<Step>, Exit> {
-        let line = format!("loadgen --address a:1 --roots r --token-file t {arguments}");
-        steps(&crate::arguments::Arguments::try_parse_from(line.split_whitespace()).unwrap().drive.unwrap().load)
+        let line = format!("--address a:1 --roots r --token-file t {arguments}");
+        match Arguments::read(words(&line)).unwrap() {
+            Arguments::Drive(drive) => steps(&drive.load),
+            Arguments::Other(_) => unreachable!(),
+        }
     }
 
     #[test]

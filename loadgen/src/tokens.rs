@@ -136,17 +136,18 @@ fn random_uuid() -> Result<String, Exit> {
 mod tests {
     use std::collections::BTreeSet;
 
+    use super::*;
+    use crate::arguments::{Arguments, words};
     use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
     use aws_lc_rs::rsa::KeySize;
     use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
-    use clap::Parser;
-
-    use super::*;
-    use crate::arguments::Arguments;
 
     fn callers(more: &str) -> Callers {
-        let line = format!("loadgen --address a:1 --roots r --closed 1 {more}");
-        Arguments::try_parse_from(line.split_whitespace()).unwrap().drive.unwrap().callers
+        let line = format!("--address a:1 --roots r --closed 1 {more}");
+        match Arguments::read(words(&line)).unwrap() {
+            Arguments::Drive(drive) => drive.callers,
+            Arguments::Other(_) => unreachable!(),
+        }
     }
 
     #[test]

@@ -43,10 +43,7 @@ impl Share {
 
 /// Dials, says so on `dialled`, waits for the window, and works until it is over.
 pub fn run(share: Share, dialled: oneshot::Sender<Result<(), Failure>>, window: oneshot::Receiver<Arc<Window>>) -> Result<Recorder, Exit> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Exit::missing(format!("cannot start a client thread: {error}")))?;
+    let runtime = runtime()?;
     LocalSet::new().block_on(&runtime, async {
         let mut slots = Vec::new();
         for _ in 0..share.step.connections.map_or(0, |connections| share.part(connections).max(1)) {
@@ -69,6 +66,12 @@ pub fn run(share: Share, dialled: oneshot::Sender<Result<(), Failure>>, window: 
         }
         Ok(worker.recorder.replace(Recorder::new(0, 0)))
     })
+}
+
+/// One thread's: timers and sockets.
+pub fn runtime() -> Result<tokio::runtime::Runtime, Exit> {
+    let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    built.map_err(|error| Exit::missing(format!("cannot start a client thread: {error}")))
 }
 
 /// A place for a kept connection, which is dialled again when it is lost.
