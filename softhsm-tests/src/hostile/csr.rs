@@ -289,7 +289,7 @@ impl Csrs {
     }
 
     fn odd_integers(&mut self) -> String {
-        let bits = pick(&mut self.random, &[1, 8, 512, 1024, 2047, 2048, 3072, 4096, 8191, 8192, 8193, 16_384, 65_536, 300_000]);
+        let bits: usize = pick(&mut self.random, &[1, 8, 512, 1024, 2047, 2048, 3072, 4096, 8191, 8192, 8193, 16_384, 65_536, 300_000]);
         let mut modulus = bytes(&mut self.random, bits.div_ceil(8));
         let mask = 0xff_u8 >> ((8 - bits % 8) % 8);
         modulus[0] &= mask;
