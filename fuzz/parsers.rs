@@ -129,8 +129,7 @@ pub fn config(data: &[u8]) -> bool {
                 () => Err(std::io::ErrorKind::NotFound.into()),
             }
         },
-        check_pin: |_| Ok(()),
-        check_password: |_| Ok(()),
+        check_secret: |_, _| Ok(()),
     };
     let Ok(text) = std::str::from_utf8(data) else { return false };
     match Config::of_text(Path::new("/base/ca.toml"), text, Timestamp::from_seconds(NOW), &FILES) {

@@ -96,7 +96,8 @@ impl<'a> Checker<'a> {
             key: file(&ledger.key),
         };
         if let Some(password) = &files.password {
-            (self.files.check_password)(password).map_err(|error| self.bad("ledger.password_file", format_args!("has a {error}")))?;
+            (self.files.check_secret)(password, "password")
+                .map_err(|error| self.bad("ledger.password_file", format_args!("names a bad {error}")))?;
         }
         for (key, path) in [("roots", &files.roots), ("certificate", &files.certificate), ("key", &files.key)] {
             if let Some(path) = path {
@@ -198,7 +199,8 @@ impl<'a> Checker<'a> {
             }
             (IssuerState::Active, Some(uri)) => {
                 if let Some(pin) = uri.pin_source() {
-                    (self.files.check_pin)(pin).map_err(|error| self.bad(&key("key"), format_args!("has a bad pin-source: {error}")))?;
+                    (self.files.check_secret)(pin, "PIN")
+                        .map_err(|error| self.bad(&key("key"), format_args!("has a bad pin-source: {error}")))?;
                 }
                 key_uri.clone()
             }

@@ -103,19 +103,13 @@ pub struct JwtConfig {
 pub struct Files {
     /// The whole content.
     pub read: fn(&Path) -> std::io::Result<Vec<u8>>,
-    /// Whether it is a PIN file as it must be.
-    pub check_pin: fn(&Path) -> Result<(), signers::SecretFileError>,
-    /// Whether it is a password file as it must be.
-    pub check_password: fn(&Path) -> Result<(), signers::SecretFileError>,
+    /// Whether it is a secret file as it must be; and what it should hold, "PIN" or "password".
+    pub check_secret: fn(&Path, &str) -> Result<(), signers::SecretFileError>,
 }
 
 impl Files {
     /// Those of the system.
-    pub const SYSTEM: Self = Self {
-        read: |path| std::fs::read(path),
-        check_pin: signers::check_pin_file,
-        check_password: |path| signers::read_password(path).map(drop),
-    };
+    pub const SYSTEM: Self = Self { read: |path| std::fs::read(path), check_secret: signers::check_secret_file };
 }
 
 impl Config {

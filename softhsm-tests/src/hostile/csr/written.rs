@@ -31,7 +31,7 @@ impl Csrs {
 
     pub(super) fn odd_integers(&mut self) -> String {
         let bits = pick(&mut self.random, &[1, 8, 512, 1024, 2047, 2048, 3072, 4096, 8191, 8192, 8193, 16_384, 65_536, 300_000]);
-        let mut modulus = bytes(&mut self.random, (bits + 7) / 8);
+        let mut modulus = bytes(&mut self.random, usize::div_ceil(bits, 8));
         let mask = 0xff_u8 >> ((8 - bits % 8) % 8);
         modulus[0] &= mask;
         modulus[0] |= 1 << ((bits + 7) % 8);
