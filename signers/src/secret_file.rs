@@ -35,9 +35,9 @@ pub fn read_password(path: &Path) -> Result<SecretString, SecretFileError> {
     read_line(path, "password")
 }
 
-/// What `read_pin` would say, without keeping the PIN.
-pub fn check_pin_file(path: &Path) -> Result<(), SecretFileError> {
-    read_pin(path).map(drop)
+/// What `read_pin` would say, without keeping the PIN; or `read_password`, where `what` is "password".
+pub fn check_secret_file(path: &Path, what: &str) -> Result<(), SecretFileError> {
+    read_line(path, what).map(drop)
 }
 
 /// `what` is what the file should hold.
@@ -99,7 +99,7 @@ mod tests {
         {
             let (_dir, path) = pin_file(content.as_bytes(), 0o600);
             assert_eq!(read_pin(&path).unwrap().expose_secret(), pin);
-            check_pin_file(&path).unwrap();
+            check_secret_file(&path, "PIN").unwrap();
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use signers::KeyUri;
 
 use super::file::{File, Issuer, IssuerState, Jwt, Key, Ledger, Profile as ProfileFile, San};
-use super::{Config, ConfigError, IssuerConfig, JwtConfig, RequestDefaults};
+use super::{Config, ConfigError, Files, IssuerConfig, JwtConfig, RequestDefaults};
 use crate::authn::jwks;
 use crate::digest::sha256;
 use crate::policy::{KeyAllowed, Profile, SanRule, ServingName, TrustDomains};
@@ -25,12 +25,18 @@ const CALL_TIMEOUT: std::ops::RangeInclusive<u64> = 100..=60_000;
 pub(super) struct Checker<'a> {
     path: &'a Path,
     directory: PathBuf,
+    files: &'a Files,
 }
 
 impl<'a> Checker<'a> {
     pub(super) fn new(path: &'a Path) -> Self {
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
-        Self { path, directory: std::path::absolute(&directory).unwrap_or(directory) }
+        Self { path, directory: std::path::absolute(&directory).unwrap_or(directory), files: &Files::SYSTEM }
+    }
+
+    /// The same with other files than the system's.
+    pub(super) fn over(self, files: &'a Files) -> Self {
+        Self { files, ..self }
     }
 
     pub(super) fn config(&self, file: File, text: &[u8], now: Timestamp) -> Result<Config, ConfigError> {
@@ -90,7 +96,8 @@ impl<'a> Checker<'a> {
             key: file(&ledger.key),
         };
         if let Some(password) = &files.password {
-            signers::read_password(password).map_err(|error| self.bad("ledger.password_file", format_args!("has a {error}")))?;
+            (self.files.check_secret)(password, "password")
+                .map_err(|error| self.bad("ledger.password_file", format_args!("names a bad {error}")))?;
         }
         for (key, path) in [("roots", &files.roots), ("certificate", &files.certificate), ("key", &files.key)] {
             if let Some(path) = path {
@@ -111,7 +118,7 @@ impl<'a> Checker<'a> {
 
     fn read(&self, key: &str, path: &Path) -> Result<Vec<u8>, ConfigError> {
         let path = self.file(path);
-        std::fs::read(&path).map_err(|error| self.bad(key, format_args!("names {}, which cannot be read: {error}", path.display())))
+        (self.files.read)(&path).map_err(|error| self.bad(key, format_args!("names {}, which cannot be read: {error}", path.display())))
     }
 
     fn each<T, U>(&self, items: &[T], check: impl FnMut(&T) -> Result<U, ConfigError>) -> Result<Vec<U>, ConfigError> {
@@ -192,7 +199,8 @@ impl<'a> Checker<'a> {
             }
             (IssuerState::Active, Some(uri)) => {
                 if let Some(pin) = uri.pin_source() {
-                    signers::check_pin_file(pin).map_err(|error| self.bad(&key("key"), format_args!("has a bad pin-source: {error}")))?;
+                    (self.files.check_secret)(pin, "PIN")
+                        .map_err(|error| self.bad(&key("key"), format_args!("has a bad pin-source: {error}")))?;
                 }
                 key_uri.clone()
             }

@@ -98,12 +98,30 @@ pub struct JwtConfig {
     pub refresh: Duration,
 }
 
+/// How the files that a config names are reached. Whoever feeds the check with texts of strangers lets it open none of the system's.
+#[derive(Debug)]
+pub struct Files {
+    /// The whole content.
+    pub read: fn(&Path) -> std::io::Result<Vec<u8>>,
+    /// Whether it is a secret file as it must be; and what it should hold, "PIN" or "password".
+    pub check_secret: fn(&Path, &str) -> Result<(), signers::SecretFileError>,
+}
+
+impl Files {
+    /// Those of the system.
+    pub const SYSTEM: Self = Self { read: |path| std::fs::read(path), check_secret: signers::check_secret_file };
+}
+
 impl Config {
     /// Reads and validates the file and everything it names, as of `now`.
     pub fn load(path: &Path, now: Timestamp) -> Result<Self, ConfigError> {
-        let text = read(path)?;
-        let file = parse(path, &text)?;
-        check::Checker::new(path).config(file, text.as_bytes(), now)
+        Self::of_text(path, &read(path)?, now, &Files::SYSTEM)
+    }
+
+    /// The same for a text that is said to stand at `path`, with these files for those that it names.
+    pub fn of_text(path: &Path, text: &str, now: Timestamp, files: &Files) -> Result<Self, ConfigError> {
+        let file = parse(path, text)?;
+        check::Checker::new(path).over(files).config(file, text.as_bytes(), now)
     }
 
     /// The ledger of the config at `path`, for verbs that read the ledger alone and must work when the rest is broken.

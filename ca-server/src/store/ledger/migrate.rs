@@ -167,7 +167,7 @@ async fn make_schema(connection: &mut PgConnection, owner: &str, login: &str) ->
 
 fn refused_by(error: DatabaseError, role: &str) -> Failed {
     match error {
-        DatabaseError::Database(said) => Failed::Refused(format!("membership of or in {role} cannot be granted: {said}")),
+        DatabaseError::Database(said) => Failed::Refused(format!("membership of or in {role} cannot be granted: {}", said.message())),
         other => Failed::Database(other),
     }
 }
