@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use signers::KeyUri;
 
-use super::file::{File, Issuer, IssuerState, Jwt, Key, Profile as ProfileFile, San};
+use super::file::{File, Issuer, IssuerState, Jwt, Key, Ledger, Profile as ProfileFile, San};
 use super::{Config, ConfigError, IssuerConfig, JwtConfig, RequestDefaults};
 use crate::authn::jwks;
 use crate::digest::sha256;
 use crate::policy::{KeyAllowed, Profile, SanRule, ServingName, TrustDomains};
 use crate::spiffe::TrustDomain;
+use crate::store::ledger::{Location, ServerFiles};
 use crate::timestamp::Timestamp;
 use crate::x509::chain::IssuerChain;
 
@@ -49,6 +50,8 @@ impl<'a> Checker<'a> {
         if !CALL_TIMEOUT.contains(&u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)) {
             return Err(self.bad("csr.call_timeout", "lies outside 100ms–60s"));
         }
+        let ledger = self.ledger(&file.ledger)?;
+        warnings.extend(ledger.warning());
         Ok(Config {
             path: self.path.to_owned(),
             digest,
@@ -61,7 +64,7 @@ impl<'a> Checker<'a> {
             names: self.names(&file.csr.names)?,
             call_timeout: timeout,
             monitoring_listen: self.address("monitoring.listen", &file.monitoring.listen)?,
-            ledger: self.ledger(&file.ledger.url)?,
+            ledger,
             environment: self.environment(&file)?,
             issuers,
             profile: self.profile(&file.profile)?,
@@ -77,12 +80,25 @@ impl<'a> Checker<'a> {
         RequestDefaults { roots: file(request.roots), token_file: file(request.token_file), out: file(request.out), ..request }
     }
 
-    /// `sqlite:` and a path.
-    pub(super) fn ledger(&self, url: &str) -> Result<PathBuf, ConfigError> {
-        match url.strip_prefix("sqlite:").map(|path| path.strip_prefix("//").unwrap_or(path)) {
-            Some(path) if !path.is_empty() && !path.contains('?') => Ok(self.file(Path::new(path))),
-            _ => Err(self.bad("ledger.url", format_args!("{url:?} is not understood; write sqlite:FILE"))),
+    /// Where the ledger is. The files that it names are read at each connection; what can be said of them now is said now.
+    pub(super) fn ledger(&self, ledger: &Ledger) -> Result<Location, ConfigError> {
+        let file = |path: &Option<PathBuf>| path.as_deref().map(|path| self.file(path));
+        let files = ServerFiles {
+            password: file(&ledger.password_file),
+            roots: file(&ledger.roots),
+            certificate: file(&ledger.certificate),
+            key: file(&ledger.key),
+        };
+        if let Some(password) = &files.password {
+            signers::read_password(password).map_err(|error| self.bad("ledger.password_file", format_args!("has a {error}")))?;
         }
+        for (key, path) in [("roots", &files.roots), ("certificate", &files.certificate), ("key", &files.key)] {
+            if let Some(path) = path {
+                self.read(&format!("ledger.{key}"), path)?;
+            }
+        }
+        // What the URL says is repeated where it is refused, except what may be a secret.
+        Location::parse(&ledger.url, files, &self.directory).map_err(|why| self.bad("ledger.url", why))
     }
 
     fn bad(&self, key: &str, why: impl Display) -> ConfigError {

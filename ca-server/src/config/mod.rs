@@ -17,6 +17,7 @@ pub use file::{Log, LogFormat, RequestDefaults};
 
 use crate::policy::{Profile, ServingName, TrustDomains};
 use crate::spiffe::TrustDomain;
+use crate::store::ledger::Location;
 use crate::timestamp::Timestamp;
 use crate::x509::chain::IssuerChain;
 
@@ -51,8 +52,8 @@ pub struct Config {
     pub call_timeout: Duration,
     /// `[monitoring] listen`.
     pub monitoring_listen: SocketAddr,
-    /// `[ledger] url`: the SQLite file.
-    pub ledger: PathBuf,
+    /// `[ledger]`: where it is kept.
+    pub ledger: Location,
     /// `[log]`.
     pub log: Log,
     /// `[request]`.
@@ -106,14 +107,14 @@ impl Config {
     }
 
     /// The ledger of the config at `path`, for verbs that read the ledger alone and must work when the rest is broken.
-    pub fn ledger_of(path: &Path) -> Result<PathBuf, ConfigError> {
+    pub fn ledger_of(path: &Path) -> Result<Location, ConfigError> {
         #[derive(serde::Deserialize)]
         struct Only {
             ledger: file::Ledger,
         }
         let text = read(path)?;
         let only: Only = parse(path, &text)?;
-        check::Checker::new(path).ledger(&only.ledger.url)
+        check::Checker::new(path).ledger(&only.ledger)
     }
 
     /// `[request]` and the trust domain of the config at `path`, for a client that must work where PINs and certificates are out of reach.
@@ -149,7 +150,7 @@ impl Config {
             ("csr.names", self.names != other.names),
             ("csr.call_timeout", self.call_timeout != other.call_timeout),
             ("monitoring.listen", self.monitoring_listen != other.monitoring_listen),
-            ("ledger.url", self.ledger != other.ledger),
+            ("ledger", self.ledger != other.ledger),
             ("trust_domain", self.trust_domains.own != other.trust_domains.own),
             ("device env", self.environment != other.environment),
             ("log", self.log.level != other.log.level || self.log.format != other.log.format),
