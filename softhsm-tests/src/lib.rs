@@ -9,6 +9,8 @@ pub mod check;
 pub mod client;
 pub mod daemon;
 mod material;
+pub mod sockets;
+pub mod strace;
 pub mod tokens;
 
 pub use client::{Ask, Channel, Csr, KeyChoice};
