@@ -13,6 +13,7 @@ mod crash_points;
 mod csr;
 mod ledger_errors;
 mod lifetime;
+mod loadgen;
 mod metadata;
 mod operations;
 mod secrets;
