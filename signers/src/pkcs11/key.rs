@@ -50,12 +50,11 @@ impl Pkcs11Device {
     pub(super) fn find(
         module: &Module,
         slot: Slot,
-        mut session: OpenSession,
+        session: OpenSession,
         uri: &Pkcs11Uri,
         known_id: Option<&[u8]>,
     ) -> Result<Self, SignError> {
         let name = uri.to_string();
-        let logged_in = session.logged_in().map_err(|e| sign_error(&name, &e))?;
         let raw = session.get().map_err(|e| sign_error(&name, &e))?;
         let wanted = match known_id {
             Some(id) if !id.is_empty() => Wanted { id: Some(id), label: None },
@@ -68,6 +67,13 @@ impl Pkcs11Device {
                 return Err(SignError::Rejected(format!("the token holds more than one private key that {name} names: add id=…")));
             }
         };
+        Self::of(module, slot, session, key, name)
+    }
+
+    /// The device on a key that was found, or made, in this very session.
+    pub(super) fn of(module: &Module, slot: Slot, mut session: OpenSession, key: ObjectHandle, name: String) -> Result<Self, SignError> {
+        let logged_in = session.logged_in().map_err(|e| sign_error(&name, &e))?;
+        let raw = session.get().map_err(|e| sign_error(&name, &e))?;
         let read = Attributes::of(raw, key).map_err(|e| sign_error(&name, &e))?;
         if read.flag(AttributeType::Sign) == Some(false) {
             return Err(SignError::Rejected(format!("the private key that {name} names is not allowed to sign (CKA_SIGN is false)")));
@@ -87,6 +93,15 @@ impl Pkcs11Device {
     /// CKA_ID.
     pub fn id(&self) -> &[u8] {
         &self.id
+    }
+
+    /// Destroys the key that it signs with and the public key beside it: for keys that were made for one session.
+    pub(super) fn destroy(self, public: ObjectHandle) -> Result<(), SignError> {
+        let destroyed = self.session.get().and_then(|session| {
+            let private = session.destroy_object(self.key);
+            session.destroy_object(public).and(private)
+        });
+        destroyed.map_err(|e| sign_error(&self.name, &e))
     }
 
     fn raw_signature(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
