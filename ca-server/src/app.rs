@@ -2,7 +2,7 @@
 
 mod reload;
 mod serving;
-mod snapshot;
+pub(crate) mod snapshot;
 mod watched;
 
 use std::io;

@@ -4,6 +4,7 @@
 pub mod audit;
 pub mod ceremony;
 pub mod check_config;
+pub mod doctor;
 pub mod environment;
 pub mod quickstart;
 pub mod request;
@@ -84,6 +85,8 @@ enum Verb {
     Audit(audit::AuditArgs),
     /// Check the config and every file that it names
     CheckConfig,
+    /// Examine device, key, certificates, ledger and clock, and say what is wrong and what to do
+    Doctor(doctor::Args),
 }
 
 /// Runs the program.
@@ -107,6 +110,7 @@ fn run(line: CommandLine) -> Result<(), Exit> {
         Verb::Request(args) => request::run(&args, &config),
         Verb::Audit(args) => audit::run(args, &Config::ledger_of(&config).map_err(Exit::config)?),
         Verb::CheckConfig => check_config::run(&config),
+        Verb::Doctor(args) => doctor::run(&args, &config),
     }
 }
 

@@ -10,6 +10,7 @@ mod clocks;
 mod config;
 mod crash;
 mod csr;
+mod doctor;
 mod lifetime;
 mod metadata;
 mod operations;

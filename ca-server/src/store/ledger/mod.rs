@@ -9,6 +9,7 @@ mod body;
 mod chain;
 pub mod event;
 mod export;
+pub mod inspection;
 mod issuance;
 mod lock;
 mod open_intent;
