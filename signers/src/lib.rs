@@ -108,6 +108,16 @@ pub enum SignError {
     Stopped,
 }
 
+impl SignError {
+    /// The cause alone, without who must act.
+    pub fn cause(&self) -> &str {
+        match self {
+            Self::Busy(cause) | Self::Lost(cause) | Self::Locked(cause) | Self::Rejected(cause) => cause,
+            Self::Stopped => "the signer has stopped",
+        }
+    }
+}
+
 /// A failed job, and whether its bytes may have reached the device.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{error}")]

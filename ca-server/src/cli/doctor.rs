@@ -20,9 +20,6 @@ use crate::clock::Clock;
 use crate::config::Examination;
 
 /// Examine device, key, certificates, ledger and clock, and say what is wrong and what to do.
-///
-/// Every finding stands in plain words, with the remedy where something is wrong. Nothing is changed, no issuer's key signs anything, and it
-/// may run beside the daemon. A PIN is tried once; not at all if the token says that a wrong one was tried before.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit status: 0 nothing is wrong (there may be warnings); 1 there is a problem; 2 the config cannot be read at all."

@@ -86,6 +86,9 @@ enum Verb {
     /// Check the config and every file that it names
     CheckConfig,
     /// Examine device, key, certificates, ledger and clock, and say what is wrong and what to do
+    ///
+    /// Every finding stands in plain words, with the remedy where something is wrong. Nothing is changed, no issuer's key signs anything, and
+    /// it may run beside the daemon. A PIN is tried once; not at all if the token says that a wrong one was tried before.
     Doctor(doctor::Args),
 }
 

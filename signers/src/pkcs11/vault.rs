@@ -166,7 +166,7 @@ impl Vault for Pkcs11Vault {
         let private = [&names[..], &PRIVATE_USES].concat();
         let generated = session.get().and_then(|session| session.generate_key_pair(&mechanism, &public, &private));
         let (public, private) = generated.map_err(|e| sign_error(&what, &e))?;
-        let mut device = Pkcs11Device::of(&self.module, self.slot, session, private, what)?;
+        let mut device = Pkcs11Device::of(&self.module, self.slot, session, private, Some(public), what)?;
         let measured = SigningRate::measure(&mut device, time);
         let destroyed = device.destroy(public);
         let measured = measured?;

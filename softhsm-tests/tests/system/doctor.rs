@@ -169,7 +169,10 @@ fn text_and_json_say_the_same_and_marks_need_no_colour() {
             assert!(text.contains(finding["what"].as_str().expect("text")), "{finding} is not in\n{text}");
         }
     }
-    assert!(text.contains("\ntoken issuers\n  PROBLEM  ") && text.contains("\n  ok       ") && text.contains("           remedy: "), "{text}");
+    assert!(
+        text.contains("\ntoken issuers\n  PROBLEM  ") && text.contains("\n  ok       ") && text.contains("           remedy: "),
+        "{text}"
+    );
     assert!(text.is_ascii() || !text.contains('\u{1b}'), "{text}");
     assert!(error.contains("problems were found"), "{error}");
 }
@@ -187,7 +190,11 @@ fn a_wrong_pin_is_tried_once_and_then_no_more_until_it_is_ordered() {
     assert_eq!(ca.faults().logins(), 1, "not again");
     for said in [&first, &second] {
         assert!(!said.text.contains("13579"), "{}", said.text);
-        assert_eq!(said.what("device", "mechanisms"), ["ecdsa-p256-sha256 by CKM_ECDSA"], "what needs no PIN is examined all the same");
+        assert_eq!(
+            said.what("device", "mechanisms"),
+            ["it signs with ecdsa-p256-sha256 by CKM_ECDSA"],
+            "what needs no PIN is examined all the same"
+        );
     }
     write_pin(&ca, right.trim());
     json(&ca, &["--no-rate", "--try-pin"]).well();

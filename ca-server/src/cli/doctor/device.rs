@@ -115,7 +115,7 @@ fn file(telling: &mut Telling, case: &Case) {
             let found = key::judge(&mut telling.findings, case, vault.as_mut());
             rate::measure(telling, case, found.as_ref());
         }
-        Err(error) => telling.findings.problem("key", error.to_string(), "correct `key` in the config"),
+        Err(error) => telling.findings.problem("key", error.cause(), "correct `key` in the config"),
     }
 }
 
@@ -155,7 +155,7 @@ fn module(findings: &mut Findings, uri: &Pkcs11Uri) -> Option<ModuleFacts> {
                 SignError::Rejected(_) => "name the device's PKCS#11 library, built for this machine, with module-path in the key's URI",
                 _ => "see that the library's own settings are there: variables that it reads belong into [device.NAME] env",
             };
-            findings.problem("module", error.to_string(), remedy);
+            findings.problem("module", error.cause(), remedy);
             None
         }
     }
@@ -173,23 +173,23 @@ fn slot(findings: &mut Findings, case: &Case, uri: &Pkcs11Uri, module: &ModuleFa
                 }
                 (_, false) => format!("connect it, or correct the key's URI: the library shows {}", labels.join(", ")),
             };
-            findings.problem("token", error.to_string(), remedy);
+            findings.problem("token", error.cause(), remedy);
             return None;
         }
     };
     let facts = &state.facts;
     let maker = format!("{} by {}, serial {}, firmware {}", facts.model, facts.manufacturer, facts.serial, state.firmware);
     match state.in_error {
-        false => findings.ok("token", format!("{:?}, {maker}", facts.label)),
+        false => findings.ok("token", format!("token {:?}, {maker}", facts.label)),
         true => {
-            let what = format!("{:?}, {maker}, is in its error state (CKF_ERROR_STATE): a self-test failed", facts.label);
+            let what = format!("token {:?}, {maker}, is in its error state (CKF_ERROR_STATE): a self-test failed", facts.label);
             findings.problem("token", what, "take it out of service and follow its maker's manual");
         }
     }
     match uri.slot_id {
-        None => findings.ok("slot", format!("{}, {}", state.slot, state.slot_description)),
+        None => findings.ok("slot", format!("in slot {}: {}", state.slot, state.slot_description)),
         Some(_) => {
-            let what = format!("{}, {}: the URI names the slot, whose number may change", state.slot, state.slot_description);
+            let what = format!("in slot {}, {}: the URI names the slot, whose number may change", state.slot, state.slot_description);
             findings.warning("slot", what, format!("name the token of issuer {} by token=… or serial=… instead of slot-id", case.id));
         }
     }
@@ -198,7 +198,7 @@ fn slot(findings: &mut Findings, case: &Case, uri: &Pkcs11Uri, module: &ModuleFa
 
 fn mechanisms(findings: &mut Findings, state: &TokenState, algorithm: Algorithm) {
     match state.signs_by(algorithm).first() {
-        Some(mechanism) => findings.ok("mechanisms", format!("{algorithm} by {mechanism}")),
+        Some(mechanism) => findings.ok("mechanisms", format!("it signs with {algorithm} by {mechanism}")),
         None => {
             let needed = match algorithm {
                 Algorithm::RsaPkcs1Sha256 => "CKM_SHA256_RSA_PKCS or CKM_RSA_PKCS",
@@ -218,8 +218,8 @@ fn sessions(findings: &mut Findings, case: &Case, state: &TokenState) {
             let what = format!("the token allows {most} sessions, the daemon wants {wanted}{open}");
             findings.problem("sessions", what, "allow more in the token's settings, or put fewer issuers into one token");
         }
-        SessionLimit::AtMost(most) => findings.ok("sessions", format!("{wanted} of at most {most}{open}")),
-        SessionLimit::Unlimited => findings.ok("sessions", format!("{wanted}, and the token sets no limit{open}")),
-        SessionLimit::Untold => findings.ok("sessions", format!("{wanted}; the token tells no limit{open}")),
+        SessionLimit::AtMost(most) => findings.ok("sessions", format!("the daemon wants {wanted} of at most {most}{open}")),
+        SessionLimit::Unlimited => findings.ok("sessions", format!("the daemon wants {wanted}, the token sets no limit{open}")),
+        SessionLimit::Untold => findings.ok("sessions", format!("the daemon wants {wanted}, the token tells no limit{open}")),
     }
 }

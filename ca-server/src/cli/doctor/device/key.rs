@@ -15,13 +15,13 @@ pub(super) fn judge(findings: &mut Findings, case: &Case, vault: &mut dyn Vault)
             return None;
         }
         Err(error) => {
-            findings.problem("key", error.to_string(), "correct object=… and id=… in the key's URI until they name one key");
+            findings.problem("key", error.cause(), "correct object=… and id=… in the key's URI until they name one key");
             return None;
         }
     };
     // Opening it looks at what the daemon looks at: whether it may sign, and by which mechanism.
     if let Err(error) = vault.open(&case.uri) {
-        findings.problem("key", error.to_string(), "use a key that may sign without being asked for its PIN each time");
+        findings.problem("key", error.cause(), "use a key that may sign without being asked for its PIN each time");
     }
     let algorithm = facts.public_key.algorithm();
     match &case.expected {

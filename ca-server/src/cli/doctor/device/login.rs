@@ -21,23 +21,23 @@ pub(super) fn log_in(findings: &mut Findings, case: &Case, uri: &Pkcs11Uri, stat
     match open_vault_for_reading(&case.uri) {
         Ok(vault) => {
             match pin {
-                Some(pin) => findings.ok("login", format!("with the PIN in {}", pin.display())),
-                None => findings.ok("login", "the token wants none"),
+                Some(pin) => findings.ok("login", format!("logged in with the PIN in {}", pin.display())),
+                None => findings.ok("login", "the token wants no PIN"),
             }
             Some(vault)
         }
         Err(error @ SignError::Locked(_)) => {
             // The flags are asked again: the try has changed them.
             let left = inspect_token(uri).map_or("the token does not tell how many tries are left", |state| tries_left(state.pin));
-            findings.problem("login", format!("{error}. It was tried once; {left}"), AGAIN);
+            findings.problem("login", format!("{}. It was tried once; {left}", error.cause()), AGAIN);
             None
         }
         Err(error @ SignError::Rejected(_)) => {
-            findings.problem("login", error.to_string(), "name the file that holds the PIN with pin-source=file:… in the key's URI");
+            findings.problem("login", error.cause(), "name the file that holds the PIN with pin-source=file:… in the key's URI");
             None
         }
         Err(error) => {
-            findings.problem("login", error.to_string(), "look after the device and the way to it");
+            findings.problem("login", error.cause(), "look after the device and the way to it");
             None
         }
     }

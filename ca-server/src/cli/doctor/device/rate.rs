@@ -28,7 +28,7 @@ pub(super) fn measure(telling: &mut Telling, case: &Case, found: Option<&PublicK
             telling.findings.ok("rate", what);
         }
         Err(error) => {
-            let what = format!("the rate of signatures could not be measured with a throw-away {kind} key: {error}");
+            let what = format!("the rate of signatures could not be measured with a throw-away {kind} key: {}", error.cause());
             telling.findings.warning("rate", what, "nothing, if the token allows no keys of a session; else look after the device");
         }
     }
