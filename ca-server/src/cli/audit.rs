@@ -1,20 +1,22 @@
 //! `audit`: what the ledger says and whether it holds, read beside the running daemon or when none runs. Never writes.
 
 use std::io::{self, BufWriter, IsTerminal, Write};
-use std::path::Path;
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Exit;
+use super::ledger_url::LedgerArgs;
 use crate::spiffe::SpiffeId;
 use crate::store::ledger::event::{Event, Proof};
-use crate::store::ledger::{Entry, LedgerReader, ReadError, Report};
+use crate::store::ledger::{Entry, LedgerReader, Location, ReadError, Report};
 use crate::x509::Serial;
 
 /// Read and check the ledger, also while the daemon runs.
 #[derive(Args, Debug)]
 pub struct AuditArgs {
+    #[command(flatten)]
+    pub(super) ledger: LedgerArgs,
     #[command(subcommand)]
     question: Question,
 }
@@ -36,8 +38,8 @@ enum Question {
     Export,
 }
 
-/// Answers the question from the ledger at that path.
-pub fn run(args: AuditArgs, ledger: &Path) -> Result<(), Exit> {
+/// Answers the question from that ledger.
+pub fn run(args: AuditArgs, ledger: &Location) -> Result<(), Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Exit::missing)?;
     runtime.block_on(async {
         // Arguments are judged before the ledger is looked at.

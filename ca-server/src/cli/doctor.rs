@@ -66,7 +66,7 @@ pub fn run(args: &Args, path: &Path) -> Result<(), Exit> {
     tell(configuration::examine(path, &examined, entered.err()))?;
     tell(certificates::examine(&examined, clock.now()))?;
     tell(token_issuers::examine(&examined.jwt))?;
-    let (ledger, times) = super::block_on(async { Ok(ledger::examine(examined.ledger.as_ref(), args.deep).await) })?;
+    let (ledger, times) = super::block_on(async { Ok(ledger::examine(examined.ledger.as_ref(), args.deep, &clock).await) })?;
     tell(ledger)?;
     tell(ledger::clock(&times, clock.now()))?;
     for issuer in &examined.issuers {

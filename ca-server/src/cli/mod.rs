@@ -6,6 +6,8 @@ pub mod ceremony;
 pub mod check_config;
 pub mod doctor;
 pub mod environment;
+pub mod ledger_url;
+pub mod migrate;
 pub mod quickstart;
 pub mod request;
 pub mod serve;
@@ -15,8 +17,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-
-use crate::config::Config;
 
 /// Why a verb ends without success: the exit status and one sentence for the operator.
 #[derive(Debug)]
@@ -83,6 +83,8 @@ enum Verb {
     Request(Box<request::Args>),
     /// Read and check the ledger, also while the daemon runs
     Audit(audit::AuditArgs),
+    /// Make or extend the ledger's database: roles, tables, partitions
+    Migrate(migrate::Args),
     /// Check the config and every file that it names
     CheckConfig,
     /// Examine device, key, certificates, ledger and clock, and say what is wrong and what to do
@@ -111,7 +113,11 @@ fn run(line: CommandLine) -> Result<(), Exit> {
         Verb::Quickstart(args) => quickstart::run(&args),
         Verb::Ceremony(args) => ceremony::run(&args),
         Verb::Request(args) => request::run(&args, &config),
-        Verb::Audit(args) => audit::run(args, &Config::ledger_of(&config).map_err(Exit::config)?),
+        Verb::Audit(args) => {
+            let ledger = args.ledger.location(&config)?;
+            audit::run(args, &ledger)
+        }
+        Verb::Migrate(args) => migrate::run(&args, &config),
         Verb::CheckConfig => check_config::run(&config),
         Verb::Doctor(args) => doctor::run(&args, &config),
     }

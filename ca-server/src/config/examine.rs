@@ -12,6 +12,7 @@ use super::check::Checker;
 use super::file::{Csr, Device, File, Issuer, IssuerState, Jwt, Ledger, Monitoring, Profile as ProfileFile};
 use super::{Config, ConfigError, parse, read};
 use crate::policy::{Profile, ServingName};
+use crate::store::ledger::Location;
 use crate::timestamp::Timestamp;
 use crate::x509::chain::IssuerChain;
 
@@ -27,7 +28,7 @@ pub struct Examination {
     /// `[device.*] env`, put together; empty if they contradict each other.
     pub environment: BTreeMap<String, String>,
     /// `[ledger]`.
-    pub ledger: Option<PathBuf>,
+    pub ledger: Option<Location>,
     /// `[csr] names`.
     pub names: Vec<ServingName>,
     /// `[profile]`.
@@ -78,7 +79,7 @@ impl Examination {
             refused: refused.err(),
             warnings,
             environment: parts.environment(),
-            ledger: parts.section::<Ledger>("ledger").and_then(|ledger| parts.checked(|checker| checker.ledger(&ledger.url))),
+            ledger: parts.section::<Ledger>("ledger").and_then(|ledger| parts.checked(|checker| checker.ledger(&ledger))),
             names: parts.csr(),
             profile: parts.section::<ProfileFile>("profile").and_then(|profile| parts.checked(|checker| checker.profile(&profile))),
             issuers: parts.issuers(),

@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
+use postgres_cluster::{Cluster, Mode, Options};
 use serde_json::Value;
 use softhsm_tests::authority::Authority;
 use softhsm_tests::daemon::Setup;
-use softhsm_tests::{Ask, Csr, Material, TestCa};
+use softhsm_tests::{Ask, Csr, LedgerDatabase, Material, TestCa};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -375,6 +376,108 @@ async fn a_ledger_without_its_triggers_or_open_to_others_is_told() {
     ca.material.write("ledger.db", "no database at all, but long enough to be looked at as one. ".repeat(9));
     let examined = doctor(&ca);
     assert!(examined.wrong("ledger", "database")[0].contains("not a database"), "{:#}", examined.document);
+    assert_eq!(examined.what("device", "login").len(), 1, "and hides nothing of the token");
+}
+
+#[tokio::test]
+async fn a_ledger_on_postgres_is_well_beside_its_daemons() {
+    let database = LedgerDatabase::new();
+    let mut ca = TestCa::start_with(Setup::default().on_ledger(&database.url())).await;
+    ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.expect("issued");
+    let beside = doctor(&ca);
+    beside.well();
+    assert_eq!(beside.document["warnings"], 0, "{:#}", beside.document);
+    for check in ["database", "tls", "connections", "roles", "durability", "schema", "partitions", "lock"] {
+        assert_eq!(beside.what("ledger", check).len(), 1, "{check}: {:#}", beside.document);
+    }
+    assert_eq!(beside.what("ledger", "lock"), ["one daemon writes now"]);
+    assert!(beside.what("clock", "ledger")[0].contains("after the ledger's newest row"), "{:#}", beside.document);
+    assert_eq!(beside.what("clock", "database"), ["the database's clock agrees with this machine's"]);
+    assert!(ca.stop().success());
+    let after = doctor(&ca);
+    after.well();
+    assert_eq!(after.what("ledger", "lock"), ["no daemon writes now"]);
+}
+
+/// A CA that was never started, with its ledger in this database.
+fn on(database: &LedgerDatabase<'_>, login: &str) -> TestCa {
+    configured(Setup::default().on_ledger(&database.url_as(login)))
+}
+
+#[test]
+fn what_was_done_to_a_ledger_on_postgres_is_told_partition_by_partition() {
+    let database = LedgerDatabase::new();
+    let ca = on(&database, &database.login());
+    doctor(&ca).well();
+    let first = database.psql(
+        "SELECT min(relname) FROM pg_class WHERE relname ~ '^event_[0-9]{6}$' AND relkind = 'r' AND relnamespace = 'ca_server'::regnamespace",
+    );
+    database.psql(&format!("DROP TRIGGER event_is_never_truncated ON ca_server.{first}"));
+    let name = format!("event_is_never_truncated on {first} is missing");
+    doctor(&ca).only_problem("ledger", "triggers", &[&name, "audit verify"]);
+
+    database.psql(&format!("ALTER TABLE ca_server.{first} DISABLE TRIGGER event_is_never_changed"));
+    let said = doctor(&ca).wrong("ledger", "triggers").join("\n");
+    assert!(said.contains(&format!("event_is_never_changed on {first} is not the one")), "{said}");
+    database.psql("CREATE OR REPLACE FUNCTION ca_server.event_only_grows() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'");
+    database.psql("CREATE RULE away AS ON INSERT TO ca_server.event DO INSTEAD NOTHING");
+    database.psql("DROP INDEX ca_server.event_serial");
+    let examined = doctor(&ca);
+    let said = examined.wrong("ledger", "triggers").join("\n") + &examined.wrong("ledger", "schema").join("\n");
+    for word in ["function event_only_grows is not the one", "rule or policy on event was added", "index event_serial is missing"] {
+        assert!(said.contains(word), "{word:?}: {said}");
+    }
+}
+
+#[test]
+fn partitions_that_run_out_are_a_warning() {
+    let database = LedgerDatabase::new();
+    let ca = on(&database, &database.login());
+    // All but this month's and the next one's.
+    database.psql(
+        "DO $$ DECLARE name text; BEGIN FOR name IN SELECT relname FROM pg_class WHERE relname ~ '^event_[0-9]{6}$' AND relkind = 'r' \
+         AND relnamespace = 'ca_server'::regnamespace ORDER BY relname OFFSET 2 LOOP EXECUTE 'DROP TABLE ca_server.' || name; END LOOP; END $$",
+    );
+    let examined = doctor(&ca);
+    examined.well();
+    let said = examined.wrong("ledger", "partitions");
+    assert!(said[0].starts_with("warning: 2 months from") && said[0].contains("ca-server migrate"), "{said:?}");
+    database.migrate();
+    assert!(doctor(&ca).wrong("ledger", "partitions").is_empty());
+}
+
+#[test]
+fn a_login_that_may_too_much_or_too_little_is_told() {
+    let database = LedgerDatabase::new();
+    let examined = doctor(&on(&database, "postgres"));
+    examined.well();
+    assert!(examined.wrong("ledger", "roles")[0].contains("is a superuser"), "{:#}", examined.document);
+
+    let login = database.login();
+    database.psql(&format!("GRANT {}_owner TO {login}", database.name()));
+    assert!(doctor(&on(&database, &login)).wrong("ledger", "roles")[0].contains("owner's role"));
+    let login = database.login();
+    database.psql(&format!("GRANT DELETE ON ca_server.event TO {login}"));
+    assert!(doctor(&on(&database, &login)).wrong("ledger", "roles")[0].contains("change or remove rows"));
+    let login = database.login();
+    database.psql(&format!("REVOKE {}_application FROM {login}", database.name()));
+    let examined = doctor(&on(&database, &login));
+    examined.problems(&[("ledger", "roles", &["may not add rows", "--application"]), ("ledger", "schema", &["ca-server migrate"])]);
+}
+
+#[test]
+fn durability_that_is_off_is_a_warning_and_a_server_that_is_down_a_problem() {
+    let cluster = Cluster::start_with(&Options::default().setting("fsync", "off").setting("synchronous_commit", "off"));
+    let database = LedgerDatabase::on(&cluster);
+    let ca = on(&database, &database.login());
+    let examined = doctor(&ca);
+    examined.well();
+    let said = examined.wrong("ledger", "durability");
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(said[0].starts_with("warning: fsync is off") && said[1].starts_with("warning: synchronous_commit is off"), "{said:?}");
+    cluster.stop(Mode::Fast);
+    let examined = doctor(&ca);
+    examined.only_problem("ledger", "database", &["does not let us in", "start the server"]);
     assert_eq!(examined.what("device", "login").len(), 1, "and hides nothing of the token");
 }
 

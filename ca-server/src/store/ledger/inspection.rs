@@ -1,18 +1,27 @@
 //! The facts of a ledger's database that `doctor` judges: what is there, who may do what to it, and by whose clock. Nothing here writes,
 //! and nothing here decides what is good.
 
+mod postgres;
 mod sqlite;
 
-use std::path::Path;
+use std::collections::BTreeMap;
 
+use sqlx::migrate::Migrator;
+
+pub use self::postgres::{LoginFacts, PartitionFacts, PostgresFacts, ServerFacts};
 pub use self::sqlite::{Content, FileFacts, SqliteFacts};
+use super::location::Location;
 pub use super::lock::Writer;
+pub use super::status::FEW_MONTHS;
+use crate::clock::Clock;
 
 /// What was found.
 #[derive(Debug)]
 pub enum Inspection {
     /// A SQLite file.
-    Sqlite(SqliteFacts),
+    Sqlite(Box<SqliteFacts>),
+    /// A database on a server.
+    Postgres(Box<PostgresFacts>),
 }
 
 /// How the schema that is there differs from the one that this program makes.
@@ -50,7 +59,19 @@ pub enum How {
     Added,
 }
 
-/// Inspects the ledger at `location`. `deep` also has the database check its own structure, which reads all of it.
-pub async fn inspect(location: &Path, deep: bool) -> Inspection {
-    Inspection::Sqlite(sqlite::inspect(location, deep).await)
+/// Inspects the ledger at `location`. `deep` also has a SQLite file checked for damage, which reads all of it.
+pub async fn inspect(location: &Location, deep: bool, clock: &Clock) -> Inspection {
+    match location {
+        Location::Sqlite(path) => Inspection::Sqlite(Box::new(sqlite::inspect(path, deep).await)),
+        Location::Postgres(servers) => Inspection::Postgres(Box::new(postgres::inspect(servers, clock).await)),
+    }
+}
+
+/// The migrations that were applied, by version and checksum, against those of this program.
+fn schema_facts(applied: &BTreeMap<i64, Vec<u8>>, program: &Migrator) -> SchemaFacts {
+    let ours: BTreeMap<i64, &[u8]> = program.iter().map(|migration| (migration.version, migration.checksum.as_ref())).collect();
+    let missing = ours.keys().filter(|version| !applied.contains_key(version)).copied().collect();
+    let foreign = |(version, sum): &(&i64, &Vec<u8>)| ours.get(version).is_none_or(|known| known != &sum.as_slice());
+    let unknown = applied.iter().filter(foreign).map(|(version, _)| *version).collect();
+    SchemaFacts { version: applied.keys().max().copied(), missing, unknown, differences: Vec::new() }
 }

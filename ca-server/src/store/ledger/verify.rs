@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::body::{GENESIS, decode, is_deterministic, link};
+use super::database::Database;
 use super::event::{ChainId, Event, Hash, Header, Intent, Place, RowRef, StoredRow};
 use super::issuance::{self, Drafted, Issuers};
 use super::query::{Cursor, LedgerReader, ReadError};
-use super::sqlite::{Database, DatabaseError};
+use super::schema::DatabaseError;
 use crate::digest::sha256;
 use crate::timestamp::Timestamp;
 use crate::x509::lint::Issuer;

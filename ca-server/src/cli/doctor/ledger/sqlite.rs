@@ -1,6 +1,6 @@
 //! What there is to say of a SQLite ledger.
 
-use super::{Times, judge_schema};
+use super::{MadeBy, Times, judge_schema};
 use crate::cli::doctor::finding::{Findings, size};
 use crate::store::ledger::inspection::{Content, FileFacts, SqliteFacts, Writer};
 
@@ -73,7 +73,7 @@ fn judge_file(findings: &mut Findings, facts: &SqliteFacts, file: &FileFacts) {
 }
 
 fn judge_content(findings: &mut Findings, content: &Content) -> Times {
-    let judged = judge_schema(findings, &content.schema);
+    let judged = judge_schema(findings, &content.schema, MadeBy::Serve);
     if content.journal_mode == "wal" {
         findings.ok("durability", "a write-ahead log, synced to the disk at each commit (synchronous = FULL)");
     } else {
@@ -91,5 +91,5 @@ fn judge_content(findings: &mut Findings, content: &Content) -> Times {
             findings.problem("structure", format!("the database finds itself damaged: {}", damage.join("; ")), remedy);
         }
     }
-    Times { newest: content.newest }
+    Times { newest: content.newest, ..Times::default() }
 }

@@ -13,7 +13,7 @@ use sqlx::{ConnectOptions, Connection, Row as _, SqliteConnection};
 
 use super::super::lock::{self, Writer};
 use super::super::sqlite::MIGRATIONS;
-use super::{Difference, How, SchemaFacts};
+use super::{Difference, How, SchemaFacts, schema_facts};
 use crate::timestamp::Timestamp;
 
 /// A SQLite ledger.
@@ -133,14 +133,12 @@ async fn schema(connection: &mut SqliteConnection) -> sqlx::Result<SchemaFacts> 
     for row in sqlx::query("SELECT version, checksum FROM _sqlx_migrations WHERE success").fetch_all(&mut *connection).await? {
         applied.insert(row.try_get(0)?, row.try_get(1)?);
     }
-    let ours: BTreeMap<i64, &[u8]> = MIGRATIONS.iter().map(|migration| (migration.version, migration.checksum.as_ref())).collect();
-    let missing: Vec<i64> = ours.keys().filter(|version| !applied.contains_key(version)).copied().collect();
-    let foreign = |(version, sum): &(&i64, &Vec<u8>)| ours.get(version).is_none_or(|known| known != &sum.as_slice());
-    let unknown: Vec<i64> = applied.iter().filter(foreign).map(|(version, _)| *version).collect();
+    let mut facts = schema_facts(&applied, &MIGRATIONS);
     // Another version's objects are not judged by ours.
-    let same = missing.is_empty() && unknown.is_empty();
-    let differences = if same { differences(&as_made().await?, &objects(connection).await?) } else { Vec::new() };
-    Ok(SchemaFacts { version: applied.keys().max().copied(), missing, unknown, differences })
+    if facts.missing.is_empty() && facts.unknown.is_empty() {
+        facts.differences = differences(&as_made().await?, &objects(connection).await?);
+    }
+    Ok(facts)
 }
 
 /// By kind and name, the statement that made each object of a database.
@@ -178,7 +176,7 @@ mod tests {
     async fn facts_after(sql: &'static str) -> SqliteFacts {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ledger.db");
-        Database::writer(&path).await.unwrap().migrate().await.unwrap();
+        Database::writer(&path).await.unwrap().prepare_schema().await.unwrap();
         let mut outside = SqliteConnectOptions::new().filename(&path).connect().await.unwrap();
         sqlx::raw_sql(sql).execute(&mut outside).await.unwrap();
         outside.close().await.unwrap();

@@ -2,17 +2,18 @@
 
 use serde_json::Value;
 
+use super::world;
+use crate::store::ledger::LedgerReader;
 use crate::store::ledger::event::Event;
-use crate::store::ledger::fixture::{IDENTITY, World};
-use crate::store::ledger::{LedgerReader, ReadError};
+use crate::store::ledger::fixture::IDENTITY;
 
 #[tokio::test]
 async fn an_issuance_is_found_by_serial_and_by_identity_beside_the_running_writer() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     let made = world.make(&ledger);
     ledger.open_made(made.clone()).await.unwrap().issue().await.unwrap();
-    let mut reader = LedgerReader::open(&world.path).await.unwrap();
+    let mut reader = LedgerReader::open(&world.location).await.unwrap();
     let found = reader.issuances_of_serial(&made.serial).await.unwrap();
     assert!(
         matches!(found.as_slice(), [(_, Some(outcome))] if matches!(outcome.event, Event::Issued { certificate, .. } if certificate == made.sha256()))
@@ -26,7 +27,7 @@ async fn an_issuance_is_found_by_serial_and_by_identity_beside_the_running_write
 
 #[test]
 fn the_outcome_of_an_orphan_is_found_in_the_chain_that_filed_it() {
-    let world = World::new();
+    let world = world();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let serial = runtime.block_on(async {
         let ledger = world.start().await;
@@ -37,27 +38,20 @@ fn the_outcome_of_an_orphan_is_found_in_the_chain_that_filed_it() {
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
     world.block_on(async {
         world.start().await.shutdown().await;
-        let mut reader = LedgerReader::open(&world.path).await.unwrap();
+        let mut reader = LedgerReader::open(&world.location).await.unwrap();
         let found = reader.issuances_of_serial(&serial).await.unwrap();
         assert!(matches!(found.as_slice(), [(_, Some(outcome))] if matches!(outcome.event, Event::Unknown { .. })));
     });
 }
 
 #[tokio::test]
-async fn a_missing_ledger_is_said_to_be_missing_and_is_not_made() {
-    let world = World::new();
-    assert!(matches!(LedgerReader::open(&world.path).await, Err(ReadError::Missing(_))));
-    assert!(!world.path.exists());
-}
-
-#[tokio::test]
 async fn the_export_has_the_published_fields() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     let made = world.make(&ledger);
     ledger.open_made(made.clone()).await.unwrap().issue().await.unwrap();
     let mut lines = Vec::new();
-    LedgerReader::open(&world.path).await.unwrap().export(&mut lines).await.unwrap();
+    LedgerReader::open(&world.location).await.unwrap().export(&mut lines).await.unwrap();
     ledger.shutdown().await;
     let lines: Vec<Value> = String::from_utf8(lines).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     for line in &lines {
