@@ -27,15 +27,16 @@ fn clock_file(material: &Material) -> PathBuf {
     material.file("clock")
 }
 
+/// The variables that put a process under faketime; which time it is, `FAKETIME` or `FAKETIME_TIMESTAMP_FILE` says.
+pub(crate) fn faketime() -> [(&'static str, &'static str); 4] {
+    let library = LIBRARIES.into_iter().find(|path| Path::new(path).exists()).expect("faketime is installed by ./run-tests");
+    [("LD_PRELOAD", library), ("FAKETIME_NO_CACHE", "1"), ("DONT_FAKE_MONOTONIC", "1"), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")]
+}
+
 fn under_faketime(material: &Material, setup: Setup) -> Setup {
-    let library = LIBRARIES.iter().find(|path| Path::new(path).exists()).expect("faketime is installed by ./run-tests");
     move_clock(material, "+0s");
-    setup
-        .env("LD_PRELOAD", library)
-        .env("FAKETIME_TIMESTAMP_FILE", clock_file(material).to_str().expect("text"))
-        .env("FAKETIME_NO_CACHE", "1")
-        .env("DONT_FAKE_MONOTONIC", "1")
-        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+    let setup = setup.env("FAKETIME_TIMESTAMP_FILE", clock_file(material).to_str().expect("text"));
+    faketime().into_iter().fold(setup, |setup, (name, value)| setup.env(name, value))
 }
 
 async fn start(setup: Setup) -> TestCa {

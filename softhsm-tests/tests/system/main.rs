@@ -12,6 +12,7 @@ mod crash;
 mod crash_points;
 mod csr;
 mod database_tls;
+mod doctor;
 mod handover;
 mod ledger_errors;
 mod lifetime;

@@ -10,6 +10,7 @@ mod chain;
 mod database;
 pub mod event;
 mod export;
+pub mod inspection;
 mod issuance;
 mod location;
 mod lock;
