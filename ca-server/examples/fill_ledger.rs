@@ -169,7 +169,10 @@ fn evidence(subject: String, name: String, number: u64) -> Evidence {
         subject: Some(subject),
         token: Some(format!("{b:08x}-4c3e-4d9e-9a54-{a:04x}{b:08x}")),
         cluster: Some("Kubernetes".into()),
-        pod: Some(Pod { name: format!("{name}-5d8f7c9b6-{:05x}", number & 0xf_ffff), uid: format!("{b:08x}-5c1b-4f6e-8a77-{a:04x}{b:08x}") }),
+        pod: Some(Pod {
+            name: format!("{name}-5d8f7c9b6-{:05x}", number & 0xf_ffff),
+            uid: format!("{b:08x}-5c1b-4f6e-8a77-{a:04x}{b:08x}"),
+        }),
         peer: Some(([10, 1, (number >> 8 & 255) as u8, (number & 255) as u8], 40_512).into()),
     }
 }

@@ -7,6 +7,7 @@ mod batch;
 mod begin;
 mod body;
 mod chain;
+mod cursor;
 pub mod event;
 mod export;
 mod issuance;
@@ -34,10 +35,11 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 pub use body::BadBody;
+pub use export::{Format, Selection};
 pub use open_intent::{Issued, NotOpened, Recorded, Signed, Unsigned};
 pub use options::{LedgerHealth, LedgerObserver, LedgerOptions, LedgerStartError, StartFact, Unobserved};
 pub use query::{Entry, Found, LedgerReader, ReadError};
-pub use verify::{Broken, Report};
+pub use verify::{BadCheckpoint, Begin, Broken, Checkpoint, Report, VerifyOptions};
 
 use self::begin::{Begun, begin};
 use self::chain::OpenIntents;

@@ -5,5 +5,6 @@ mod failing;
 mod format;
 mod processes;
 mod reading;
+mod resuming;
 mod verifying;
 mod writing;
