@@ -23,12 +23,7 @@ pub(super) struct Cursor {
 }
 
 impl Cursor {
-    /// Of all rows. The snapshot must have begun.
-    pub(super) async fn begin(database: &mut Database) -> Result<Self, DatabaseError> {
-        Self::after(database, HashMap::new()).await
-    }
-
-    /// Of the rows after those places, and of all chains that are not among them.
+    /// Of the rows after those places, and of all chains that are not among them. The snapshot must have begun.
     pub(super) async fn after(database: &mut Database, read_before: HashMap<ChainId, Place>) -> Result<Self, DatabaseError> {
         let mut periods = database.periods().await?.into_iter();
         Ok(Self { period: periods.next(), periods, after: None, limit: if read_before.is_empty() { PAGE } else { PROBE }, read_before })
