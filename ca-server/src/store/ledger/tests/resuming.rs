@@ -87,10 +87,10 @@ async fn a_chain_that_is_not_what_it_was_at_the_checkpoint_is_found() {
         ("UPDATE event SET hash = zeroblob(32) WHERE seq = 5", "not the row that the checkpoint has there"),
         ("DELETE FROM event WHERE seq = 6", "rows are missing between seq 5"),
         (
-            "UPDATE event SET body = CAST(substr(body, 1, length(body) - 1) || x'00' AS BLOB) WHERE seq = 4",
+            "UPDATE event SET body = CAST(substr(body, 1, length(body) - 1) || x'ff' AS BLOB) WHERE seq = 4",
             "not the intent that the checkpoint",
         ),
-        ("UPDATE event SET body = CAST(substr(body, 1, length(body) - 1) || x'00' AS BLOB) WHERE seq = 6", "its hash is not"),
+        ("UPDATE event SET body = CAST(substr(body, 1, length(body) - 1) || x'ff' AS BLOB) WHERE seq = 6", "its hash is not"),
     ] {
         let findings = after(more, sql).await;
         assert!(findings.iter().any(|finding| finding.contains(found)), "{sql}: {findings:?}");
