@@ -22,9 +22,22 @@ have() {
         openssl) command -v openssl >/dev/null ;;
         opensc) command -v pkcs11-tool >/dev/null ;;
         faketime) command -v faketime >/dev/null ;;
+        postgresql) have_postgresql ;;
+        strace) command -v strace >/dev/null ;;
         rustup) command -v rustup >/dev/null ;;
         *) return 1 ;;
     esac
+}
+
+# The programs are enough: the tests run servers of their own, and leave alone what runs or is configured.
+have_postgresql() {
+    local initdb directories
+    directories=$(find /usr/lib/postgresql -mindepth 2 -maxdepth 2 -name bin 2>/dev/null)
+    initdb=$(command -v initdb) && directories="$(dirname -- "$(readlink -f -- "$initdb")") $directories"
+    for initdb in $directories; do
+        [ -x "$initdb/initdb" ] && [ -x "$initdb/postgres" ] && [ -x "$initdb/psql" ] && [ -x "$initdb/pg_basebackup" ] && return 0
+    done
+    return 1
 }
 
 is_debian() {

@@ -1,10 +1,10 @@
 //! Fills a ledger with valid issuances, for measurements of `audit` at size: real intents and outcomes through the real writer, signed
 //! by a key that is made here and forgotten. The identities are 10,000 service accounts in turn.
 //!
-//! `cargo run --release --example fill_ledger -- LEDGER ISSUANCES [IN_FLIGHT]`, where LEDGER is the path of an SQLite file. Each issuance
-//! is two rows. Run again on the same ledger, it adds another chain.
+//! `cargo run --release --example fill_ledger -- LEDGER ISSUANCES [IN_FLIGHT]`, where LEDGER is sqlite:FILE or
+//! postgres://LOGIN@HOST/DATABASE, migrated. Each issuance is two rows. Run again on the same ledger, it adds another chain.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +17,7 @@ use ca_server::clock::Clock;
 use ca_server::evidence::{Credential, Evidence, Pod, RequestId};
 use ca_server::policy::{Choice, KeyAllowed, Policy, Profile, SanRule, Wishes};
 use ca_server::spiffe::{ServiceAccount, SpiffeId, TrustDomain};
-use ca_server::store::ledger::{Ledger, LedgerOptions, NotOpened, StartFact, Unobserved};
+use ca_server::store::ledger::{Ledger, LedgerOptions, Location, NotOpened, ServerFiles, StartFact, Unobserved};
 use ca_server::x509::chain::IssuerChain;
 use ca_server::x509::csr::Csr;
 use ca_server::x509::template::{Draft, SerialRandom};
@@ -49,12 +49,13 @@ async fn run(args: Vec<String>) -> Result<()> {
     let ca = Arc::new(Ca::new()?);
     let clock = Clock::system();
     let options = LedgerOptions {
-        path: PathBuf::from(ledger),
+        location: Location::parse(ledger, ServerFiles::default(), Path::new("")).map_err(|why| anyhow!("the ledger's URL {why}"))?,
         host: "fill-ledger".into(),
         version: env!("CARGO_PKG_VERSION").into(),
         facts: vec![ca.fact()],
         config_digest: [0; 32],
         accept_clock: false,
+        clock_tolerance: Duration::from_secs(30),
         capacity: usize::try_from(in_flight)?,
         observer: Arc::new(Unobserved),
     };

@@ -242,14 +242,18 @@ async fn serve_csr(daemon: Arc<Daemon>, listener: TcpListener, stop: watch::Rece
     result
 }
 
+/// How far the clock may be from the database's: certificates of ten minutes must still make sense.
+const DATABASE_CLOCK_TOLERANCE: Duration = Duration::from_secs(30);
+
 async fn open_ledger(config: &Config, options: Options, metrics: &Arc<Metrics>, clock: Clock) -> Result<Ledger, Exit> {
     let options = LedgerOptions {
-        path: config.ledger.clone(),
+        location: config.ledger.clone(),
         host: gethostname::gethostname().to_string_lossy().into_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         facts: snapshot::facts(config),
         config_digest: config.digest,
         accept_clock: options.accept_clock,
+        clock_tolerance: DATABASE_CLOCK_TOLERANCE,
         capacity: PERMITS,
         observer: Arc::new(Watching(metrics.clone())),
     };

@@ -79,6 +79,7 @@ pub struct Metrics {
     expiry: GaugeVec,
     connections: IntGauge,
     handshake_failures: IntCounterVec,
+    ready: IntGaugeVec,
     reloads: IntCounterVec,
     citadel: Citadel,
 }
@@ -145,6 +146,7 @@ impl Metrics {
             },
             connections: gauge(r, "ca_server_connections", "Open connections on the CSR port."),
             handshake_failures: counters(r, "ca_server_handshake_failures_total", "Connections that ended before a call.", &["reason"]),
+            ready: gauges(r, "ca_server_ready", "1 while this check of /healthz/ready is well.", &["check"]),
             reloads: counters(r, "ca_server_reloads_total", "Reloads of the config, by result.", &["result"]),
             citadel: Citadel::new(r),
             registry,
@@ -231,6 +233,7 @@ impl Metrics {
     pub fn forget_issuers(&self) {
         self.expiry.reset();
         self.signer_info.reset();
+        self.ready.reset();
     }
 
     /// When an issuer's certificate and the root above it end.
@@ -263,6 +266,11 @@ impl Metrics {
     /// A connection ended before a call: `timeout`, `tls` or `limit`.
     pub fn handshake_failed(&self, reason: &'static str) {
         self.handshake_failures.with_label_values(&[reason]).inc();
+    }
+
+    /// What the checks of readiness say now: name, and whether it is well.
+    pub fn ready<'a>(&self, checks: impl Iterator<Item = (&'a str, bool)>) {
+        checks.for_each(|(check, ready)| self.ready.with_label_values(&[check]).set(i64::from(ready)));
     }
 
     /// A reload succeeded or was refused.

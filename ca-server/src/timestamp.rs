@@ -94,6 +94,17 @@ impl Period {
     pub fn yyyymm(self) -> u32 {
         self.0
     }
+
+    /// The month after it; the last month of 9999 is followed by none.
+    pub fn next(self) -> Self {
+        let next = if self.0 % 100 == 12 { self.0 + 89 } else { self.0 + 1 };
+        Self::new(next).unwrap_or(self)
+    }
+
+    /// Whole months from `earlier` to it; zero if it is not after.
+    pub fn months_after(self, earlier: Period) -> u32 {
+        (self.0 / 100 * 12 + self.0 % 100).saturating_sub(earlier.0 / 100 * 12 + earlier.0 % 100)
+    }
 }
 
 impl fmt::Display for Period {
@@ -119,5 +130,14 @@ mod tests {
         assert_eq!(Timestamp::from_seconds(i64::MAX).rfc3339(), "9999-12-31T23:59:59.000000Z");
         assert_eq!(Timestamp::from_seconds(0).minus(Duration::from_secs(9)).seconds(), 0);
         assert!(Period::new(202_613).is_none());
+    }
+
+    #[test]
+    fn january_follows_december() {
+        let [november, december, january] = [202_611, 202_612, 202_701].map(|period| Period::new(period).unwrap());
+        assert_eq!((november.next(), december.next()), (december, january));
+        assert_eq!((january.months_after(november), november.months_after(january)), (2, 0));
+        let last = Period::new(999_912).unwrap();
+        assert_eq!(last.next(), last);
     }
 }

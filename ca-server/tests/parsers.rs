@@ -127,3 +127,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_key_set_that_is_too_large_or_holds_only_secrets_is_refused() {
+    let key = serde_json::json!({"kty": "EC", "use": "sig", "crv": "P-256", "kid": "ec",
+        "x": "AUFJK9nTgXKi1mvmJUx_5byNVMZvDV1dyzp3IdMpTgc", "y": "jJVhx0ndwWkoUEsNko1yC3VyOHO2P_15y79F804GlYI"});
+    let set = |keys: Vec<&serde_json::Value>| serde_json::json!({ "keys": keys }).to_string();
+    assert_eq!(jwks::parse(set(vec![&key; 100]).as_bytes()).expect("a hundred are read").len(), 100);
+    assert!(jwks::parse(set(vec![&key; 101]).as_bytes()).unwrap_err().contains("at most 100"));
+    let secret = serde_json::json!({"kty": "oct", "kid": "ec", "k": "c2VjcmV0", "alg": "HS256"});
+    assert!(jwks::parse(set(vec![&secret]).as_bytes()).unwrap_err().contains("no public signature key"));
+    assert_eq!(jwks::parse(set(vec![&secret, &key]).as_bytes()).expect("the public one").len(), 1);
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("jwks.json");
+    std::fs::write(&file, format!("{}{}", set(vec![&key]), " ".repeat(1 << 20))).expect("writable");
+    let refused = jwks::Jwks::open(&file, std::time::Duration::ZERO, Timestamp::from_seconds(0)).unwrap_err();
+    assert!(refused.contains("at most 1048576"), "{refused}");
+}

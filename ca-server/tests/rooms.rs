@@ -143,8 +143,13 @@ fn the_command_line_alone_holds_a_ceremony() {
 }
 
 #[test]
+fn the_load_generator_shares_no_code_with_the_daemon() {
+    only("loadgen", &[], &["ca_server", "signers"]);
+}
+
+#[test]
 fn files_do_not_import_in_circles() {
-    for crate_name in ["ca-server", "signers"] {
+    for crate_name in ["ca-server", "signers", "loadgen"] {
         let mut sources = sources(crate_name);
         // `cli` and `app` are one storey: `app` speaks the command line's `Exit`, and `cli` starts `app`.
         sources.retain(|source| crate_name != "ca-server" || !source.is_in(&["app", "cli"]));

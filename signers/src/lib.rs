@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 pub use algorithm::{Algorithm, KeyKind, PublicKey, UnknownName};
 pub use pool::{Health, HealthState, PoolOptions, Signer};
-pub use secret_file::{SecretFileError, check_pin_file, read_pin};
+pub use secret_file::{SecretFileError, check_secret_file, read_password, read_pin};
 pub use uri::{KeyUri, Pkcs11Uri, UriError};
 
 /// One private key inside one device. May block; knows nothing of async or of certificates.

@@ -27,22 +27,31 @@ impl From<SecretFileError> for SignError {
 
 /// Reads a PIN: UTF-8, one newline at its end is dropped. The file must be a regular one that neither group nor others can touch.
 pub fn read_pin(path: &Path) -> Result<SecretString, SecretFileError> {
-    let bytes = read(path, "PIN file")?;
-    let pin = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
-    let pin = pin.strip_suffix(b"\r").unwrap_or(pin);
-    match std::str::from_utf8(pin) {
-        Ok("") => Err(SecretFileError(format!("PIN file {}: is empty; write the PIN into it", path.display()))),
-        Ok(pin) if pin.contains('\0') => {
-            Err(SecretFileError(format!("PIN file {}: holds a NUL byte; write only the PIN into it", path.display())))
-        }
-        Ok(pin) => Ok(SecretString::from(pin)),
-        Err(_) => Err(SecretFileError(format!("PIN file {}: is not UTF-8; write only the PIN into it", path.display()))),
-    }
+    read_line(path, "PIN")
 }
 
-/// What `read_pin` would say, without keeping the PIN.
-pub fn check_pin_file(path: &Path) -> Result<(), SecretFileError> {
-    read_pin(path).map(drop)
+/// Reads a password, by the rules of a PIN.
+pub fn read_password(path: &Path) -> Result<SecretString, SecretFileError> {
+    read_line(path, "password")
+}
+
+/// What `read_pin` would say, without keeping the PIN; or `read_password`, where `what` is "password".
+pub fn check_secret_file(path: &Path, what: &str) -> Result<(), SecretFileError> {
+    read_line(path, what).map(drop)
+}
+
+/// `what` is what the file should hold.
+fn read_line(path: &Path, what: &str) -> Result<SecretString, SecretFileError> {
+    let bytes = read(path, &format!("{what} file"))?;
+    let line = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let fail = |text: String| Err(SecretFileError(format!("{what} file {}: {text}", path.display())));
+    match std::str::from_utf8(line) {
+        Ok("") => fail(format!("is empty; write the {what} into it")),
+        Ok(line) if line.contains('\0') => fail(format!("holds a NUL byte; write only the {what} into it")),
+        Ok(line) => Ok(SecretString::from(line)),
+        Err(_) => fail(format!("is not UTF-8; write only the {what} into it")),
+    }
 }
 
 /// The whole content; `what` begins the sentence of an error.
@@ -90,7 +99,7 @@ mod tests {
         {
             let (_dir, path) = pin_file(content.as_bytes(), 0o600);
             assert_eq!(read_pin(&path).unwrap().expose_secret(), pin);
-            check_pin_file(&path).unwrap();
+            check_secret_file(&path, "PIN").unwrap();
         }
     }
 

@@ -13,6 +13,15 @@ pub fn ca_server() -> &'static Path {
     })
 }
 
+/// The `loadgen` binary.
+pub fn loadgen() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        cargo_build("loadgen");
+        profile_directory().join("loadgen")
+    })
+}
+
 /// `<target>/<profile>`, two above the test's own program.
 fn profile_directory() -> PathBuf {
     let own = std::env::current_exe().expect("a running program has a path");

@@ -237,6 +237,14 @@ impl TestCa {
         self.process.as_ref().expect("running").id()
     }
 
+    /// CPU time that it has used, user and system (proc_pid_stat(5), fields 14 and 15).
+    pub fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("running");
+        let behind_the_name = stat.rsplit(')').next().expect("a name in brackets");
+        let ticks: u64 = behind_the_name.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().expect("a number")).sum();
+        Duration::from_secs(ticks) / u32::try_from(rustix::param::clock_ticks_per_second()).expect("small")
+    }
+
     /// Everything logged so far.
     pub fn log_text(&self) -> String {
         self.log.lock().expect("unpoisoned").join("\n")

@@ -8,6 +8,7 @@ pub mod build;
 pub mod check;
 pub mod client;
 pub mod daemon;
+pub mod hostile;
 mod material;
 pub mod tokens;
 

@@ -4,20 +4,22 @@ mod export;
 mod verify;
 
 use std::io::{self, Write};
-use std::path::Path;
 
 use clap::{Args, Subcommand};
 
 use super::Exit;
+use super::ledger_url::LedgerArgs;
 use crate::spiffe::SpiffeId;
 use crate::store::ledger::event::{Event, Proof};
-use crate::store::ledger::{Entry, LedgerReader, ReadError};
+use crate::store::ledger::{Entry, LedgerReader, Location, ReadError};
 use crate::timestamp::Timestamp;
 use crate::x509::Serial;
 
 /// Read and check the ledger, also while the daemon runs.
 #[derive(Args, Debug)]
 pub struct AuditArgs {
+    #[command(flatten)]
+    pub(super) ledger: LedgerArgs,
     #[command(subcommand)]
     question: Question,
 }
@@ -39,8 +41,8 @@ enum Question {
     Export(export::ExportArgs),
 }
 
-/// Answers the question from the ledger at that path.
-pub fn run(args: AuditArgs, ledger: &Path) -> Result<(), Exit> {
+/// Answers the question from that ledger.
+pub fn run(args: AuditArgs, ledger: &Location) -> Result<(), Exit> {
     if matches!(args.question, Question::Verify(_)) {
         verify::step_back();
     }
@@ -62,7 +64,7 @@ pub fn run(args: AuditArgs, ledger: &Path) -> Result<(), Exit> {
     }
 }
 
-async fn open(ledger: &Path) -> Result<LedgerReader, Exit> {
+async fn open(ledger: &Location) -> Result<LedgerReader, Exit> {
     LedgerReader::open(ledger).await.map_err(unreadable)
 }
 

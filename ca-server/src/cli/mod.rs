@@ -5,6 +5,8 @@ pub mod audit;
 pub mod ceremony;
 pub mod check_config;
 pub mod environment;
+pub mod ledger_url;
+pub mod migrate;
 pub mod quickstart;
 pub mod request;
 pub mod serve;
@@ -14,8 +16,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-
-use crate::config::Config;
 
 /// Why a verb ends without success: the exit status and one sentence for the operator.
 #[derive(Debug)]
@@ -82,6 +82,8 @@ enum Verb {
     Request(Box<request::Args>),
     /// Read and check the ledger, also while the daemon runs
     Audit(audit::AuditArgs),
+    /// Make or extend the ledger's database: roles, tables, partitions
+    Migrate(migrate::Args),
     /// Check the config and every file that it names
     CheckConfig,
 }
@@ -105,7 +107,11 @@ fn run(line: CommandLine) -> Result<(), Exit> {
         Verb::Quickstart(args) => quickstart::run(&args),
         Verb::Ceremony(args) => ceremony::run(&args),
         Verb::Request(args) => request::run(&args, &config),
-        Verb::Audit(args) => audit::run(args, &Config::ledger_of(&config).map_err(Exit::config)?),
+        Verb::Audit(args) => {
+            let ledger = args.ledger.location(&config)?;
+            audit::run(args, &ledger)
+        }
+        Verb::Migrate(args) => migrate::run(&args, &config),
         Verb::CheckConfig => check_config::run(&config),
     }
 }

@@ -13,6 +13,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::ledger_url::LedgerArgs;
 use super::request::{self, Plan};
 use super::{Exit, ceremony, environment};
 use crate::app::{Options, Ports, Server, with_port};
@@ -21,6 +22,7 @@ use crate::client::{Ask, Issued, KeyType, Roots, Target};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::spiffe::TrustDomain;
+use crate::store::ledger::{Location, Logins};
 use crate::telemetry;
 use demo_issuer::DemoIssuer;
 use directory::Directory;
@@ -48,6 +50,8 @@ pub struct Args {
     /// Do not ask before --reset deletes
     #[arg(long)]
     yes: bool,
+    #[command(flatten)]
+    ledger: LedgerArgs,
 }
 
 /// How often the demonstration token is looked at while the daemon serves.
@@ -79,8 +83,21 @@ pub fn run(args: &Args) -> Result<(), Exit> {
     let issuer = DemoIssuer::ready(&path)?;
     issuer.token(Clock::default().now())?;
     let first = ca_toml::Ports { csr: args.csr_port, monitoring: args.monitoring_port };
-    ca_toml::ready(&path, &module, first)?;
+    ca_toml::ready(&path, &module, first, args.ledger.section()?.as_deref())?;
+    if let Some(named) = args.ledger.named()? {
+        migrate_and_compare(&named, &path)?;
+    }
     serve(args, &mut directory, &outcome, &issuer)
+}
+
+/// A ledger that the command line names is made ready, and must be the one that the config of an earlier run names.
+fn migrate_and_compare(named: &Location, path: &Path) -> Result<(), Exit> {
+    let file = path.join(ca_toml::FILE);
+    let configured = Config::ledger_of(&file).map_err(Exit::config)?;
+    if configured.to_string() != named.to_string() {
+        return Err(Exit::config(format_args!("{} names the ledger {configured}; change it there, or take another --dir", file.display())));
+    }
+    super::block_on(async { super::migrate::migrate(named, &Logins::default()).await }).map(drop)
 }
 
 /// The built-in spec, written down so that it can be read, then carried out.

@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use signers::KeyUri;
 
-use super::file::{File, Issuer, IssuerState, Jwt, Key, Profile as ProfileFile, San};
-use super::{Config, ConfigError, IssuerConfig, JwtConfig, RequestDefaults};
+use super::file::{File, Issuer, IssuerState, Jwt, Key, Ledger, Profile as ProfileFile, San};
+use super::{Config, ConfigError, Files, IssuerConfig, JwtConfig, RequestDefaults};
 use crate::authn::jwks;
 use crate::digest::sha256;
 use crate::policy::{KeyAllowed, Profile, SanRule, ServingName, TrustDomains};
 use crate::spiffe::TrustDomain;
+use crate::store::ledger::{Location, ServerFiles};
 use crate::timestamp::Timestamp;
 use crate::x509::chain::IssuerChain;
 
@@ -24,12 +25,18 @@ const CALL_TIMEOUT: std::ops::RangeInclusive<u64> = 100..=60_000;
 pub(super) struct Checker<'a> {
     path: &'a Path,
     directory: PathBuf,
+    files: &'a Files,
 }
 
 impl<'a> Checker<'a> {
     pub(super) fn new(path: &'a Path) -> Self {
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
-        Self { path, directory: std::path::absolute(&directory).unwrap_or(directory) }
+        Self { path, directory: std::path::absolute(&directory).unwrap_or(directory), files: &Files::SYSTEM }
+    }
+
+    /// The same with other files than the system's.
+    pub(super) fn over(self, files: &'a Files) -> Self {
+        Self { files, ..self }
     }
 
     pub(super) fn config(&self, file: File, text: &[u8], now: Timestamp) -> Result<Config, ConfigError> {
@@ -49,6 +56,8 @@ impl<'a> Checker<'a> {
         if !CALL_TIMEOUT.contains(&u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)) {
             return Err(self.bad("csr.call_timeout", "lies outside 100ms–60s"));
         }
+        let ledger = self.ledger(&file.ledger)?;
+        warnings.extend(ledger.warning());
         Ok(Config {
             path: self.path.to_owned(),
             digest,
@@ -61,7 +70,7 @@ impl<'a> Checker<'a> {
             names: self.names(&file.csr.names)?,
             call_timeout: timeout,
             monitoring_listen: self.address("monitoring.listen", &file.monitoring.listen)?,
-            ledger: self.ledger(&file.ledger.url)?,
+            ledger,
             environment: self.environment(&file)?,
             issuers,
             profile: self.profile(&file.profile)?,
@@ -77,12 +86,26 @@ impl<'a> Checker<'a> {
         RequestDefaults { roots: file(request.roots), token_file: file(request.token_file), out: file(request.out), ..request }
     }
 
-    /// `sqlite:` and a path.
-    pub(super) fn ledger(&self, url: &str) -> Result<PathBuf, ConfigError> {
-        match url.strip_prefix("sqlite:").map(|path| path.strip_prefix("//").unwrap_or(path)) {
-            Some(path) if !path.is_empty() && !path.contains('?') => Ok(self.file(Path::new(path))),
-            _ => Err(self.bad("ledger.url", format_args!("{url:?} is not understood; write sqlite:FILE"))),
+    /// Where the ledger is. The files that it names are read at each connection; what can be said of them now is said now.
+    pub(super) fn ledger(&self, ledger: &Ledger) -> Result<Location, ConfigError> {
+        let file = |path: &Option<PathBuf>| path.as_deref().map(|path| self.file(path));
+        let files = ServerFiles {
+            password: file(&ledger.password_file),
+            roots: file(&ledger.roots),
+            certificate: file(&ledger.certificate),
+            key: file(&ledger.key),
+        };
+        if let Some(password) = &files.password {
+            (self.files.check_secret)(password, "password")
+                .map_err(|error| self.bad("ledger.password_file", format_args!("names a bad {error}")))?;
         }
+        for (key, path) in [("roots", &files.roots), ("certificate", &files.certificate), ("key", &files.key)] {
+            if let Some(path) = path {
+                self.read(&format!("ledger.{key}"), path)?;
+            }
+        }
+        // What the URL says is repeated where it is refused, except what may be a secret.
+        Location::parse(&ledger.url, files, &self.directory).map_err(|why| self.bad("ledger.url", why))
     }
 
     fn bad(&self, key: &str, why: impl Display) -> ConfigError {
@@ -95,7 +118,7 @@ impl<'a> Checker<'a> {
 
     fn read(&self, key: &str, path: &Path) -> Result<Vec<u8>, ConfigError> {
         let path = self.file(path);
-        std::fs::read(&path).map_err(|error| self.bad(key, format_args!("names {}, which cannot be read: {error}", path.display())))
+        (self.files.read)(&path).map_err(|error| self.bad(key, format_args!("names {}, which cannot be read: {error}", path.display())))
     }
 
     fn each<T, U>(&self, items: &[T], check: impl FnMut(&T) -> Result<U, ConfigError>) -> Result<Vec<U>, ConfigError> {
@@ -176,7 +199,8 @@ impl<'a> Checker<'a> {
             }
             (IssuerState::Active, Some(uri)) => {
                 if let Some(pin) = uri.pin_source() {
-                    signers::check_pin_file(pin).map_err(|error| self.bad(&key("key"), format_args!("has a bad pin-source: {error}")))?;
+                    (self.files.check_secret)(pin, "PIN")
+                        .map_err(|error| self.bad(&key("key"), format_args!("has a bad pin-source: {error}")))?;
                 }
                 key_uri.clone()
             }

@@ -48,6 +48,10 @@ pub(super) struct Monitoring {
 #[serde(deny_unknown_fields)]
 pub(super) struct Ledger {
     pub url: String,
+    pub password_file: Option<PathBuf>,
+    pub roots: Option<PathBuf>,
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
 }
 
 /// How logs are written.

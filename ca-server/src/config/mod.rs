@@ -17,6 +17,7 @@ pub use file::{Log, LogFormat, RequestDefaults};
 
 use crate::policy::{Profile, ServingName, TrustDomains};
 use crate::spiffe::TrustDomain;
+use crate::store::ledger::Location;
 use crate::timestamp::Timestamp;
 use crate::x509::chain::IssuerChain;
 
@@ -51,8 +52,8 @@ pub struct Config {
     pub call_timeout: Duration,
     /// `[monitoring] listen`.
     pub monitoring_listen: SocketAddr,
-    /// `[ledger] url`: the SQLite file.
-    pub ledger: PathBuf,
+    /// `[ledger]`: where it is kept.
+    pub ledger: Location,
     /// `[log]`.
     pub log: Log,
     /// `[request]`.
@@ -97,23 +98,41 @@ pub struct JwtConfig {
     pub refresh: Duration,
 }
 
+/// How the files that a config names are reached. Whoever feeds the check with texts of strangers lets it open none of the system's.
+#[derive(Debug)]
+pub struct Files {
+    /// The whole content.
+    pub read: fn(&Path) -> std::io::Result<Vec<u8>>,
+    /// Whether it is a secret file as it must be; and what it should hold, "PIN" or "password".
+    pub check_secret: fn(&Path, &str) -> Result<(), signers::SecretFileError>,
+}
+
+impl Files {
+    /// Those of the system.
+    pub const SYSTEM: Self = Self { read: |path| std::fs::read(path), check_secret: signers::check_secret_file };
+}
+
 impl Config {
     /// Reads and validates the file and everything it names, as of `now`.
     pub fn load(path: &Path, now: Timestamp) -> Result<Self, ConfigError> {
-        let text = read(path)?;
-        let file = parse(path, &text)?;
-        check::Checker::new(path).config(file, text.as_bytes(), now)
+        Self::of_text(path, &read(path)?, now, &Files::SYSTEM)
+    }
+
+    /// The same for a text that is said to stand at `path`, with these files for those that it names.
+    pub fn of_text(path: &Path, text: &str, now: Timestamp, files: &Files) -> Result<Self, ConfigError> {
+        let file = parse(path, text)?;
+        check::Checker::new(path).over(files).config(file, text.as_bytes(), now)
     }
 
     /// The ledger of the config at `path`, for verbs that read the ledger alone and must work when the rest is broken.
-    pub fn ledger_of(path: &Path) -> Result<PathBuf, ConfigError> {
+    pub fn ledger_of(path: &Path) -> Result<Location, ConfigError> {
         #[derive(serde::Deserialize)]
         struct Only {
             ledger: file::Ledger,
         }
         let text = read(path)?;
         let only: Only = parse(path, &text)?;
-        check::Checker::new(path).ledger(&only.ledger.url)
+        check::Checker::new(path).ledger(&only.ledger)
     }
 
     /// `[request]` and the trust domain of the config at `path`, for a client that must work where PINs and certificates are out of reach.
@@ -149,7 +168,7 @@ impl Config {
             ("csr.names", self.names != other.names),
             ("csr.call_timeout", self.call_timeout != other.call_timeout),
             ("monitoring.listen", self.monitoring_listen != other.monitoring_listen),
-            ("ledger.url", self.ledger != other.ledger),
+            ("ledger", self.ledger != other.ledger),
             ("trust_domain", self.trust_domains.own != other.trust_domains.own),
             ("device env", self.environment != other.environment),
             ("log", self.log.level != other.log.level || self.log.format != other.log.format),

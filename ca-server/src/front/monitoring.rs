@@ -88,6 +88,8 @@ pub async fn serve(listener: TcpListener, routes: Router) {
 }
 
 async fn metrics(State(watched): State<Arc<dyn Watched>>) -> impl IntoResponse {
+    // Said at each scrape, so that an alert needs no prober of its own.
+    watched.metrics().ready(watched.checks().iter().map(|check| (check.name.as_str(), check.ready)));
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], watched.metrics().render())
 }
 

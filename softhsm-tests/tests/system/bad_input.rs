@@ -59,6 +59,39 @@ async fn junk_in_a_message_is_refused_as_such() {
 }
 
 #[tokio::test]
+async fn a_message_that_unfolds_in_memory_is_refused_before_it_does() {
+    const CALL: &str = "/istio.v1.auth.IstioCertificateService/CreateCertificate";
+    let ca = TestCa::start().await;
+    let varint = |mut value: usize| {
+        let mut bytes = Vec::new();
+        while value >= 0x80 {
+            bytes.push(0x80 | (value & 0x7f) as u8);
+            value >>= 7;
+        }
+        bytes.push(value as u8);
+        bytes
+    };
+    let field = |key: u8, content: &[u8]| [&[key][..], &varint(content.len()), content].concat();
+    let half_a_million = [0x0a, 0].repeat(1 << 19);
+    // metadata { fields: { "a": [null, null, …] } }: each null is two bytes here and seventy in memory.
+    let list = field(0x22, &field(0x0a, &[&field(0x0a, b"a")[..], &field(0x12, &field(0x32, &half_a_million))].concat()));
+    // The same as half a million keys of metadata, as a field said again and again, and as one that nobody knows.
+    let messages = [list, field(0x22, &half_a_million), half_a_million.clone(), field(0x7a, &half_a_million)];
+    let before = ca.cpu();
+    for message in messages.iter().cycle().take(20) {
+        let length = u32::try_from(message.len()).expect("a mebibyte").to_be_bytes();
+        let (status, said) = post(&ca, CALL, [&[0], &length[..], message].concat(), Duration::ZERO).await;
+        assert_eq!((status, said.replace("%20", " ").as_str()), (3, "the message holds more than a CSR call needs"), "InvalidArgument");
+    }
+    // A mebibyte through TLS and HTTP/2, and a handshake, are in it.
+    let each = (ca.cpu() - before) / 20;
+    assert!(each < Duration::from_millis(10), "{each:?} of CPU a refusal");
+    ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.expect("alive");
+    ca.until("filed", || async { ca.export().kind("refused_group").iter().any(|row| row["reason"] == "malformed_request") }).await;
+    ca.check();
+}
+
+#[tokio::test]
 async fn a_body_that_never_ends_is_cut_off_by_the_calls_limit() {
     let ca = TestCa::start_with(Setup::default().replace("call_timeout = \"5s\"", "call_timeout = \"1s\"")).await;
     let slow = post(&ca, "/istio.v1.auth.IstioCertificateService/CreateCertificate", vec![0, 0, 1, 0, 0, b'A'], Duration::from_secs(30));

@@ -11,6 +11,7 @@ mod config;
 mod crash;
 mod csr;
 mod lifetime;
+mod loadgen;
 mod metadata;
 mod operations;
 mod secrets;

@@ -358,6 +358,9 @@ async fn monitoring_tells_names_that_dashboards_know_from_the_start() {
     let ready: serde_json::Value = serde_json::from_str(&body).expect("JSON");
     assert_eq!((status, &ready["ready"]), (200, &serde_json::Value::Bool(true)));
     assert!(ready["checks"].as_array().expect("a list").iter().all(|check| check["name"].is_string() && check["detail"].is_string()));
+    for check in ready["checks"].as_array().expect("a list") {
+        assert_eq!(ca.metric(&format!("ca_server_ready{{check={}}}", check["name"])).await, 1.0, "{check}");
+    }
     ca.check();
 }
 

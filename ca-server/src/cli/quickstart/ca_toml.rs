@@ -73,13 +73,13 @@ pub(super) fn environment(directory: &Path) -> BTreeMap<String, String> {
     only.device.into_values().flat_map(|device| device.env).filter(legal).collect()
 }
 
-/// Writes the config unless there is one.
-pub(super) fn ready(directory: &Path, module: &Path, ports: Ports) -> Result<(), Exit> {
+/// Writes the config unless there is one. `ledger`: the section's keys where it is not the usual file.
+pub(super) fn ready(directory: &Path, module: &Path, ports: Ports, ledger: Option<&str>) -> Result<(), Exit> {
     let path = directory.join(FILE);
     if path.exists() {
         return Ok(());
     }
-    let text = config(directory, module, &ports);
+    let text = config(directory, module, &ports, ledger.unwrap_or("url = \"sqlite:ledger.db\"\n"));
     files::create(&path, text.as_bytes(), files::PUBLIC).map_err(|error| Exit::missing(format!("{}: {error}", path.display())))
 }
 
@@ -88,7 +88,7 @@ fn key_uri(label: &str, module: &Path) -> String {
     format!("pkcs11:token={label};object={label}?module-path={}&pin-source=file:{label}.pin", module.display())
 }
 
-fn config(directory: &Path, module: &Path, ports: &Ports) -> String {
+fn config(directory: &Path, module: &Path, ports: &Ports, ledger: &str) -> String {
     let softhsm = &tokens::environment(directory)["SOFTHSM2_CONF"];
     let softhsm = toml::Value::String(softhsm.clone());
     format!(
@@ -116,8 +116,7 @@ listen = "127.0.0.1:{monitoring}"
 
 # Every signature's intent is durable here before the device is asked, and its outcome before the answer leaves.
 [ledger]
-url = "sqlite:ledger.db"
-
+{ledger}
 [log]
 level = "info"
 # "text" for people, "json" for machines.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use super::{ca_toml, tokens};
 use crate::cli::Exit;
 use crate::config::Config;
+use crate::store::ledger::Location;
 
 /// Holds the directory's absolute path, and the lock of whoever works in it.
 const MARKER: &str = ".quickstart";
@@ -172,7 +173,10 @@ fn lock_of(ledger: &Path) -> PathBuf {
 fn lock_ledgers(path: &Path) -> Result<Vec<File>, Exit> {
     let usual = path.join(LEDGER);
     // A config that is wrong is named when it is loaded; a reset must do without.
-    let configured = Config::ledger_of(&path.join(ca_toml::FILE)).ok().filter(|ledger| *ledger != usual);
+    let configured = match Config::ledger_of(&path.join(ca_toml::FILE)) {
+        Ok(Location::Sqlite(ledger)) if ledger != usual => Some(ledger),
+        _ => None,
+    };
     let mut held = Vec::new();
     for lock in [Some(usual), configured].into_iter().flatten().map(|ledger| lock_of(&ledger)) {
         match OpenOptions::new().create(true).truncate(false).write(true).open(&lock) {

@@ -31,6 +31,11 @@ impl Batch {
                     }
                     None => Answer::Intent { reply, queue, permit },
                 },
+                // The process that took this one for dead has closed the intent; a second outcome must not come about.
+                Answer::Outcome { reply, .. } if event.closes().is_some_and(|intent| intent.chain != chain.id()) => {
+                    answer_to(reply, Err(Refusal::new(Reason::LedgerDown, "the intent was closed as unknown by another process")));
+                    continue;
+                }
                 other => other,
             };
             batch.chain.append(event, request, now, open, &mut batch.rows);
@@ -84,7 +89,7 @@ impl Batch {
                     answer_to(reply, Ok(()));
                 }
                 Answer::Fact(reply) => answer_to(reply, Ok(())),
-                Answer::Nobody => {}
+                Answer::WhileClaimed | Answer::Nobody => {}
             }
         }
         (self.chain, retained)
@@ -123,7 +128,7 @@ pub(super) fn refuse(items: Vec<Item>, refusal: &Refusal) -> Vec<Item> {
                 let _ = reply.send(Err(NotFiled::Refused(refusal.clone())));
             }
             Answer::Fact(reply) => answer_to(reply, Err(refusal.clone())),
-            Answer::Withheld { .. } => {}
+            Answer::Withheld { .. } | Answer::WhileClaimed => {}
             Answer::Outcome { .. } | Answer::Nobody => kept.push(Item { event, request, answer }),
         }
     }

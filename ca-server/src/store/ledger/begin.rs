@@ -2,12 +2,15 @@
 //! them ended. All of it is durable or nothing, so a process that dies here leaves nothing half filed.
 
 use super::chain::{Chain, OpenIntents};
-use super::event::{ChainId, Event, Why};
+use super::database::Database;
+use super::event::{ChainId, Event};
+use super::lock::Lock;
 use super::options::LedgerOptions;
-use super::sqlite::Database;
-use super::status::{State, is_behind};
-use super::survey::{SurveyError, survey};
+use super::schema::DatabaseError;
+use super::status::{State, Status, is_behind};
+use super::survey::{DeadChain, SurveyError, survey};
 use super::writer::Writer;
+use crate::clock::Clock;
 use crate::timestamp::Timestamp;
 
 /// A chain that has begun, or why it may not yet.
@@ -15,13 +18,27 @@ pub(super) enum Begun {
     Chain(Chain),
     /// The clock is behind this newest row.
     ClockBehind(Timestamp),
+    /// The clock is not the database's.
+    ClockApart,
 }
 
-/// Begins a chain. Must be called by the holder of the lock.
-pub(super) async fn begin(database: &mut Database, options: &LedgerOptions, now: Timestamp) -> Result<Begun, SurveyError> {
-    let legacy = survey(database).await?;
+/// Begins a chain: takes its lock, and everything that dead chains left.
+pub(super) async fn begin(database: &mut Database, options: &LedgerOptions, status: &Status, clock: &Clock) -> Result<Begun, SurveyError> {
+    database.check_schema().await?;
+    status.partitioned_until(database.last_partition().await?);
+    status.clock_is(database.time().await?);
+    let now = clock.now();
+    if status.clock_apart(now).is_some() {
+        return Ok(Begun::ClockApart);
+    }
+    let id = ChainId(random());
+    if database.lock_own(id, None).await? != Lock::Held {
+        return Err(DatabaseError::Protocol("the lock of a new chain is taken".into()).into());
+    }
+    let legacy = survey(database, None).await?;
     let overtaken = legacy.newest.filter(|newest| is_behind(now, *newest));
     if let (Some(newest), false) = (overtaken, options.accept_clock) {
+        database.release_claims().await?;
         return Ok(Begun::ClockBehind(newest));
     }
     let mut events = vec![(
@@ -30,18 +47,15 @@ pub(super) async fn begin(database: &mut Database, options: &LedgerOptions, now:
     )];
     events.extend(overtaken.map(|recorded| (Event::Clock { recorded }, None)));
     events.extend(options.facts.iter().cloned().map(|fact| (Event::from(fact), None)));
-    for chain in legacy.dead {
-        let unknown = |intent| Event::Unknown { intent, why: Why::process_died() };
-        events.extend(chain.orphans.into_iter().map(|(intent, request)| (unknown(intent), request)));
-        events.push((Event::ChainEnded { head: chain.head }, None));
-    }
+    events.extend(legacy.dead.into_iter().flat_map(DeadChain::last_words));
     let not_before = if overtaken.is_some() { now } else { legacy.newest.unwrap_or(now) };
-    let mut chain = Chain::new(ChainId(random()), now, not_before);
+    let mut chain = Chain::new(id, now, not_before);
     let mut rows = Vec::with_capacity(events.len());
     for (event, request) in events {
         chain.append(event, request, now, &OpenIntents::new(), &mut rows);
     }
     database.insert(&rows).await?;
+    database.release_claims().await?;
     Ok(Begun::Chain(chain))
 }
 
@@ -52,23 +66,24 @@ fn random() -> [u8; 16] {
 }
 
 impl Writer {
-    /// Begins the chain that a clock behind the ledger, or a database that did not answer, has kept from beginning.
+    /// Begins the chain that a clock, or a database that did not answer, has kept from beginning.
     pub(super) async fn begin_when_due(&mut self) {
-        let now = self.clock.now();
         if let State::ClockBehind(newest) = &*self.status.state()
-            && is_behind(now, *newest)
+            && is_behind(self.clock.now(), *newest)
             && !self.options.accept_clock
         {
             return;
         }
         let Some(database) = &mut self.database else { return };
-        match begin(database, &self.options, now).await {
+        match begin(database, &self.options, &self.status, &self.clock).await {
             Ok(Begun::Chain(chain)) => {
+                self.session = database.session();
                 self.status.chain_stands_at(&chain);
                 self.chain = Some(chain);
                 self.go_up();
             }
             Ok(Begun::ClockBehind(newest)) => self.status.set(State::ClockBehind(newest)),
+            Ok(Begun::ClockApart) => self.clock_is_apart(),
             Err(error) => {
                 self.disconnect().await;
                 self.go_down(&error);

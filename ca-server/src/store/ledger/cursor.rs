@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
+use super::database::Database;
 use super::event::{ChainId, Place, StoredRow};
-use super::sqlite::{Database, DatabaseError};
+use super::schema::DatabaseError;
 
 /// Rows read at a time.
 const PAGE: u32 = 2048;

@@ -1,6 +1,7 @@
-//! What the tests of the ledger stand on: a real issuer, real certificates by an independent encoder, and a clock that is told.
+//! What the tests of the ledger stand on: a real issuer, real certificates by an independent encoder, a clock that is told, and a
+//! ledger on either database.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,16 +11,19 @@ use rcgen::{
     KeyUsagePurpose, SanType, SerialNumber,
 };
 
-use sqlx::{Connection, Executor, SqliteConnection};
+use postgres_cluster::Cluster;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, SqliteConnection};
 
 use super::body::decode;
 use super::chain::{Chain, OpenIntents};
+use super::database::Database;
 use super::event::{ChainId, Event, Group, Intent, Proof, Row, RowRef, StoredRow};
 use super::export::{Format, Selection};
+use super::location::{Location, ServerFiles};
+use super::migrate::{Logins, Migrated, migrate};
 use super::open_intent::{NotOpened, Recorded};
 use super::options::{LedgerOptions, LedgerStartError, StartFact, Unobserved};
 use super::query::LedgerReader;
-use super::sqlite::Database;
 use super::verify::{Begin, Checkpoint, Report, VerifyOptions};
 use super::{Ledger, gone};
 use crate::clock::Clock;
@@ -174,21 +178,23 @@ pub(super) fn request(number: u8) -> RequestId {
     RequestId([number; 16])
 }
 
-pub(super) fn options(path: &Path, ca: &Ca) -> LedgerOptions {
+pub(super) fn options(location: &Location, ca: &Ca) -> LedgerOptions {
     LedgerOptions {
-        path: path.to_owned(),
+        location: location.clone(),
         host: "ca-0".into(),
         version: "0.1.0".into(),
         facts: vec![StartFact::Ceremony { digest: [3; 32] }, ca.fact()],
         config_digest: [5; 32],
         accept_clock: false,
+        // The database shows the real time, and the hands what they are told.
+        clock_tolerance: Duration::MAX,
         capacity: 1024,
         observer: Arc::new(Unobserved),
     }
 }
 
-pub(super) async fn start(path: &Path, ca: &Ca, hands: &Hands) -> Result<Ledger, LedgerStartError> {
-    Ledger::start(options(path, ca), hands.clock()).await
+pub(super) async fn start(location: &Location, ca: &Ca, hands: &Hands) -> Result<Ledger, LedgerStartError> {
+    Ledger::start(options(location, ca), hands.clock()).await
 }
 
 impl Ledger {
@@ -248,8 +254,8 @@ impl Forged<'_> {
     /// Writes the rows so far and goes on in the same chain.
     pub(super) async fn write_so_far(&mut self) {
         let rows = std::mem::take(&mut self.rows);
-        let mut database = Database::writer(&self.world.path).await.unwrap();
-        database.migrate().await.unwrap();
+        let mut database = Database::writer(&self.world.location).await.unwrap();
+        database.prepare_schema().await.unwrap();
         database.insert(&rows).await.unwrap();
         database.close().await.unwrap();
     }
@@ -260,28 +266,121 @@ impl Forged<'_> {
     }
 }
 
-/// A ledger's directory, an issuer and a clock.
+/// Somebody who has begun a transaction and keeps everybody else from writing.
+pub(super) enum Held {
+    Sqlite(SqliteConnection),
+    Postgres(PgConnection),
+}
+
+impl World {
+    pub(super) async fn hold(&self) -> Held {
+        match &self.location {
+            Location::Sqlite(path) => {
+                let mut connection = SqliteConnection::connect(path.to_str().unwrap()).await.unwrap();
+                connection.execute("BEGIN IMMEDIATE").await.unwrap();
+                Held::Sqlite(connection)
+            }
+            Location::Postgres(_) => {
+                let mut connection = self.superuser().await;
+                connection.execute("BEGIN; LOCK TABLE event IN SHARE ROW EXCLUSIVE MODE").await.unwrap();
+                Held::Postgres(connection)
+            }
+        }
+    }
+}
+
+impl Held {
+    pub(super) async fn run(&mut self, sql: &'static str) {
+        match self {
+            Self::Sqlite(connection) => connection.execute(sql).await.map(drop),
+            Self::Postgres(connection) => connection.execute(sql).await.map(drop),
+        }
+        .unwrap();
+    }
+
+    /// Takes away what forbids to delete rows.
+    pub(super) async fn drop_triggers(&mut self) {
+        let sql = match self {
+            Self::Sqlite(_) => "DROP TRIGGER event_is_never_deleted",
+            Self::Postgres(_) => "DROP TRIGGER event_is_never_changed ON event",
+        };
+        self.run(sql).await;
+    }
+}
+
+/// The stories' SQL is SQLite's; here a row's number is its place in the order of writing.
+fn for_postgres(sql: &str) -> String {
+    let number = "(SELECT count(*) FROM event AS earlier WHERE earlier.ctid <= event.ctid)";
+    let sql = sql.replace("rowid", number).replace("AS BLOB", "AS BYTEA");
+    let mut parts = sql.split("x'");
+    let mut translated = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (digits, rest) = part.split_once('\'').unwrap();
+        translated += &format!("decode('{digits}', 'hex'){rest}");
+    }
+    translated.replace("zeroblob(32)", "decode(repeat('00', 32), 'hex')")
+}
+
+/// A ledger, an issuer and a clock.
 pub(super) struct World {
     _dir: Option<tempfile::TempDir>,
-    pub(super) path: PathBuf,
+    pub(super) location: Location,
     pub(super) ca: Ca,
     pub(super) hands: Hands,
 }
 
 impl World {
-    pub(super) fn new() -> Self {
+    /// An empty ledger in a file.
+    pub(super) fn sqlite() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger.db");
-        Self { _dir: Some(dir), ..Self::at(path) }
+        Self { _dir: Some(dir), ..Self::at(Location::Sqlite(path)) }
+    }
+
+    /// An empty ledger on a server of this process alone, migrated.
+    pub(super) fn postgres() -> Self {
+        let world = Self::unmigrated();
+        std::thread::scope(|scope| scope.spawn(|| world.block_on(world.migrate())).join()).unwrap();
+        world
+    }
+
+    /// A database without anything in it.
+    pub(super) fn unmigrated() -> Self {
+        let cluster = Cluster::shared();
+        Self::at_url(&cluster.url(&cluster.database()))
+    }
+
+    pub(super) fn at_url(url: &str) -> Self {
+        Self::at(Location::parse(url, ServerFiles::default(), Path::new("/")).unwrap())
+    }
+
+    /// The URL by which another process finds it.
+    pub(super) fn url(&self) -> String {
+        match &self.location {
+            Location::Sqlite(path) => format!("sqlite:{}", path.display()),
+            Location::Postgres(servers) => servers.first_url().to_owned(),
+        }
+    }
+
+    pub(super) async fn migrate(&self) -> Migrated {
+        migrate(&self.location, &Logins::default(), self.hands.now()).await.unwrap()
+    }
+
+    /// The file of a SQLite ledger.
+    pub(super) fn path(&self) -> &Path {
+        match &self.location {
+            Location::Sqlite(path) => path,
+            other => panic!("{other} is no file"),
+        }
     }
 
     /// A world around a ledger that somebody else keeps.
-    pub(super) fn at(path: PathBuf) -> Self {
-        Self { path, _dir: None, ca: Ca::new(), hands: Hands::at(NOON) }
+    pub(super) fn at(location: Location) -> Self {
+        Self { location, _dir: None, ca: Ca::new(), hands: Hands::at(NOON) }
     }
 
     pub(super) async fn start(&self) -> Ledger {
-        start(&self.path, &self.ca, &self.hands).await.unwrap()
+        start(&self.location, &self.ca, &self.hands).await.unwrap()
     }
 
     /// A forged chain that begins as it should, naming `heads` and its issuer.
@@ -332,14 +431,39 @@ impl World {
 
     /// Runs SQL as some other process would.
     pub(super) async fn execute(&self, sql: &str) -> sqlx::Result<()> {
-        let mut connection = SqliteConnection::connect(self.path.to_str().unwrap()).await?;
-        connection.execute(sqlx::AssertSqlSafe(sql)).await?;
-        connection.close().await
+        match &self.location {
+            Location::Sqlite(path) => {
+                let mut connection = SqliteConnection::connect(path.to_str().unwrap()).await?;
+                connection.execute(AssertSqlSafe(sql)).await?;
+                connection.close().await
+            }
+            Location::Postgres(_) => {
+                let mut connection = self.superuser().await;
+                connection.execute(AssertSqlSafe(for_postgres(sql))).await?;
+                connection.close().await
+            }
+        }
+    }
+
+    /// A connection that may do everything.
+    pub(super) async fn superuser(&self) -> PgConnection {
+        let Location::Postgres(servers) = &self.location else { panic!("no server") };
+        let options = servers.options().unwrap().remove(0).options([("search_path", "ca_server")]);
+        PgConnection::connect_with(&options).await.unwrap()
+    }
+
+    /// Takes the triggers away that keep rows as they are.
+    pub(super) async fn drop_triggers(&self) {
+        let sql = match self.location {
+            Location::Sqlite(_) => "DROP TRIGGER event_is_never_updated; DROP TRIGGER event_is_never_deleted",
+            Location::Postgres(_) => "DROP TRIGGER event_is_never_changed ON event",
+        };
+        self.execute(sql).await.unwrap();
     }
 
     /// All rows in the order of their writing.
     pub(super) async fn rows(&self) -> Vec<StoredRow> {
-        let mut database = Database::reader(&self.path).await.unwrap();
+        let mut database = Database::reader(&self.location).await.unwrap();
         database.in_order_of_writing().await.unwrap()
     }
 
@@ -366,7 +490,7 @@ impl World {
     }
 
     pub(super) async fn reader(&self) -> LedgerReader {
-        LedgerReader::open(&self.path).await.unwrap()
+        LedgerReader::open(&self.location).await.unwrap()
     }
 
     pub(super) async fn export(&self, selection: &Selection, format: Format) -> String {

@@ -9,6 +9,17 @@ use std::path::{Path, PathBuf};
 /// Symbolic links that are followed from a database's path, as the kernel does.
 const LINKS: usize = 40;
 
+/// What stands against a chain that wants to go on writing on a new connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lock {
+    /// It is held, by this connection: its former holder can commit nothing more.
+    Held,
+    /// A former connection of this process still holds it; it was told to end.
+    OwnFormer,
+    /// Somebody else has it: this process was taken for dead.
+    Lost,
+}
+
 /// The lock, held until dropped or until the process ends in whatever way.
 #[derive(Debug)]
 pub(super) struct WriterLock {

@@ -8,18 +8,24 @@ mod begin;
 mod body;
 mod chain;
 mod cursor;
+mod database;
 pub mod event;
 mod export;
 mod issuance;
+mod location;
 mod lock;
+mod migrate;
 mod open_intent;
 mod options;
+mod postgres;
 mod query;
 mod recovery;
 mod refusals;
+mod schema;
 mod sqlite;
 mod status;
 mod survey;
+mod upkeep;
 mod verify;
 mod work;
 mod writer;
@@ -36,6 +42,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 pub use body::BadBody;
 pub use export::{Format, Selection};
+pub use location::{Location, ServerFiles, Servers};
+pub use migrate::{Logins, Migrated, MigrationError, migrate};
 pub use open_intent::{Issued, NotOpened, Recorded, Signed, Unsigned};
 pub use options::{LedgerHealth, LedgerObserver, LedgerOptions, LedgerStartError, StartFact, Unobserved};
 pub use query::{Entry, Found, LedgerReader, ReadError};
@@ -43,15 +51,15 @@ pub use verify::{BadCheckpoint, Begin, Broken, Checkpoint, Report, VerifyOptions
 
 use self::begin::{Begun, begin};
 use self::chain::OpenIntents;
+use self::database::Database;
 use self::event::{Event, Hash, Intent};
 use self::lock::WriterLock;
 use self::open_intent::intent_of;
 use self::refusals::Refusals;
-use self::sqlite::{Database, SchemaError};
 use self::status::{State, Status};
 use self::survey::SurveyError;
 use self::work::{Answer, Item, NotFiled, OpenIntent, Work};
-use self::writer::Writer;
+use self::writer::{Upkeep, Writer};
 use crate::clock::Clock;
 use crate::evidence::{Evidence, RequestId};
 use crate::refusal::{Reason, Refusal};
@@ -71,36 +79,61 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Takes the lock, brings the schema up to date, files what dead processes left open, and begins a chain. With a clock that is
-    /// behind the ledger it starts too, but refuses with `Reason::Clock` until the clock has caught up.
+    /// Takes the lock, brings a file's schema up to date, files what dead processes left open, and begins a chain. With a clock that is
+    /// wrong, or a server that cannot be reached at present, it starts too, but refuses until that has passed.
     pub async fn start(mut options: LedgerOptions, clock: Clock) -> Result<Self, LedgerStartError> {
-        let path = options.path.clone();
-        let unavailable = |cause: &dyn std::fmt::Display| LedgerStartError::Unavailable { path: path.clone(), cause: cause.to_string() };
-        let corrupt = |cause: &dyn std::fmt::Display| LedgerStartError::Corrupt { path: path.clone(), cause: cause.to_string() };
-        // The lock and the database go by the same spelling, also when a link on the way to them is changed later.
-        options.path = lock::resolve(&path).map_err(|error| unavailable(&error))?;
-        let lock = WriterLock::take(&options.path).map_err(|error| unavailable(&error))?;
-        let lock = lock.ok_or_else(|| LedgerStartError::Locked(path.clone()))?;
-        let mut database = Database::writer(&options.path).await.map_err(|error| unavailable(&error))?;
-        database.migrate().await.map_err(|error| match error {
-            SchemaError::Unknown(_) => corrupt(&error),
-            SchemaError::Database(_) => unavailable(&error),
-        })?;
-        let status = Arc::new(Status::new());
-        let chain = match begin(&mut database, &options, clock.now()).await {
-            Ok(Begun::Chain(chain)) => {
-                status.chain_stands_at(&chain);
-                status.set(State::Up);
-                Some(chain)
+        let ledger = options.location.to_string();
+        let unavailable =
+            |cause: &dyn std::fmt::Display| LedgerStartError::Unavailable { ledger: ledger.clone(), cause: cause.to_string() };
+        let mut lock = None;
+        if let Location::Sqlite(path) = &mut options.location {
+            // The lock and the database go by the same spelling, also when a link on the way to them is changed later.
+            *path = lock::resolve(path).map_err(|error| unavailable(&error))?;
+            lock = WriterLock::take(path).map_err(|error| unavailable(&error))?;
+            if lock.is_none() {
+                return Err(LedgerStartError::Locked(ledger.clone()));
             }
-            Ok(Begun::ClockBehind(newest)) => {
+        }
+        let status = Arc::new(Status::new(options.clock_tolerance));
+        let mut database = match Database::writer(&options.location).await {
+            Ok(database) => Some(database),
+            Err(error) if database::passes(&options.location, &error) => None,
+            Err(error) => return Err(unavailable(&error)),
+        };
+        let begun = match &mut database {
+            Some(database) => Some(match database.prepare_schema().await {
+                Ok(()) => begin(database, &options, &status, &clock).await,
+                Err(error) => Err(error.into()),
+            }),
+            None => None,
+        };
+        let mut chain = None;
+        match begun {
+            Some(Ok(Begun::Chain(begun))) => {
+                status.chain_stands_at(&begun);
+                status.set(State::Up);
+                chain = Some(begun);
+            }
+            Some(Ok(Begun::ClockBehind(newest))) => {
                 tracing::error!(%newest, "the clock is behind the ledger; nothing is issued until it has caught up or is accepted");
                 status.set(State::ClockBehind(newest));
-                None
             }
-            Err(SurveyError::Database(error)) => return Err(unavailable(&error)),
-            Err(SurveyError::Corrupt(cause)) => return Err(corrupt(&cause)),
-        };
+            Some(Ok(Begun::ClockApart)) => {
+                let cause = status.clock_apart(clock.now()).map(|refusal| refusal.detail().to_owned());
+                tracing::error!(cause, "nothing is issued until the clocks agree");
+                status.set(State::ClockApart);
+            }
+            Some(Err(SurveyError::Corrupt(cause))) => return Err(LedgerStartError::Corrupt { ledger: ledger.clone(), cause }),
+            Some(Err(SurveyError::Database(error))) if !database::passes(&options.location, &error) => return Err(unavailable(&error)),
+            Some(Err(SurveyError::Database(error))) => {
+                tracing::error!(%error, "the ledger cannot be reached; nothing is issued until it can");
+                status.set(State::Down(error.to_string()));
+            }
+            None => {
+                tracing::error!("the ledger cannot be reached; nothing is issued until it can");
+                status.set(State::Down("it has not been reached yet".into()));
+            }
+        }
         options.observer.up(chain.is_some());
         let (refusals, refused) = Refusals::new();
         let (queue, work) = mpsc::unbounded_channel();
@@ -120,7 +153,9 @@ impl Ledger {
             work,
             refused,
             more_refused: false,
-            database: Some(database),
+            session: database.as_ref().and_then(Database::session),
+            upkeep: Upkeep::just_connected(),
+            database,
             chain,
             open: OpenIntents::new(),
             retained: Vec::new(),
@@ -208,7 +243,10 @@ impl Ledger {
     /// Whether it records, for readiness.
     pub fn health(&self, now: Timestamp) -> LedgerHealth {
         match self.accepting(now) {
-            Ok(()) => LedgerHealth { ready: true, detail: "the ledger is recording".into() },
+            Ok(()) => {
+                let warning = self.status.partitions_run_out(now).map(|warning| format!("; {warning}"));
+                LedgerHealth { ready: true, detail: format!("the ledger is recording{}", warning.unwrap_or_default()) }
+            }
             Err(refusal) => LedgerHealth { ready: false, detail: refusal.detail().into() },
         }
     }

@@ -1,16 +1,16 @@
 //! What the ledger is started with, and what it says of itself: facts, the observer's hook, health, and why it did not start.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::event::{Event, Hash, IssuerFacts};
+use super::location::Location;
 
 /// How a ledger is opened.
 #[derive(Clone)]
 pub struct LedgerOptions {
-    /// The database file. Beside it stand `-wal`, `-shm` and the lock file.
-    pub path: PathBuf,
+    /// Where it is kept.
+    pub location: Location,
     /// The machine's name.
     pub host: String,
     /// The program's version.
@@ -21,6 +21,8 @@ pub struct LedgerOptions {
     pub config_digest: Hash,
     /// Go on although the clock is behind the ledger; files a `clock` row.
     pub accept_clock: bool,
+    /// How far the clock may be from the database's, where that has one.
+    pub clock_tolerance: Duration,
     /// How many intents may be open at once.
     pub capacity: usize,
     /// Who watches.
@@ -85,20 +87,20 @@ impl LedgerObserver for Unobserved {
 pub enum LedgerStartError {
     /// Another process holds the lock.
     #[error("the ledger {0} is in use by another process")]
-    Locked(PathBuf),
-    /// The file or its directory cannot be opened, read or written.
-    #[error("the ledger {path} cannot be opened: {cause}")]
+    Locked(String),
+    /// The file or its directory cannot be opened, read or written, or the server does not let this login in.
+    #[error("the ledger {ledger} cannot be opened: {cause}")]
     Unavailable {
-        /// The database file.
-        path: PathBuf,
+        /// The database file, or the server's URL.
+        ledger: String,
         /// What the system said.
         cause: String,
     },
-    /// The file is no ledger that this program can continue.
-    #[error("the ledger {path} cannot be continued: {cause}")]
+    /// It is no ledger that this program can continue.
+    #[error("the ledger {ledger} cannot be continued: {cause}")]
     Corrupt {
-        /// The database file.
-        path: PathBuf,
+        /// The database file, or the server's URL.
+        ledger: String,
         /// What is wrong.
         cause: String,
     },

@@ -2,12 +2,14 @@
 //! checked only by `verify`.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::body::{BadBody, decode};
+use super::database::Database;
 use super::event::{ChainId, Event, Hash, Header, Intent, Place, RowRef, StoredRow};
-use super::sqlite::{Database, DatabaseError};
+use super::location::Location;
+use super::schema::DatabaseError;
 use crate::timestamp::{Period, Timestamp};
 use crate::x509::Serial;
 
@@ -17,9 +19,9 @@ pub enum ReadError {
     /// There is no file.
     #[error("there is no ledger at {0}")]
     Missing(PathBuf),
-    /// The file is there and is not a ledger that this program knows.
+    /// The file or database is there and is not a ledger that this program knows.
     #[error("{0} is not a ledger that this version of the program can read")]
-    Unknown(PathBuf),
+    Unknown(String),
     /// The database does not work.
     #[error("the ledger cannot be read: {0}")]
     Database(#[from] DatabaseError),
@@ -100,17 +102,19 @@ const DECLARATIONS: u32 = 64;
 
 impl LedgerReader {
     /// Opens a ledger for reading.
-    pub async fn open(path: &Path) -> Result<Self, ReadError> {
-        if !path.exists() {
-            return Err(ReadError::Missing(path.to_owned()));
+    pub async fn open(location: &Location) -> Result<Self, ReadError> {
+        if let Location::Sqlite(path) = location
+            && !path.exists()
+        {
+            return Err(ReadError::Missing(path.clone()));
         }
-        let mut database = Database::reader(path).await?;
+        let mut database = Database::reader(location).await?;
         match database.schema_is_known().await {
             Ok(true) => Ok(Self { database }),
-            Ok(false) => Err(ReadError::Unknown(path.to_owned())),
-            // Code 1: there is no such table. Code 26: the file is no database.
+            Ok(false) => Err(ReadError::Unknown(location.to_string())),
+            // Of SQLite. Code 1: there is no such table. Code 26: the file is no database.
             Err(DatabaseError::Database(error)) if matches!(error.code().as_deref(), Some("1" | "26")) => {
-                Err(ReadError::Unknown(path.to_owned()))
+                Err(ReadError::Unknown(location.to_string()))
             }
             Err(error) => Err(error.into()),
         }

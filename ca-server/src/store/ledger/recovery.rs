@@ -1,13 +1,20 @@
 //! What the writer does when a commit fails: it learns from its chain's last row, on a new connection, whether the batch is durable
 //! before anybody is answered, and then tries until the database takes rows again. A chain whose last row is neither the last
-//! acknowledged one nor the batch's was tampered with or restored from a copy: then nothing is issued ever again.
+//! acknowledged one nor the batch's was tampered with or restored from a copy: then nothing is issued ever again. A process whose
+//! chain's lock another has taken was declared dead: it withholds what is open and begins a new chain.
 
 use std::fmt::Display;
+use std::io;
 
 use super::batch::{Batch, refuse_for_ever};
-use super::sqlite::{Database, DatabaseError};
+use super::chain::Chain;
+use super::database::Database;
+use super::event::{ChainId, Hash};
+use super::lock::Lock;
+use super::schema::DatabaseError;
 use super::status::State;
-use super::writer::Writer;
+use super::survey::{SurveyError, is_declared_ended};
+use super::writer::{Upkeep, Writer};
 use crate::refusal::{Reason, Refusal};
 
 impl Writer {
@@ -57,26 +64,55 @@ impl Writer {
         }
     }
 
-    /// Opens a new connection and settles or fails the unsettled batch by what the chain's last row says.
-    async fn read_back(&mut self, refusal: &Refusal) -> Result<(), DatabaseError> {
-        let mut database = Database::writer_again(&self.options.path).await?;
-        if let Some(chain) = &self.chain {
-            let last = database.last_row(chain.id()).await?.map(|row| row.hash);
-            let acknowledged = chain.head().map(|head| head.hash.to_vec());
-            let expected = self.unsettled.as_ref().and_then(Batch::last_hash).map(|hash| hash.to_vec());
-            let unsettled = self.unsettled.take();
-            match unsettled {
-                Some(batch) if last == expected => self.settle(batch),
-                unsettled => {
-                    self.retained.extend(unsettled.map(|batch| batch.fail(refusal)).unwrap_or_default());
-                    if last != acknowledged {
-                        self.went_back(refusal);
-                    }
+    /// Opens a new connection, takes the chain's lock on it, and settles or fails the unsettled batch by what the chain's last row says.
+    async fn read_back(&mut self, refusal: &Refusal) -> Result<(), SurveyError> {
+        let mut database = Database::writer_again(&self.options.location).await?;
+        self.upkeep = Upkeep::just_connected();
+        if let Some(chain) = self.chain.as_ref().map(Chain::id) {
+            match database.lock_own(chain, self.session).await? {
+                Lock::Held => self.settle_by(chain, &mut database, refusal).await?,
+                Lock::OwnFormer => {
+                    return Err(DatabaseError::from(io::Error::other("a former connection still holds the lock and is being ended")).into());
                 }
+                Lock::Lost => self.was_declared_dead(refusal),
             }
+            self.session = database.session();
         }
         self.database = Some(database);
         Ok(())
+    }
+
+    async fn settle_by(&mut self, chain: ChainId, database: &mut Database, refusal: &Refusal) -> Result<(), SurveyError> {
+        let declared_dead = is_declared_ended(database, chain).await?;
+        let last = database.last_row(chain).await?.and_then(|row| Hash::try_from(row.hash.as_slice()).ok());
+        let acknowledged = self.chain.as_ref().and_then(Chain::head).map(|head| head.hash);
+        let expected = self.unsettled.as_ref().and_then(Batch::last_hash);
+        if expected.is_some() && last == expected && !declared_dead {
+            // A row that can be read may still be on its way to a standby; a commit after it says that it has arrived.
+            database.probe().await?;
+            if let Some(batch) = self.unsettled.take() {
+                self.settle(batch);
+            }
+            return Ok(());
+        }
+        if declared_dead && (last == acknowledged || last == expected) {
+            self.was_declared_dead(refusal);
+            return Ok(());
+        }
+        self.retained.extend(self.unsettled.take().map(|batch| batch.fail(refusal)).unwrap_or_default());
+        if last != acknowledged {
+            self.went_back(refusal);
+        }
+        Ok(())
+    }
+
+    /// Another process has closed, or will close, what is open here. Outcomes of the lost chain are refused where they would be
+    /// recorded; a new chain begins at the next attempt.
+    fn was_declared_dead(&mut self, refusal: &Refusal) {
+        tracing::warn!("another process took this one for dead: what was open is withheld, and a new chain begins");
+        self.retained.extend(self.unsettled.take().map(|batch| batch.fail(refusal)).unwrap_or_default());
+        self.open.clear();
+        self.chain = None;
     }
 
     async fn probe(&mut self) -> bool {
@@ -108,6 +144,17 @@ impl Writer {
             }
         }
         self.status.set(State::Down(cause.to_string()));
+    }
+
+    /// The clock is too far from the database's: no row is written with a time that is not so.
+    pub(super) fn clock_is_apart(&self) {
+        if !matches!(*self.status.state(), State::ClockApart) {
+            if let Some(refusal) = self.status.clock_apart(self.clock.now()) {
+                tracing::error!(cause = refusal.detail(), "nothing is recorded");
+            }
+            self.options.observer.up(false);
+        }
+        self.status.set(State::ClockApart);
     }
 
     pub(super) fn go_up(&mut self) {

@@ -14,10 +14,8 @@ use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteJournalMode, Sql
 use sqlx::{Arguments, AssertSqlSafe, ConnectOptions, Connection, Executor, Row as _, SqliteConnection};
 
 use super::event::{ChainId, Place, Row, StoredRow};
+use super::schema::SchemaError;
 use crate::timestamp::Period;
-
-/// What the database said.
-pub(super) type DatabaseError = sqlx::Error;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
 
@@ -46,15 +44,9 @@ pub(super) struct Database {
     file: Option<(u64, u64)>,
 }
 
-/// Why the schema is not the one that this program writes.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum SchemaError {
-    /// Another version of the program was here.
-    #[error("the ledger's schema is newer than this program: {0}")]
-    Unknown(MigrateError),
-    /// The database does not work.
-    #[error(transparent)]
-    Database(#[from] sqlx::Error),
+/// The last migration that this program knows.
+pub(super) fn latest_version() -> i64 {
+    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0)
 }
 
 impl Database {
@@ -93,10 +85,10 @@ impl Database {
     }
 
     /// Brings the schema up to this program's; one that is ahead of it is refused.
-    pub(super) async fn migrate(&mut self) -> Result<(), SchemaError> {
+    pub(super) async fn prepare_schema(&mut self) -> Result<(), SchemaError> {
         MIGRATIONS.run(&mut self.connection).await.map_err(|error| match error {
             MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => SchemaError::Database(error),
-            other => SchemaError::Unknown(other),
+            other => SchemaError::Unknown(other.to_string()),
         })
     }
 

@@ -16,6 +16,9 @@ pub(super) const CLOCK_TOLERANCE: Duration = Duration::from_secs(2);
 /// A commit that takes longer counts as a ledger that is down, for new calls.
 const SLOW_COMMIT: Duration = Duration::from_secs(2);
 
+/// Months of partitions below which readiness says so.
+const FEW_MONTHS: u32 = 2;
+
 /// What the writer is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum State {
@@ -23,6 +26,8 @@ pub(super) enum State {
     Up,
     /// No chain is begun: the clock is behind the newest row of former chains.
     ClockBehind(Timestamp),
+    /// The clock is too far from the database's; compared until it is not.
+    ClockApart,
     /// The database does not take rows; tried again until it does.
     Down(String),
     /// The database is not the one that was written to; never tried again.
@@ -41,16 +46,28 @@ pub(super) struct Status {
     period: AtomicU32,
     /// When the commit in flight began, milliseconds after `epoch` plus one; 0 without one.
     commit_began: AtomicU64,
+    /// The database's time less the age of this process, microseconds; `NO_CLOCK` where there is no such clock.
+    database_epoch: AtomicI64,
+    /// How far the clock may be from the database's.
+    tolerance: Duration,
+    /// The last month with a partition; 0 where there are none.
+    partitioned_until: AtomicU32,
     epoch: Instant,
 }
 
+const NO_CLOCK: i64 = i64::MIN;
+
 impl Status {
-    pub(super) fn new() -> Self {
+    /// `tolerance`: how far the clock may be from the database's.
+    pub(super) fn new(tolerance: Duration) -> Self {
         Self {
             state: ArcSwap::from_pointee(State::Stopped),
             time: AtomicI64::new(0),
             period: AtomicU32::new(0),
             commit_began: AtomicU64::new(0),
+            database_epoch: AtomicI64::new(NO_CLOCK),
+            tolerance,
+            partitioned_until: AtomicU32::new(0),
             epoch: Instant::now(),
         }
     }
@@ -66,6 +83,35 @@ impl Status {
     pub(super) fn chain_stands_at(&self, chain: &Chain) {
         self.time.store(chain.time().micros(), Ordering::Relaxed);
         self.period.store(chain.period(chain.time()).yyyymm(), Ordering::Relaxed);
+    }
+
+    /// The database's time was just read.
+    pub(super) fn clock_is(&self, database: Option<Timestamp>) {
+        let age = i64::try_from(self.epoch.elapsed().as_micros()).unwrap_or(i64::MAX);
+        self.database_epoch.store(database.map_or(NO_CLOCK, |time| time.micros() - age), Ordering::Relaxed);
+    }
+
+    /// What keeps anything from being recorded if `now` is too far from what the database's clock must show.
+    pub(super) fn clock_apart(&self, now: Timestamp) -> Option<Refusal> {
+        let epoch = self.database_epoch.load(Ordering::Relaxed);
+        if epoch == NO_CLOCK {
+            return None;
+        }
+        let database = Timestamp::from_micros(epoch).plus(self.epoch.elapsed());
+        let apart = now.since(database).max(database.since(now));
+        let sentence = format_args!("the clock is not the database's (clock {now}, database {database}); correct the one that is wrong");
+        (apart > self.tolerance).then(|| Refusal::new(Reason::Clock, sentence))
+    }
+
+    pub(super) fn partitioned_until(&self, period: Option<Period>) {
+        self.partitioned_until.store(period.map_or(0, Period::yyyymm), Ordering::Relaxed);
+    }
+
+    /// What readiness adds when partitions run out.
+    pub(super) fn partitions_run_out(&self, now: Timestamp) -> Option<String> {
+        let until = Period::new(self.partitioned_until.load(Ordering::Relaxed))?;
+        let few = until.months_after(now.period()) < FEW_MONTHS;
+        few.then(|| format!("there are partitions until {until} only: run `ca-server migrate`"))
     }
 
     pub(super) fn commit_begins(&self) {
@@ -86,6 +132,10 @@ impl Status {
     pub(super) fn accepting(&self, now: Timestamp) -> Result<(), Refusal> {
         match &**self.state.load() {
             State::Up => {}
+            State::ClockApart => {
+                let compared = || Refusal::new(Reason::Clock, "the clock was not the database's and is being compared anew");
+                return Err(self.clock_apart(now).unwrap_or_else(compared));
+            }
             State::ClockBehind(recorded) => return Err(behind(now, *recorded)),
             State::Down(cause) => return Err(Refusal::new(Reason::LedgerDown, format_args!("the ledger is down: {cause}"))),
             State::WentBack(cause) => return Err(Refusal::new(Reason::LedgerDown, format_args!("the ledger went back: {cause}"))),
@@ -94,6 +144,9 @@ impl Status {
         let began = self.commit_began.load(Ordering::Relaxed);
         if began != 0 && self.epoch.elapsed().saturating_sub(Duration::from_millis(began - 1)) > SLOW_COMMIT {
             return Err(Refusal::new(Reason::LedgerDown, "the ledger is down: a commit has been waiting for more than 2 s"));
+        }
+        if let Some(refusal) = self.clock_apart(now) {
+            return Err(refusal);
         }
         let recorded = Timestamp::from_micros(self.time.load(Ordering::Relaxed));
         if is_behind(now, recorded) { Err(behind(now, recorded)) } else { Ok(()) }

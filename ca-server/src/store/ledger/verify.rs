@@ -28,8 +28,9 @@ use self::judge::Judged;
 use self::pass::Pass;
 use self::reading::Reading;
 use self::standing::Standing;
+use super::database::Database;
 use super::query::{LedgerReader, ReadError};
-use super::sqlite::{Database, DatabaseError};
+use super::schema::DatabaseError;
 use crate::timestamp::Timestamp;
 
 /// What is checked, and with how much of the machine.

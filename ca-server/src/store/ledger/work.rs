@@ -38,6 +38,8 @@ pub(super) enum Answer {
     Outcome { intent: Place, reply: Option<Reply>, permit: OwnedSemaphorePermit },
     /// An intent that was refused while nobody could say whether its row is durable.
     Withheld { permit: OwnedSemaphorePermit },
+    /// Nobody. The row is about a chain that this connection has claimed, and is worth nothing once the claim is lost.
+    WhileClaimed,
     /// A reload; the reply stands with its last row.
     Fact(Option<Reply>),
     /// Nobody; the row is kept until it is recorded.

@@ -11,11 +11,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::batch::{Batch, refuse, refuse_for_ever};
 use super::chain::{Chain, OpenIntents};
+use super::database::Database;
 use super::event::{Event, RowRef, Why};
 use super::lock::WriterLock;
 use super::options::LedgerOptions;
 use super::refusals::Refusals;
-use super::sqlite::Database;
 use super::status::{State, Status};
 use super::work::{Answer, Item, Reply, Work};
 use crate::clock::Clock;
@@ -36,6 +36,25 @@ const YIELDS: usize = 4;
 /// The pause between attempts while the database does not take rows. An attempt itself may wait a second for another process.
 const PAUSE: Duration = Duration::from_millis(250);
 
+/// How often the clocks are compared; far below the silence after which the server ends the session.
+pub(super) const COMPARE: Duration = Duration::from_secs(5);
+
+/// How often dead processes are looked for.
+pub(super) const SEARCH: Duration = Duration::from_secs(30);
+
+/// When the next parts of the upkeep are due.
+pub(super) struct Upkeep {
+    pub(super) compare_at: Instant,
+    pub(super) search_at: Instant,
+}
+
+impl Upkeep {
+    /// Both in their full time: a connection was just opened. Those who lost theirs at the same moment may come back first.
+    pub(super) fn just_connected() -> Self {
+        Self { compare_at: Instant::now() + COMPARE, search_at: Instant::now() + SEARCH }
+    }
+}
+
 pub(super) struct Writer {
     pub(super) options: LedgerOptions,
     pub(super) clock: Clock,
@@ -47,15 +66,18 @@ pub(super) struct Writer {
     pub(super) more_refused: bool,
     /// `None` after an error, until it is opened anew.
     pub(super) database: Option<Database>,
-    /// `None` while no chain may begin because the clock is behind.
+    /// `None` while no chain may begin: the clock is wrong, the database was never reached, or this process was declared dead.
     pub(super) chain: Option<Chain>,
+    /// The server's number of the session that wrote the chain last.
+    pub(super) session: Option<i32>,
+    pub(super) upkeep: Upkeep,
     pub(super) open: OpenIntents,
     /// What must be recorded and is not; first in the next batch.
     pub(super) retained: Vec<Item>,
     /// A batch of which nobody knows yet whether it is durable.
     pub(super) unsettled: Option<Batch>,
-    /// Held as long as the writer lives.
-    pub(super) _lock: WriterLock,
+    /// Of a SQLite file; held as long as the writer lives.
+    pub(super) _lock: Option<WriterLock>,
 }
 
 impl Writer {
@@ -65,7 +87,9 @@ impl Writer {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut attempt_at = Instant::now();
         loop {
-            let down = matches!(*self.status.state(), State::Down(_));
+            let state = self.status.state();
+            let down = matches!(*state, State::Down(_));
+            let records = matches!(*state, State::Up);
             let first = tokio::select! {
                 biased;
                 () = sleep_until(attempt_at), if down => {
@@ -73,18 +97,19 @@ impl Writer {
                     attempt_at = Instant::now() + PAUSE;
                     continue;
                 }
-                work = self.work.recv(), if self.retained.is_empty() || down => match work {
+                work = self.work.recv(), if self.retained.is_empty() || !records => match work {
                     Some(work) => Some(work),
                     None => return,
                 },
                 _ = tick.tick() => None,
-                () = std::future::ready(()), if (!self.retained.is_empty() || self.more_refused) && !down => None,
+                () = std::future::ready(()), if (!self.retained.is_empty() || self.more_refused) && records => None,
             };
             if let Some(done) = self.turn(first).await {
                 self.shut_down().await;
                 let _ = done.send(());
                 return;
             }
+            self.keep_up().await;
             if !down {
                 attempt_at = Instant::now() + PAUSE;
             }
@@ -113,6 +138,10 @@ impl Writer {
         self.more_refused = false;
         let state = self.status.state();
         match &*state {
+            State::Up if self.status.clock_apart(self.clock.now()).is_some() => {
+                self.clock_is_apart();
+                self.hold(items);
+            }
             State::Up => {
                 items.extend(self.refusals.due(self.clock.now(), false));
                 let others = items.len();
@@ -124,9 +153,27 @@ impl Writer {
                 self.hold(items);
                 self.begin_when_due().await;
             }
+            State::ClockApart => {
+                self.hold(items);
+                self.go_on_when_clocks_agree().await;
+            }
             State::Down(_) | State::WentBack(_) | State::Stopped => self.hold(items),
         }
         done
+    }
+
+    async fn go_on_when_clocks_agree(&mut self) {
+        if self.chain.is_none() {
+            return self.begin_when_due().await;
+        }
+        match self.compare_clocks().await {
+            Ok(()) if self.status.clock_apart(self.clock.now()).is_none() => self.go_up(),
+            Ok(()) => {}
+            Err(error) => {
+                self.disconnect().await;
+                self.go_down(&error);
+            }
+        }
     }
 
     /// Commits a batch, or finds out that it did not. Whether it did.

@@ -1,64 +1,15 @@
 //! What a process finds that takes the ledger over.
 
-use std::os::unix::fs::PermissionsExt;
-
+use super::world;
 use crate::refusal::Reason;
 use crate::store::ledger::event::Event;
-use crate::store::ledger::fixture::{NOON, World, options, start};
+use crate::store::ledger::fixture::{NOON, options, start};
 use crate::store::ledger::open_intent::NotOpened;
 use crate::store::ledger::{Ledger, LedgerStartError};
 
-#[tokio::test]
-async fn a_ledger_has_one_writer() {
-    let world = World::new();
-    let ledger = world.start().await;
-    let second = start(&world.path, &world.ca, &world.hands).await;
-    assert!(matches!(&second, Err(LedgerStartError::Locked(_))), "{second:?}");
-    ledger.shutdown().await;
-    world.start().await.shutdown().await;
-    world.holds().await;
-}
-
-#[tokio::test]
-async fn two_spellings_of_a_ledger_share_one_lock() {
-    let world = World::new();
-    let directory = world.path.parent().unwrap();
-    let linked = directory.join("linked.db");
-    let far = directory.join("far");
-    std::fs::create_dir(&far).unwrap();
-    std::os::unix::fs::symlink("far/../ledger.db", &linked).unwrap();
-    std::os::unix::fs::symlink(directory, far.join("back")).unwrap();
-    let spellings = [world.path.clone(), linked, far.join("../ledger.db"), far.join("back/linked.db")];
-    for first in &spellings {
-        let ledger = start(first, &world.ca, &world.hands).await.unwrap();
-        for second in &spellings {
-            let refused = start(second, &world.ca, &world.hands).await;
-            assert!(matches!(&refused, Err(LedgerStartError::Locked(path)) if path == second), "{first:?}, {second:?}: {refused:?}");
-        }
-        world.issue(&ledger).await;
-        ledger.shutdown().await;
-    }
-    let mut names: Vec<_> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    names.sort();
-    assert_eq!(names, ["far", "ledger.db", "ledger.db.lock", "linked.db"], "no other file was made");
-    assert_eq!(world.holds().await.issued, 4);
-}
-
-#[tokio::test]
-async fn the_files_of_a_ledger_are_their_owners_alone() {
-    let world = World::new();
-    let ledger = world.start().await;
-    world.issue(&ledger).await;
-    for suffix in ["", "-wal", "-shm", ".lock"] {
-        let mode = std::fs::metadata(format!("{}{suffix}", world.path.display())).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600, "ledger.db{suffix}");
-    }
-    ledger.shutdown().await;
-}
-
 #[test]
 fn what_a_killed_process_left_open_is_filed_unknown_once() {
-    let world = World::new();
+    let world = world();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let ledger = world.start().await;
@@ -84,7 +35,7 @@ fn what_a_killed_process_left_open_is_filed_unknown_once() {
 
 #[tokio::test]
 async fn every_finished_chain_is_named_once() {
-    let world = World::new();
+    let world = world();
     for _ in 0..4 {
         let ledger = world.start().await;
         world.issue(&ledger).await;
@@ -100,7 +51,7 @@ async fn every_finished_chain_is_named_once() {
 
 #[tokio::test]
 async fn a_clock_behind_the_newest_row_starts_and_refuses_until_it_has_caught_up() {
-    let world = World::new();
+    let world = world();
     world.start().await.shutdown().await;
     world.hands.set(NOON - 60);
     let ledger = world.start().await;
@@ -118,10 +69,10 @@ async fn a_clock_behind_the_newest_row_starts_and_refuses_until_it_has_caught_up
 
 #[tokio::test]
 async fn an_accepted_clock_is_recorded_and_need_not_be_accepted_again() {
-    let world = World::new();
+    let world = world();
     world.start().await.shutdown().await;
     world.hands.set(NOON - 40 * 86_400);
-    let mut options = options(&world.path, &world.ca);
+    let mut options = options(&world.location, &world.ca);
     options.accept_clock = true;
     let ledger = Ledger::start(options, world.hands.clock()).await.unwrap();
     world.issue(&ledger).await;
@@ -135,21 +86,11 @@ async fn an_accepted_clock_is_recorded_and_need_not_be_accepted_again() {
 
 #[tokio::test]
 async fn a_schema_of_a_later_version_is_left_alone() {
-    let world = World::new();
+    let world = world();
     world.start().await.shutdown().await;
     let later =
-        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (9999, 'later', 1, x'00', 0)";
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (9999, 'later', TRUE, x'00', 0)";
     world.execute(later).await.unwrap();
-    let refused = start(&world.path, &world.ca, &world.hands).await;
+    let refused = start(&world.location, &world.ca, &world.hands).await;
     assert!(matches!(&refused, Err(LedgerStartError::Corrupt { .. })), "{refused:?}");
-}
-
-#[tokio::test]
-async fn a_file_that_is_no_database_and_a_directory_that_is_missing_are_each_one_sentence() {
-    let world = World::new();
-    std::fs::write(&world.path, "this is not a database, and longer than a hundred octets".repeat(20)).unwrap();
-    let junk = start(&world.path, &world.ca, &world.hands).await.unwrap_err().to_string();
-    assert!(junk.contains("ledger.db") && !junk.contains('\n'), "{junk}");
-    let missing = start(&world.path.join("no/such.db"), &world.ca, &world.hands).await.unwrap_err().to_string();
-    assert!(missing.contains("such.db") && !missing.contains('\n'), "{missing}");
 }

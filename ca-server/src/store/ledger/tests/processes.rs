@@ -9,15 +9,15 @@ use rlimit::Resource;
 
 use crate::refusal::Reason;
 use crate::store::ledger::LedgerStartError;
+use crate::store::ledger::database::Database;
 use crate::store::ledger::fixture::{World, start};
 use crate::store::ledger::open_intent::NotOpened;
-use crate::store::ledger::sqlite::Database;
 
 const LEDGER: &str = "CA_SERVER_TEST_LEDGER";
 
 /// In a child process, the world that its parent made; its certificates are of an issuer of its own.
 fn inherited() -> Option<World> {
-    std::env::var_os(LEDGER).map(|path| World::at(path.into()))
+    std::env::var(LEDGER).ok().map(|url| World::at_url(&url))
 }
 
 /// Runs the test `name` alone in a process of its own, in which writing too much is an error and no signal.
@@ -25,7 +25,7 @@ fn child(name: &str, world: &World) -> Child {
     let test = format!("{}::{name}", module_path!().split_once("::").unwrap().1);
     let script = "trap '' XFSZ; exec \"$0\" \"$1\" --exact --nocapture --test-threads=1";
     let binary = std::env::current_exe().unwrap();
-    Command::new("sh").args(["-c", script]).arg(binary).arg(test).env(LEDGER, &world.path).stdout(Stdio::piped()).spawn().unwrap()
+    Command::new("sh").args(["-c", script]).arg(binary).arg(test).env(LEDGER, world.url()).stdout(Stdio::piped()).spawn().unwrap()
 }
 
 /// Waits for a child that is to do its part to the end.
@@ -46,7 +46,7 @@ fn a_process_killed_between_intent_and_outcome_is_accounted_for_by_the_next() {
     if let Some(world) = inherited() {
         return world.block_on(waits_to_be_killed(&world));
     }
-    let world = World::new();
+    let world = World::sqlite();
     let mut child = child("a_process_killed_between_intent_and_outcome_is_accounted_for_by_the_next", &world);
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().contains("three are open")));
@@ -73,7 +73,7 @@ fn when_nothing_more_can_be_written_calls_are_refused_and_it_resumes_by_itself()
     if let Some(world) = inherited() {
         return world.block_on(meets_a_full_disk(&world));
     }
-    let world = World::new();
+    let world = World::sqlite();
     passes(child("when_nothing_more_can_be_written_calls_are_refused_and_it_resumes_by_itself", &world));
     world.block_on(async {
         let report = world.holds().await;
@@ -87,7 +87,7 @@ async fn meets_a_full_disk(world: &World) {
     let ledger = world.start().await;
     let waiting = world.open(&ledger).await;
     // While somebody reads, the write-ahead log cannot begin anew and make room.
-    let mut reader = Database::reader(&world.path).await.unwrap();
+    let mut reader = Database::reader(&world.location).await.unwrap();
     reader.begin_snapshot().await.unwrap();
     reader.row_count().await.unwrap();
     let refusal = loop {
@@ -117,7 +117,7 @@ fn a_disk_that_is_full_at_the_first_start_is_not_called_a_newer_schema() {
     if let Some(world) = inherited() {
         return world.block_on(begins_on_a_full_disk(&world));
     }
-    let world = World::new();
+    let world = World::sqlite();
     passes(child("a_disk_that_is_full_at_the_first_start_is_not_called_a_newer_schema", &world));
     world.block_on(async { world.holds().await });
 }
@@ -126,7 +126,7 @@ async fn begins_on_a_full_disk(world: &World) {
     let mut refused = 0;
     for kib in 0.. {
         limit_files(kib * 1024);
-        let started = start(&world.path, &world.ca, &world.hands).await;
+        let started = start(&world.location, &world.ca, &world.hands).await;
         match &started {
             Err(LedgerStartError::Unavailable { .. }) => refused += 1,
             Ok(ledger) => {

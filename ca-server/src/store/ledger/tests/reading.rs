@@ -2,19 +2,20 @@
 
 use serde_json::Value;
 
+use super::world;
 use crate::refusal::{Reason, Refusal};
 use crate::spiffe::SpiffeId;
 use crate::store::ledger::event::{Event, Why};
-use crate::store::ledger::fixture::{IDENTITY, NOON, World, evidence, request};
-use crate::store::ledger::{Format, LedgerReader, ReadError, Selection};
+use crate::store::ledger::fixture::{IDENTITY, NOON, evidence, request};
+use crate::store::ledger::{Format, LedgerReader, Selection};
 
 #[tokio::test]
 async fn an_issuance_is_found_by_serial_and_by_identity_beside_the_running_writer() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     let made = world.make(&ledger);
     ledger.open_made(made.clone()).await.unwrap().issue().await.unwrap();
-    let mut reader = LedgerReader::open(&world.path).await.unwrap();
+    let mut reader = LedgerReader::open(&world.location).await.unwrap();
     let found = reader.issuances_of_serial(&made.serial).await.unwrap();
     assert!(
         matches!(found.as_slice(), [(_, Some(outcome))] if matches!(outcome.event, Event::Issued { certificate, .. } if certificate == made.sha256()))
@@ -28,7 +29,7 @@ async fn an_issuance_is_found_by_serial_and_by_identity_beside_the_running_write
 
 #[test]
 fn the_outcome_of_an_orphan_is_found_in_the_chain_that_filed_it() {
-    let world = World::new();
+    let world = world();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let serial = runtime.block_on(async {
         let ledger = world.start().await;
@@ -39,7 +40,7 @@ fn the_outcome_of_an_orphan_is_found_in_the_chain_that_filed_it() {
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
     world.block_on(async {
         world.start().await.shutdown().await;
-        let mut reader = LedgerReader::open(&world.path).await.unwrap();
+        let mut reader = LedgerReader::open(&world.location).await.unwrap();
         let found = reader.issuances_of_serial(&serial).await.unwrap();
         assert!(matches!(found.as_slice(), [(_, Some(outcome))] if matches!(outcome.event, Event::Unknown { .. })));
     });
@@ -48,7 +49,7 @@ fn the_outcome_of_an_orphan_is_found_in_the_chain_that_filed_it() {
 /// A chain that died with two open intents before others of its chain, and the one that succeeded it late, after other work.
 #[tokio::test]
 async fn an_outcome_is_found_however_far_from_its_intent_it_stands() {
-    let world = World::new();
+    let world = world();
     let mut dead = world.forge(7, Vec::new());
     let first = world.make_now();
     let open = dead.row(Event::Intent(first.intent()));
@@ -81,7 +82,7 @@ async fn an_outcome_is_found_however_far_from_its_intent_it_stands() {
 
 /// What is written of a ledger with a certificate, a failure and a refusal of one identity, and a certificate a month later.
 async fn selected(selection: Selection) -> Vec<String> {
-    let world = World::new();
+    let world = world();
     let mut forged = world.forge(1, Vec::new());
     forged.issue();
     let intent = forged.row(Event::Intent(world.make_now().intent()));
@@ -123,7 +124,7 @@ async fn an_export_has_what_was_selected_and_nothing_else() {
 
 #[tokio::test]
 async fn a_table_has_the_published_columns() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     let made = world.make(&ledger);
     ledger.open_made(made.clone()).await.unwrap().issue().await.unwrap();
@@ -152,15 +153,8 @@ async fn a_table_has_the_published_columns() {
 }
 
 #[tokio::test]
-async fn a_missing_ledger_is_said_to_be_missing_and_is_not_made() {
-    let world = World::new();
-    assert!(matches!(LedgerReader::open(&world.path).await, Err(ReadError::Missing(_))));
-    assert!(!world.path.exists());
-}
-
-#[tokio::test]
 async fn the_export_has_the_published_fields() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     let made = world.make(&ledger);
     ledger.open_made(made.clone()).await.unwrap().issue().await.unwrap();

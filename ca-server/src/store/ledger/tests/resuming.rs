@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::world;
 use crate::store::ledger::event::{Event, RowRef, Why};
 use crate::store::ledger::fixture::{Forged, NOON, World};
 use crate::store::ledger::{Begin, Checkpoint, VerifyOptions};
@@ -27,7 +28,7 @@ async fn checkpoint(world: &World, begin: Begin) -> (u64, Begin) {
 
 #[tokio::test]
 async fn a_later_run_reads_only_what_came_since() {
-    let world = World::new();
+    let world = world();
     let mut one = world.forge(1, Vec::new());
     one.issue();
     let open = one.row(Event::Intent(world.make_now().intent()));
@@ -61,7 +62,7 @@ async fn a_later_run_reads_only_what_came_since() {
 
 /// What a run says that goes on from a good ledger to which something was done.
 async fn after(add: impl AsyncFnOnce(&World, &mut Forged<'_>), sql: &str) -> Vec<String> {
-    let world = World::new();
+    let world = world();
     let mut forged = world.forge(1, Vec::new());
     forged.issue();
     forged.row(Event::Intent(world.make_now().intent()));
@@ -70,7 +71,7 @@ async fn after(add: impl AsyncFnOnce(&World, &mut Forged<'_>), sql: &str) -> Vec
     let (_, begin) = checkpoint(&world, Begin::FirstRow).await;
     add(&world, &mut forged).await;
     forged.write().await;
-    world.execute("DROP TRIGGER event_is_never_updated; DROP TRIGGER event_is_never_deleted").await.unwrap();
+    world.drop_triggers().await;
     world.execute(sql).await.unwrap();
     world.findings_from(begin).await
 }
@@ -109,7 +110,7 @@ async fn what_contradicts_earlier_rows_is_found_by_a_run_that_does_not_read_them
     let findings = after(second_outcome, "SELECT 1").await;
     assert!(findings.len() == 1 && findings[0].contains("two outcomes"), "{findings:?}");
 
-    let world = World::new();
+    let world = world();
     let mut forged = world.forge(1, Vec::new());
     let made = world.make_now();
     let intent = forged.row(Event::Intent(made.intent()));
@@ -128,7 +129,7 @@ async fn what_contradicts_earlier_rows_is_found_by_a_run_that_does_not_read_them
 
 #[tokio::test]
 async fn rows_before_a_time_are_taken_for_granted_and_the_links_from_them_are_not() {
-    let world = World::new();
+    let world = world();
     let mut ended = world.forge(9, Vec::new());
     ended.issue();
     let end = ended.row(Event::End);
@@ -150,11 +151,11 @@ async fn rows_before_a_time_are_taken_for_granted_and_the_links_from_them_are_no
         assert_eq!(read, rows, "since {seconds} s");
         assert_eq!(checkpoint(&world, begin).await.0, 0);
     }
-    world.execute("DROP TRIGGER event_is_never_updated").await.unwrap();
+    world.drop_triggers().await;
     // The identity of an early row is believed; a late row's is not.
-    world.execute("UPDATE event SET issuer = 'x' WHERE chain = x'01010101010101010101010101010101' AND seq = 4").await.unwrap();
+    world.execute("UPDATE event SET issuer = 'other' WHERE chain = x'01010101010101010101010101010101' AND seq = 4").await.unwrap();
     assert_eq!(world.findings_from(since(1)).await, [""; 0]);
-    world.execute("UPDATE event SET issuer = 'x' WHERE time > 1795348800000000 AND kind = 'intent'").await.unwrap();
+    world.execute("UPDATE event SET issuer = 'other' WHERE time > 1795348800000000 AND kind = 'intent'").await.unwrap();
     assert_eq!(world.findings_from(since(1)).await.len(), 1);
     // The last early row is where the late ones begin.
     world.execute("UPDATE event SET hash = zeroblob(32) WHERE chain = x'01010101010101010101010101010101' AND seq = 6").await.unwrap();
@@ -164,7 +165,7 @@ async fn rows_before_a_time_are_taken_for_granted_and_the_links_from_them_are_no
 
 #[tokio::test]
 async fn an_interrupted_run_goes_on_where_it_was() {
-    let world = World::new();
+    let world = world();
     let mut heads = Vec::new();
     // Outcomes and ends are read before the chains that they speak of.
     for id in (1..=40).rev() {
@@ -204,7 +205,7 @@ async fn an_interrupted_run_goes_on_where_it_was() {
 
 #[tokio::test]
 async fn signatures_that_were_left_out_are_said_to_be() {
-    let world = World::new();
+    let world = world();
     let mut forged = world.forge(1, Vec::new());
     let made = world.make_now();
     let intent = forged.row(Event::Intent(made.intent()));
@@ -231,7 +232,7 @@ async fn a_file_that_is_no_checkpoint_is_refused() {
 
 /// Two chains of which the second succeeds the first; `write` says what else the second does.
 async fn succession(order: (u8, u8), write: impl Fn(&mut Forged<'_>, RowRef, RowRef)) -> Vec<String> {
-    let world = World::new();
+    let world = world();
     let mut dead = world.forge(order.0, Vec::new());
     let open = dead.row(Event::Intent(world.make_now().intent()));
     let head = dead.row(Event::Dropped { count: 1 });
@@ -280,7 +281,7 @@ async fn only_who_declares_a_chain_ended_may_file_its_intents_and_only_as_unknow
 #[tokio::test]
 async fn a_chain_is_declared_ended_once_and_its_outcomes_are_not_filed_again() {
     for order in [[1, 2, 3], [3, 2, 1], [2, 1, 3], [2, 3, 1], [1, 3, 2], [3, 1, 2]] {
-        let world = World::new();
+        let world = world();
         let mut dead = world.forge(order[0], Vec::new());
         let open = dead.row(Event::Intent(world.make_now().intent()));
         let head = dead.row(Event::Dropped { count: 1 });
@@ -301,7 +302,7 @@ async fn a_chain_is_declared_ended_once_and_its_outcomes_are_not_filed_again() {
 #[tokio::test]
 async fn a_chain_that_is_alive_goes_on_growing_after_it_was_named_and_a_dead_one_does_not() {
     for order in [(1, 2), (2, 1)] {
-        let world = World::new();
+        let world = world();
         let mut alive = world.forge(order.0, Vec::new());
         alive.issue();
         let head = alive.row(Event::Dropped { count: 1 });
@@ -327,7 +328,7 @@ async fn a_chain_that_is_alive_goes_on_growing_after_it_was_named_and_a_dead_one
 #[tokio::test]
 async fn an_outcome_and_the_intents_own_outcome_are_two() {
     for order in [(1, 2), (2, 1)] {
-        let world = World::new();
+        let world = world();
         let mut paused = world.forge(order.0, Vec::new());
         let made = world.make_now();
         let intent = paused.row(Event::Intent(made.intent()));

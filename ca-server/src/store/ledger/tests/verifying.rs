@@ -2,12 +2,13 @@
 
 use rcgen::{KeyUsagePurpose, SanType};
 
+use super::world;
 use crate::refusal::{Reason, Refusal};
 use crate::store::ledger::event::{Event, Intent, Proof, Why};
 use crate::store::ledger::fixture::{Ca, Made, NOON, World, request};
 
 async fn story() -> World {
-    let world = World::new();
+    let world = world();
     for _ in 0..2 {
         let ledger = world.start().await;
         world.issue(&ledger).await;
@@ -22,7 +23,7 @@ async fn story() -> World {
 /// Does to a good ledger what its triggers forbid, and returns what `verify` says.
 async fn after(sql: &str) -> Vec<String> {
     let world = story().await;
-    world.execute("DROP TRIGGER event_is_never_updated; DROP TRIGGER event_is_never_deleted").await.unwrap();
+    world.drop_triggers().await;
     world.execute(sql).await.unwrap();
     world.findings().await
 }
@@ -82,7 +83,7 @@ async fn the_first_rows_of_a_chain_cannot_be_missing() {
 
 #[tokio::test]
 async fn a_second_outcome_is_found() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     let first = world.open(&ledger).await;
     let intent = first.intent();
@@ -98,7 +99,7 @@ async fn a_second_outcome_is_found() {
 
 #[tokio::test]
 async fn an_outcome_of_an_intent_with_another_hash_is_found() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     let open = world.open(&ledger).await;
     let mut intent = open.intent();
@@ -112,7 +113,7 @@ async fn an_outcome_of_an_intent_with_another_hash_is_found() {
 
 /// What `verify` says of one issuance that was recorded as it is.
 async fn of(made: impl FnOnce(&World) -> Made) -> String {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     let made = made(&world);
     ledger.open_made(made).await.unwrap().issue().await.unwrap();
@@ -172,7 +173,7 @@ async fn a_certificate_that_breaks_a_rule_is_found() {
 
 #[tokio::test]
 async fn a_certificate_of_an_expired_issuer_is_found() {
-    let world = World::new();
+    let world = world();
     world.hands.set(NOON + 6 * 31_536_000);
     let ledger = world.start().await;
     let made = world.ca.make_with(world.hands.now().period(), world.hands.now(), |params| {
@@ -186,7 +187,7 @@ async fn a_certificate_of_an_expired_issuer_is_found() {
 
 #[tokio::test]
 async fn a_certificate_is_held_against_the_issuer_that_its_bytes_name_however_often_the_id_was_named_again() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     let open = world.open(&ledger).await;
     for _ in 0..2 {
@@ -201,7 +202,7 @@ async fn a_certificate_is_held_against_the_issuer_that_its_bytes_name_however_of
 
 #[tokio::test]
 async fn an_issuer_that_is_named_only_after_the_intent_is_found() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     let (later, now) = (Ca::new(), world.hands.now());
     let open = ledger.open_made(later.make(now.period(), now)).await.unwrap();
@@ -216,7 +217,7 @@ async fn an_issuer_that_is_named_only_after_the_intent_is_found() {
 
 #[tokio::test]
 async fn an_issuer_renewed_with_its_key_is_the_one_whose_certificate_fits() {
-    let world = World::new();
+    let world = world();
     let (year, now) = (31_536_000, world.hands.now());
     let ledger = world.start().await;
     let longer = world.ca.renewed(NOON - 60, NOON + 9 * year);
@@ -234,7 +235,7 @@ async fn an_issuer_renewed_with_its_key_is_the_one_whose_certificate_fits() {
 
 #[tokio::test]
 async fn a_serial_that_is_used_again_in_another_period_is_found() {
-    let world = World::new();
+    let world = world();
     let made = world.make_now();
     let mut forged = world.forge(1, Vec::new());
     let first = forged.row(Event::Intent(made.intent()));
@@ -251,7 +252,7 @@ async fn a_serial_that_is_used_again_in_another_period_is_found() {
 
 /// What `verify` says of one issuance whose intent is changed.
 async fn of_intent(change: impl FnOnce(&mut Intent)) -> String {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     let made = world.make_now();
     let mut intent = made.intent();
@@ -271,7 +272,7 @@ async fn what_this_program_cannot_check_is_broken() {
 
 #[tokio::test]
 async fn an_intent_without_outcome_in_a_chain_that_ended_is_found() {
-    let world = World::new();
+    let world = world();
     let mut forged = world.forge(1, Vec::new());
     forged.row(Event::Intent(world.make_now().intent()));
     forged.row(Event::Intent(world.make_now().intent()));
@@ -288,7 +289,7 @@ async fn whoever_declares_a_chain_ended_files_its_open_intents() {
     // The dead chain's rows are read before or after those of its successor.
     for (dead, successor) in [(1, 2), (2, 1)] {
         for files in [true, false] {
-            let world = World::new();
+            let world = world();
             let mut forged = world.forge(dead, Vec::new());
             let head = forged.row(Event::Intent(world.make_now().intent()));
             forged.write().await;

@@ -5,17 +5,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use super::world;
 use crate::refusal::{Reason, Refusal};
 use crate::spiffe::SpiffeId;
 use crate::store::ledger::Ledger;
 use crate::store::ledger::event::Event;
-use crate::store::ledger::fixture::{Ca, IDENTITY, NOON, World, evidence, options, request};
+use crate::store::ledger::fixture::{Ca, IDENTITY, NOON, evidence, options, request};
 use crate::store::ledger::open_intent::NotOpened;
 use crate::store::ledger::options::LedgerObserver;
 
 #[tokio::test]
 async fn an_intent_and_its_outcome_are_two_rows_of_one_chain() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     world.issue(&ledger).await;
     ledger.shutdown().await;
@@ -25,7 +26,7 @@ async fn an_intent_and_its_outcome_are_two_rows_of_one_chain() {
 
 #[tokio::test]
 async fn an_intent_that_is_dropped_is_filed_unknown() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     drop(world.open(&ledger).await);
     // The next intent's rows come after the dropped one's in the same chain.
@@ -37,7 +38,7 @@ async fn an_intent_that_is_dropped_is_filed_unknown() {
 
 #[tokio::test]
 async fn a_caller_that_goes_away_while_its_intent_is_queued_leaves_none_open() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     for _ in 0..50 {
         let call = tokio::spawn({
@@ -55,7 +56,7 @@ async fn a_caller_that_goes_away_while_its_intent_is_queued_leaves_none_open() {
 
 #[tokio::test]
 async fn a_failed_or_unknown_intent_gives_its_refusal_back_when_it_is_recorded() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     for (refusal, unknown) in [(Reason::DeviceDown, false), (Reason::Deadline, true)] {
         let recorded = world.open(&ledger).await;
@@ -70,7 +71,7 @@ async fn a_failed_or_unknown_intent_gives_its_refusal_back_when_it_is_recorded()
 
 #[tokio::test]
 async fn a_shutdown_files_what_is_open_and_ends_the_chain() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     let stuck = world.open(&ledger).await;
     ledger.shutdown().await;
@@ -83,7 +84,7 @@ async fn a_shutdown_files_what_is_open_and_ends_the_chain() {
 
 #[tokio::test]
 async fn a_serial_is_never_recorded_twice() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     let made = world.make(&ledger);
     ledger.open_made(made.clone()).await.unwrap().issue().await.unwrap();
@@ -96,8 +97,8 @@ async fn a_serial_is_never_recorded_twice() {
 
 #[tokio::test]
 async fn more_intents_than_permits_are_refused_as_overload() {
-    let world = World::new();
-    let mut options = options(&world.path, &world.ca);
+    let world = world();
+    let mut options = options(&world.location, &world.ca);
     options.capacity = 2;
     let ledger = Ledger::start(options, world.hands.clock()).await.unwrap();
     let (first, second) = (world.open(&ledger).await, world.open(&ledger).await);
@@ -110,7 +111,7 @@ async fn more_intents_than_permits_are_refused_as_overload() {
 
 #[tokio::test]
 async fn a_new_month_begins_with_a_row_that_names_the_last_of_the_old_one() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     world.issue(&ledger).await;
     let over = world.open(&ledger).await;
@@ -128,7 +129,7 @@ async fn a_new_month_begins_with_a_row_that_names_the_last_of_the_old_one() {
 
 #[tokio::test]
 async fn nothing_is_issued_while_the_clock_is_more_than_two_seconds_behind_the_chain() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     let open = world.open(&ledger).await;
     world.hands.set(NOON - 3);
@@ -156,9 +157,9 @@ impl LedgerObserver for Counting {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_calls_share_batches() {
-    let world = Arc::new(World::new());
+    let world = Arc::new(world());
     let counting = Arc::new(Counting(AtomicUsize::new(0), AtomicUsize::new(0)));
-    let mut options = options(&world.path, &world.ca);
+    let mut options = options(&world.location, &world.ca);
     options.observer = counting.clone();
     let ledger = Ledger::start(options, world.hands.clock()).await.unwrap();
     let made: Vec<_> = (0..1000).map(|_| world.make(&ledger)).collect();
@@ -178,7 +179,7 @@ async fn a_thousand_calls_share_batches() {
 
 #[tokio::test]
 async fn an_authenticated_callers_refusal_has_a_row_soon() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     let identity = SpiffeId::parse(IDENTITY);
     ledger.refused(&Refusal::new(Reason::WeakKey, "RSA with 1024 bits"), request(9), identity.as_ref(), &evidence());
@@ -195,7 +196,7 @@ async fn an_authenticated_callers_refusal_has_a_row_soon() {
 
 #[tokio::test]
 async fn a_burst_of_refusals_does_not_wait_for_a_tick_each_batch() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     let refusal = Refusal::new(Reason::Lifetime, "too long");
     let filed = async |count: usize, rows: usize| {
@@ -219,7 +220,7 @@ async fn a_burst_of_refusals_does_not_wait_for_a_tick_each_batch() {
 
 #[tokio::test]
 async fn a_full_queue_drops_refusals_and_a_row_counts_them() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     let refusal = Refusal::new(Reason::Lifetime, "too long");
     // On one thread the writer cannot drain between these.
@@ -235,7 +236,7 @@ async fn a_full_queue_drops_refusals_and_a_row_counts_them() {
 
 #[tokio::test]
 async fn refusals_before_authentication_are_counted_by_reason_and_network() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     let count = |reason, peer: &str| ledger.refused_before_authentication(reason, Some(peer.parse::<IpAddr>().unwrap()));
     count(Reason::BadCredentials, "10.1.2.3");
@@ -261,7 +262,7 @@ async fn refusals_before_authentication_are_counted_by_reason_and_network() {
 
 #[tokio::test]
 async fn a_thousand_groups_are_kept_and_the_rest_is_other() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     for number in 0..1500_u32 {
         ledger.refused_before_authentication(Reason::BadCredentials, Some(IpAddr::from((number << 8).to_be_bytes())));
@@ -274,7 +275,7 @@ async fn a_thousand_groups_are_kept_and_the_rest_is_other() {
 
 #[tokio::test]
 async fn a_reload_is_recorded_with_its_facts() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     ledger.reloaded(vec![Ca::new().fact()], [8; 32]).await.unwrap();
     ledger.shutdown().await;
@@ -284,7 +285,7 @@ async fn a_reload_is_recorded_with_its_facts() {
 
 #[tokio::test]
 async fn a_row_can_be_neither_changed_nor_removed() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     world.issue(&ledger).await;
     for sql in ["UPDATE event SET time = 0", "DELETE FROM event", "DELETE FROM event WHERE kind = 'issued'"] {
@@ -297,7 +298,7 @@ async fn a_row_can_be_neither_changed_nor_removed() {
 
 #[tokio::test]
 async fn rows_are_stamped_by_the_clock_that_was_given() {
-    let world = World::new();
+    let world = world();
     let ledger = world.start().await;
     world.hands.set(NOON + 60);
     world.issue(&ledger).await;

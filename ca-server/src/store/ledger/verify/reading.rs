@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use super::super::body::{decode, kind_of};
 use super::super::cursor::Cursor;
+use super::super::database::Database;
 use super::super::event::{ChainId, Event, Hash, StoredRow};
 use super::super::issuance::{Issuers, Named, certificate_of};
-use super::super::sqlite::{Database, DatabaseError};
+use super::super::schema::DatabaseError;
 use super::judge::{Stretch, place_of};
 use super::standing::Standing;
 

@@ -2,10 +2,11 @@
 //! read, and where it stands itself.
 
 use super::super::body::link;
+use super::super::database::Database;
 use super::super::event::{ChainId, Event, Hash, Place, RowRef};
 use super::super::issuance::{Drafted, drafted};
 use super::super::query::{Entry, ReadError};
-use super::super::sqlite::{Database, DatabaseError};
+use super::super::schema::DatabaseError;
 use super::findings::Finding;
 use super::pass::{Chain, Open, Pass};
 use super::reading::Reading;

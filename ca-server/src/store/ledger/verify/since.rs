@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use super::super::database::Database;
 use super::super::event::{ChainId, Event, Hash, Place, RowRef};
 use super::super::issuance::certificate_of;
 use super::super::query::{Entry, ReadError};
-use super::super::sqlite::Database;
 use super::standing::{ChainStanding, Standing};
 use crate::timestamp::Timestamp;
 

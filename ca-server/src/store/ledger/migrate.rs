@@ -1,0 +1,218 @@
+//! What `ca-server migrate` does to a PostgreSQL database, as a role that may: the three roles, the schema, its migrations, and the
+//! partitions of the coming months. Running it again does what is missing and nothing else; daemons may run meanwhile.
+
+use std::fmt;
+use std::time::Duration;
+
+use sqlx::migrate::MigrateError;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row as _};
+
+use super::location::{Location, Servers};
+use super::postgres::{SCHEMA, Session, connect};
+use super::schema::{DatabaseError, POSTGRES, applied};
+use super::sqlite;
+use crate::timestamp::{Period, Timestamp};
+
+const SESSION: Session = Session { name: "ca-server migrate", settings: &[("search_path", SCHEMA)] };
+
+/// Months after the present one for which partitions are made.
+const MONTHS_AHEAD: usize = 24;
+
+/// The oldest server that ends silent sessions by itself, which the locks need.
+const OLDEST_SERVER: i32 = 140_000;
+
+/// Attaching a partition waits for readers of the default one, such as `audit verify`.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Logins that are to become members of the roles.
+#[derive(Clone, Debug, Default)]
+pub struct Logins {
+    /// Those of daemons.
+    pub application: Vec<String>,
+    /// Those of auditors.
+    pub auditor: Vec<String>,
+}
+
+/// What was done.
+#[derive(Clone, Debug, Default)]
+pub struct Migrated {
+    /// The roles' names: owner, application, auditor. None for a file.
+    pub roles: Option<[String; 3]>,
+    /// Roles that were made now.
+    pub roles_made: Vec<String>,
+    /// The last migration that is applied.
+    pub version: i64,
+    /// Partitions that were made now.
+    pub partitions_made: Vec<Period>,
+    /// The last month that has a partition.
+    pub last_partition: Option<Period>,
+    /// Months whose rows stand in the default partition, and stay there.
+    pub in_default: Vec<Period>,
+}
+
+/// Why it was not done, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrationError {
+    /// The database cannot be reached or does not work.
+    #[error("{0} cannot be migrated: {1}")]
+    Unavailable(String, String),
+    /// The operator must change something first.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Brings the ledger at `location` up to this program's schema, and its partitions up to two years after `now`.
+pub async fn migrate(location: &Location, logins: &Logins, now: Timestamp) -> Result<Migrated, MigrationError> {
+    let unavailable = |error: &dyn fmt::Display| MigrationError::Unavailable(location.to_string(), error.to_string());
+    match location {
+        Location::Sqlite(path) => {
+            let mut database = sqlite::Database::writer(path).await.map_err(|error| unavailable(&error))?;
+            database.prepare_schema().await.map_err(|error| MigrationError::Refused(error.to_string()))?;
+            let version = sqlite::latest_version();
+            database.close().await.map_err(|error| unavailable(&error))?;
+            Ok(Migrated { version, ..Migrated::default() })
+        }
+        Location::Postgres(servers) => {
+            let done = on_postgres(servers, logins, now).await;
+            done.map_err(|failed| match failed {
+                Failed::Database(error) => unavailable(&error),
+                Failed::Refused(text) => MigrationError::Refused(text),
+            })
+        }
+    }
+}
+
+enum Failed {
+    Database(DatabaseError),
+    Refused(String),
+}
+
+impl From<DatabaseError> for Failed {
+    fn from(error: DatabaseError) -> Self {
+        Self::Database(error)
+    }
+}
+
+async fn on_postgres(servers: &Servers, logins: &Logins, now: Timestamp) -> Result<Migrated, Failed> {
+    let mut connection = connect(servers, &SESSION, true).await?;
+    let facts = "SELECT current_setting('server_version_num')::int, current_setting('server_version'), current_database()::text, \
+         current_user::text, (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user)";
+    let facts = connection.fetch_one(sqlx::query(facts)).await?;
+    let (number, version, database): (i32, String, String) = (facts.try_get(0)?, facts.try_get(1)?, facts.try_get(2)?);
+    let (login, makes_roles): (String, bool) = (facts.try_get(3)?, facts.try_get(4)?);
+    if number < OLDEST_SERVER {
+        return Err(Failed::Refused(format!("the server is PostgreSQL {version}; the ledger needs 14 or newer")));
+    }
+    run(&mut connection, format!("SET lock_timeout = {}", LOCK_TIMEOUT.as_millis())).await?;
+    let roles = ["owner", "application", "auditor"].map(|role| format!("{database}_{role}"));
+    let mut done = Migrated::default();
+    for role in &roles {
+        if make_role(&mut connection, role, &login, makes_roles).await? {
+            done.roles_made.push(role.clone());
+        }
+    }
+    let [owner, application, auditor] = &roles;
+    become_member(&mut connection, owner, &login).await?;
+    make_schema(&mut connection, owner, &login).await?;
+    for (role, members) in [(application, &logins.application), (auditor, &logins.auditor)] {
+        for member in members {
+            run(&mut connection, format!("GRANT {} TO {}", quoted(role), quoted(member)))
+                .await
+                .map_err(|error| refused_by(error, member))?;
+        }
+    }
+    run(&mut connection, format!("SET ROLE {}", quoted(owner))).await?;
+    POSTGRES.run(&mut connection).await.map_err(|error| match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => Failed::Database(error),
+        other => Failed::Refused(format!("the ledger's schema is not one that this program can continue: {other}")),
+    })?;
+    done.version = applied(&mut connection).await?.unwrap_or(0);
+    extend(&mut connection, now, &mut done).await?;
+    done.roles = Some(roles);
+    connection.close().await?;
+    Ok(done)
+}
+
+/// Makes a role that cannot log in, unless it is there. Whether it was made.
+async fn make_role(connection: &mut PgConnection, role: &str, login: &str, makes_roles: bool) -> Result<bool, Failed> {
+    if connection.fetch_optional(sqlx::query("SELECT FROM pg_roles WHERE rolname = $1").bind(role)).await?.is_some() {
+        return Ok(false);
+    }
+    if !makes_roles {
+        let remedy = format!("run it as a role with CREATEROLE, or have one run: CREATE ROLE {} NOLOGIN", quoted(role));
+        return Err(Failed::Refused(format!("the login {login} may not make the role {role}; {remedy}")));
+    }
+    run(connection, format!("CREATE ROLE {} NOLOGIN", quoted(role))).await?;
+    Ok(true)
+}
+
+/// What the owner owns must be made as the owner.
+async fn become_member(connection: &mut PgConnection, owner: &str, login: &str) -> Result<(), Failed> {
+    let member: bool = connection.fetch_one(sqlx::query("SELECT pg_has_role(current_user, $1, 'MEMBER')").bind(owner)).await?.try_get(0)?;
+    if member {
+        return Ok(());
+    }
+    run(connection, format!("GRANT {} TO {}", quoted(owner), quoted(login))).await.map_err(|error| refused_by(error, owner))
+}
+
+async fn make_schema(connection: &mut PgConnection, owner: &str, login: &str) -> Result<(), Failed> {
+    if connection.fetch_optional(sqlx::query("SELECT FROM pg_namespace WHERE nspname = $1").bind(SCHEMA)).await?.is_some() {
+        return Ok(());
+    }
+    let made = run(connection, format!("CREATE SCHEMA {SCHEMA} AUTHORIZATION {}", quoted(owner))).await;
+    made.map_err(|error| {
+        Failed::Refused(format!("the login {login} may not make the schema {SCHEMA} ({error}); run it as the database's owner"))
+    })
+}
+
+fn refused_by(error: DatabaseError, role: &str) -> Failed {
+    match error {
+        DatabaseError::Database(said) => Failed::Refused(format!("membership of or in {role} cannot be granted: {}", said.message())),
+        other => Failed::Database(other),
+    }
+}
+
+/// Makes the partitions that are missing. A month whose rows stand in the default partition is named and left there: moving them would
+/// mean to delete them.
+async fn extend(connection: &mut PgConnection, now: Timestamp, done: &mut Migrated) -> Result<(), Failed> {
+    let in_default = connection.fetch_all("SELECT DISTINCT period FROM event_default ORDER BY period").await?;
+    for row in in_default {
+        done.in_default.extend(u32::try_from(row.try_get::<i32, _>(0)?).ok().and_then(Period::new));
+    }
+    let mut period = now.period();
+    for _ in 0..=MONTHS_AHEAD {
+        let there = connection.fetch_one(sqlx::query("SELECT to_regclass($1) IS NOT NULL").bind(format!("event_{period}"))).await?;
+        if !there.try_get::<bool, _>(0)? && !done.in_default.contains(&period) {
+            make_partition(connection, period).await?;
+            done.partitions_made.push(period);
+        }
+        if !done.in_default.contains(&period) {
+            done.last_partition = Some(period);
+        }
+        period = period.next();
+    }
+    Ok(())
+}
+
+/// Made beside the table and then attached: that keeps nobody from writing meanwhile.
+async fn make_partition(connection: &mut PgConnection, period: Period) -> Result<(), DatabaseError> {
+    let name = format!("event_{period}");
+    let mut transaction = connection.begin().await?;
+    for sql in [
+        format!("CREATE TABLE {name} (LIKE event)"),
+        format!("ALTER TABLE event ATTACH PARTITION {name} FOR VALUES IN ({period})"),
+        format!("CREATE TRIGGER event_is_never_truncated BEFORE TRUNCATE ON {name} FOR EACH STATEMENT EXECUTE FUNCTION event_only_grows()"),
+    ] {
+        transaction.execute(AssertSqlSafe(sql)).await?;
+    }
+    transaction.commit().await
+}
+
+async fn run(connection: &mut PgConnection, sql: String) -> Result<(), DatabaseError> {
+    connection.execute(AssertSqlSafe(sql)).await.map(drop)
+}
+
+/// A name as SQL writes it.
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

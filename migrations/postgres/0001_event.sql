@@ -1,0 +1,54 @@
+-- The ledger: one table that only grows, split by month. `body` is the truth, deterministic CBOR; `hash` chains it to the row before;
+-- every other column is a projection that `audit verify` derives again from the body. See docs/ledger-format.md.
+--
+-- `ca-server migrate` runs this as the owner's role, in the schema ca_server, and makes the partitions of the coming months.
+CREATE TABLE event (
+    period   integer NOT NULL,
+    chain    bytea   NOT NULL,
+    seq      bigint  NOT NULL,
+    kind     text    NOT NULL,
+    time     bigint  NOT NULL,
+    serial   bytea,
+    identity text,
+    issuer   text,
+    profile  bytea,
+    hash     bytea   NOT NULL,
+    body     bytea   NOT NULL
+) PARTITION BY LIST (period);
+
+CREATE UNIQUE INDEX event_place ON event (period, chain, seq);
+
+-- No serial is used twice. The period stands in the serial's first octets, so uniqueness within a period is global.
+CREATE UNIQUE INDEX event_serial ON event (period, serial) WHERE kind = 'intent';
+
+-- "What was issued to this workload?" The first and last rows of chains, which have no identity, stand at its end: every search for
+-- dead chains reads them.
+CREATE INDEX event_identity ON event (identity) WHERE identity IS NOT NULL OR kind IN ('start', 'end', 'chain_ended');
+
+-- What no partition was made for; a missing partition must never stop issuing.
+CREATE TABLE event_default PARTITION OF event DEFAULT;
+
+CREATE FUNCTION event_only_grows() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'the ledger is append-only: % is refused', TG_OP USING ERRCODE = 'restrict_violation';
+END
+$$;
+
+CREATE TRIGGER event_is_never_changed BEFORE UPDATE OR DELETE ON event FOR EACH ROW EXECUTE FUNCTION event_only_grows();
+
+-- Statement triggers are not handed down: every partition gets its own when it is made.
+CREATE TRIGGER event_is_never_truncated BEFORE TRUNCATE ON event FOR EACH STATEMENT EXECUTE FUNCTION event_only_grows();
+CREATE TRIGGER event_is_never_truncated BEFORE TRUNCATE ON event_default FOR EACH STATEMENT EXECUTE FUNCTION event_only_grows();
+
+-- The application adds and reads, the auditor reads; the roles are named after the database, which makes them its own.
+DO $$
+DECLARE
+    application text := quote_ident(current_database() || '_application');
+    auditor     text := quote_ident(current_database() || '_auditor');
+BEGIN
+    EXECUTE format('GRANT USAGE ON SCHEMA ca_server TO %s, %s', application, auditor);
+    EXECUTE format('GRANT SELECT, INSERT ON event TO %s', application);
+    EXECUTE format('GRANT SELECT ON event TO %s', auditor);
+    EXECUTE format('GRANT SELECT ON _sqlx_migrations TO %s, %s', application, auditor);
+END
+$$;
