@@ -155,6 +155,39 @@ mod tests {
     }
 
     #[test]
+    fn a_checkpoint_is_taken_up_as_it_was_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("checkpoint");
+        let args = |since: Option<&str>, signatures| VerifyArgs {
+            since: since.map(str::to_owned),
+            checkpoint: Some(path.clone()),
+            signatures,
+            threads: None,
+        };
+        assert!(matches!(args(None, Signatures::All).options().unwrap().begin, Begin::FirstRow), "there is none yet");
+        assert!(matches!(args(Some("2026-11-01"), Signatures::All).options().unwrap().begin, Begin::Since(_)));
+        let lists = r#""issuers": [], "chains": [], "early": [], "named": [], "undeclared": []"#;
+        std::fs::write(&path, format!(r#"{{"version": 1, "rows": 7, "since": null, "signatures": false, {lists}}}"#)).unwrap();
+        let options = args(None, Signatures::None).options().unwrap();
+        assert!(matches!(&options.begin, Begin::Checkpoint(checkpoint) if checkpoint.rows() == 7) && !options.signatures);
+        for (args, why) in
+            [(args(None, Signatures::All), "without checking signatures"), (args(Some("2026-11-01"), Signatures::None), "--since")]
+        {
+            let exit = args.options().unwrap_err();
+            assert!(exit.code() == 2 && exit.to_string().contains(why), "{exit}");
+        }
+        std::fs::write(&path, "something else").unwrap();
+        assert_eq!(args(None, Signatures::None).options().unwrap_err().code(), 2);
+    }
+
+    #[test]
+    fn a_time_is_a_date_or_rfc_3339() {
+        assert_eq!(time_of("2026-11-22").unwrap().rfc3339(), "2026-11-22T00:00:00.000000Z");
+        assert_eq!(time_of("2026-11-22T13:00:00+01:00").unwrap().rfc3339(), "2026-11-22T12:00:00.000000Z");
+        assert_eq!(time_of("yesterday").unwrap_err().code(), 2);
+    }
+
+    #[test]
     fn what_was_not_checked_is_said_plainly() {
         let text = summary(&Report { signatures_skipped: true, ..Report::default() });
         assert!(text.contains("SIGNATURES WERE NOT CHECKED") && !text.contains("signature and certificate holds"), "{text}");
