@@ -11,6 +11,7 @@ mod cursor;
 mod database;
 pub mod event;
 mod export;
+pub mod inspection;
 mod issuance;
 mod location;
 mod lock;

@@ -17,7 +17,7 @@ use super::event::{ChainId, Place, Row, StoredRow};
 use super::schema::SchemaError;
 use crate::timestamp::Period;
 
-static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
+pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
 
 /// How long a statement waits for another process that holds the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
