@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -74,6 +74,21 @@ impl Channel {
         Self::open_by(Endpoint::from_static("http://localhost"), address, config).await
     }
 
+    /// Speaks TLS on a connection that a test has dialled; when it is lost, the channel is.
+    pub async fn over(stream: TcpStream, config: ClientConfig) -> Result<Self, tonic::transport::Error> {
+        stream.set_nodelay(true).expect("a TCP socket");
+        let (connector, stream) = (TlsConnector::from(Arc::new(config)), Arc::new(Mutex::new(Some(stream))));
+        let connect = tower::service_fn(move |_: Uri| {
+            let (connector, stream) = (connector.clone(), stream.lock().expect("unpoisoned").take());
+            async move {
+                let stream = stream.ok_or(std::io::ErrorKind::NotConnected)?;
+                let name = ServerName::try_from("localhost").expect("a name");
+                Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, stream).await?))
+            }
+        });
+        Ok(Self::new(Endpoint::from_static("http://localhost").connect_with_connector(connect).await?))
+    }
+
     /// Dials, and pings that often, with calls in flight and without.
     pub async fn open_with_pings(address: SocketAddr, config: ClientConfig, every: Duration) -> Result<Self, tonic::transport::Error> {
         let endpoint = Endpoint::from_static("http://localhost").http2_keep_alive_interval(every).keep_alive_while_idle(true);
@@ -91,8 +106,11 @@ impl Channel {
                 Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, stream).await?))
             }
         });
-        let http2 = endpoint.connect_with_connector(connect).await?;
-        Ok(Self(IstioCertificateServiceClient::new(http2).max_encoding_message_size(64 << 20).max_decoding_message_size(64 << 20)))
+        Ok(Self::new(endpoint.connect_with_connector(connect).await?))
+    }
+
+    fn new(http2: Http2) -> Self {
+        Self(IstioCertificateServiceClient::new(http2).max_encoding_message_size(64 << 20).max_decoding_message_size(64 << 20))
     }
 
     /// One call.

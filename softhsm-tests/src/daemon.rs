@@ -341,6 +341,13 @@ impl TestCa {
         process.wait().expect("waited");
     }
 
+    /// How the process has ended, if it has; from then on there is none until the next start.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        let status = self.process.as_mut().expect("running").try_wait().expect("waited")?;
+        self.process = None;
+        Some(status)
+    }
+
     /// Waits for a process that ends by itself.
     pub fn wait(&mut self) -> ExitStatus {
         self.process.take().expect("running").wait().expect("waited")

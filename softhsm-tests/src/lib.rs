@@ -13,6 +13,8 @@ pub mod ledger_database;
 pub mod load;
 mod material;
 pub mod proxy;
+pub mod sockets;
+pub mod strace;
 pub mod tokens;
 
 pub use client::{Ask, Channel, Csr, KeyChoice};

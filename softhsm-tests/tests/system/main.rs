@@ -2,6 +2,7 @@
 //! Numbers in names are the cases of Istio's contract.
 #![allow(clippy::disallowed_methods, reason = "tests choose times around the real clock")]
 
+mod audit;
 mod authentication;
 mod bad_input;
 mod chain;
@@ -9,10 +10,12 @@ mod client_certificate;
 mod clocks;
 mod config;
 mod crash;
+mod crash_points;
 mod csr;
 mod database_tls;
 mod doctor;
 mod handover;
+mod ledger_errors;
 mod lifetime;
 mod loadgen;
 mod metadata;
@@ -22,3 +25,4 @@ mod replicas;
 mod secrets;
 mod seen;
 mod tls;
+mod touches;

@@ -1,7 +1,7 @@
 //! The PIN: its file, what the token's flags tell of it, and at most one try.
 
 use signers::pkcs11::{PinState, TokenState, inspect_token};
-use signers::{Pkcs11Uri, SignError, Vault, check_pin_file, open_vault_for_reading};
+use signers::{Pkcs11Uri, SignError, Vault, check_secret_file, open_vault_for_reading};
 
 use super::Case;
 use crate::cli::doctor::finding::Findings;
@@ -11,7 +11,7 @@ const AGAIN: &str = "put the right PIN into the file, then run `ca-server doctor
 /// Logs in, if that costs nothing that is dear. `None` when there is no session.
 pub(super) fn log_in(findings: &mut Findings, case: &Case, uri: &Pkcs11Uri, state: &TokenState) -> Option<Box<dyn Vault>> {
     let pin = uri.pin_source.as_deref();
-    if let Some(error) = pin.and_then(|pin| check_pin_file(pin).err()) {
+    if let Some(error) = pin.and_then(|pin| check_secret_file(pin, "PIN").err()) {
         findings.problem("login", error.to_string(), "the daemon needs the PIN in a file of its own, with mode 0600");
         return None;
     }

@@ -220,7 +220,7 @@ async fn differences(connection: &mut PgConnection) -> sqlx::Result<Vec<Differen
     let body = connection.fetch_optional(body).await?.map(|row| row.try_get::<String, _>(0)).transpose()?;
     let how = match body {
         None => Some(How::Missing),
-        Some(body) => (!POSTGRES.iter().any(|migration| migration.sql.contains(&body))).then_some(How::Changed),
+        Some(body) => (!POSTGRES.iter().any(|migration| migration.sql.as_str().contains(&body))).then_some(How::Changed),
     };
     found.extend(how.map(|how| Difference { kind: "function".into(), name: "event_only_grows".into(), how }));
     let indexes = "SELECT c.relname::text FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid \
@@ -266,7 +266,7 @@ async fn triggers(connection: &mut PgConnection, tables: &[(String, bool)]) -> s
 fn indexes_of_migrations() -> BTreeSet<String> {
     let mut left = BTreeSet::new();
     for migration in POSTGRES.iter() {
-        let words: Vec<&str> = migration.sql.split_whitespace().collect();
+        let words: Vec<&str> = migration.sql.as_str().split_whitespace().collect();
         for three in words.windows(3) {
             match *three {
                 ["INDEX", name, "ON"] => drop(left.insert(name.to_owned())),
