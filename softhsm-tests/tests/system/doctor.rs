@@ -59,6 +59,14 @@ impl Examined {
         assert_eq!(self.document["problems"], expected.len());
     }
 
+    /// Not even a warning, but perhaps of what other tests and the machine's own state decide.
+    fn unblemished(&self) {
+        self.well();
+        let of_ours = |finding: &&Value| !["room", "connections"].contains(&finding["check"].as_str().expect("text"));
+        let warned: Vec<&Value> = self.findings().iter().filter(of_ours).filter(|finding| finding["severity"] != "ok").collect();
+        assert!(warned.is_empty(), "{warned:#?}");
+    }
+
     fn well(&self) {
         assert_eq!((self.status, &self.document["problems"]), (Some(0), &Value::from(0)), "{:#}", self.document);
     }
@@ -99,8 +107,7 @@ async fn a_healthy_ca_is_well_in_every_area_beside_the_daemon_and_after_it() {
     let mut ca = TestCa::start_with(Setup::default().with_faults()).await;
     ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.expect("issued");
     let beside = json(&ca, &["--deep"]);
-    beside.well();
-    assert_eq!(beside.document["warnings"], 0, "{:#}", beside.document);
+    beside.unblemished();
     let seen: BTreeSet<(&str, &str)> =
         beside.findings().iter().map(|finding| (finding["area"].as_str().unwrap(), finding["check"].as_str().unwrap())).collect();
     for wanted in [
@@ -385,8 +392,7 @@ async fn a_ledger_on_postgres_is_well_beside_its_daemons() {
     let mut ca = TestCa::start_with(Setup::default().on_ledger(&database.url())).await;
     ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.expect("issued");
     let beside = doctor(&ca);
-    beside.well();
-    assert_eq!(beside.document["warnings"], 0, "{:#}", beside.document);
+    beside.unblemished();
     for check in ["database", "tls", "connections", "roles", "durability", "schema", "partitions", "lock"] {
         assert_eq!(beside.what("ledger", check).len(), 1, "{check}: {:#}", beside.document);
     }

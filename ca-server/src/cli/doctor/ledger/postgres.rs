@@ -36,7 +36,9 @@ pub(super) fn judge(findings: &mut Findings, location: &Location, facts: &Postgr
     judge_login(findings, &server.login);
     durability(findings, server);
     match &server.schema {
-        Ok(schema) => drop(judge_schema(findings, schema, MadeBy::Migrate)),
+        Ok(schema) => {
+            judge_schema(findings, schema, MadeBy::Migrate);
+        }
         Err(error) => {
             findings.problem("schema", format!("it cannot be read: {error}"), "look after the server, and run `ca-server migrate`")
         }

@@ -269,10 +269,10 @@ fn indexes_of_migrations() -> BTreeSet<String> {
         let words: Vec<&str> = migration.sql.as_str().split_whitespace().collect();
         for three in words.windows(3) {
             match *three {
-                ["INDEX", name, "ON"] => drop(left.insert(name.to_owned())),
-                ["DROP", "INDEX", name] => drop(left.remove(name.trim_end_matches(';'))),
-                _ => {}
-            }
+                ["INDEX", name, "ON"] => left.insert(name.to_owned()),
+                ["DROP", "INDEX", name] => left.remove(name.trim_end_matches(';')),
+                _ => false,
+            };
         }
     }
     left
