@@ -88,11 +88,14 @@ pub(super) struct Successors {
     from: Option<Timestamp>,
 }
 
-/// Rows read at a time when an outcome is looked for: it stands soon after its intent, mostly.
-const FIRST_PAGE: u32 = 8;
+/// Rows among which an outcome is looked for first: it stands soon after its intent, mostly.
+const FIRST_ROWS: u64 = 128;
 
-/// Rows read at a time when it does not.
-const PAGE: u32 = 512;
+/// Rows among which it is looked for at a time when it does not.
+const MOST_ROWS: u64 = 8192;
+
+/// Rows read at a time of those that a chain's successor filed.
+const PAGE: u32 = 64;
 
 /// How far the clocks of two daemons can be apart, and more.
 const CLOCKS_APART: Duration = Duration::from_secs(120);
@@ -171,32 +174,30 @@ impl LedgerReader {
     }
 
     async fn outcome_in_own_chain(&mut self, intent: RowRef) -> Result<Option<Entry>, ReadError> {
-        let mut limit = FIRST_PAGE;
+        let mut rows = FIRST_ROWS;
         let mut next = Place { seq: intent.place.seq + 1, ..intent.place };
         loop {
-            let rows = self.database.chain_page(intent.chain, next, limit).await?;
-            for row in &rows {
-                let entry = Entry::try_from(row)?;
+            let until = next.seq.saturating_add(rows);
+            for row in self.database.outcomes_naming(&intent.hash, intent.chain, next, until).await? {
+                let entry = Entry::try_from(&row)?;
                 if entry.event.closes() == Some(intent) {
                     return Ok(Some(entry));
                 }
-                // A later row that does not count it as open says that its outcome stands before: it was passed, or is missing.
-                if entry.header.oldest_open.is_none_or(|oldest| oldest > intent.place) {
-                    return Ok(None);
-                }
             }
-            match rows.last() {
-                Some(last) => next.seq = u64::try_from(last.seq).unwrap_or(u64::MAX).saturating_add(1),
+            match self.database.chain_page(intent.chain, Place { seq: until, ..next }, 1).await?.first() {
+                // A later row that does not count it as open says that its outcome stands before: it was passed, or is missing.
+                Some(row) if Entry::try_from(row)?.header.oldest_open.is_none_or(|oldest| oldest > intent.place) => return Ok(None),
+                Some(_) => next.seq = until,
                 None => match self.periods().await?.into_iter().find(|period| *period > next.period) {
                     Some(period) => next = Place { period, seq: 0 },
                     None => return Ok(None),
                 },
             }
             // Before many rows are read: the chain's last one may say that it is the oldest without an outcome.
-            if limit == FIRST_PAGE && self.is_left_open(intent).await? {
+            if rows == FIRST_ROWS && self.is_left_open(intent).await? {
                 return Ok(None);
             }
-            limit = PAGE.min(limit * 8);
+            rows = MOST_ROWS.min(rows * 8);
         }
     }
 

@@ -1,7 +1,7 @@
 //! What only `audit` asks of a ledger.
 
 use super::{Database, DatabaseError};
-use crate::store::ledger::event::{ChainId, Place, StoredRow};
+use crate::store::ledger::event::{ChainId, Hash, Place, StoredRow};
 use crate::timestamp::{Period, Timestamp};
 
 impl Database {
@@ -24,6 +24,17 @@ impl Database {
         period: Period,
     ) -> Result<Vec<(ChainId, Place)>, DatabaseError> {
         either!(self, database => database.places_of_identity(identity, period).await)
+    }
+
+    /// The outcomes of a chain in one period, from `from` up to but not including `until`, whose bodies have these octets somewhere.
+    pub(in crate::store::ledger) async fn outcomes_naming(
+        &mut self,
+        hash: &Hash,
+        chain: ChainId,
+        from: Place,
+        until: u64,
+    ) -> Result<Vec<StoredRow>, DatabaseError> {
+        either!(self, database => database.outcomes_naming(hash, chain, from, until).await)
     }
 
     /// Up to `limit` rows of kind `chain_ended` from a time on, in the order of their times, after the first `passed`.

@@ -4,7 +4,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{Arguments, Row as _};
 
 use super::{Database, arguments, select, seq, yyyymm};
-use crate::store::ledger::event::{ChainId, Place, StoredRow};
+use crate::store::ledger::event::{ChainId, Hash, Place, StoredRow};
 use crate::timestamp::{Period, Timestamp};
 
 impl Database {
@@ -36,6 +36,21 @@ impl Database {
             Ok((ChainId(chain), Place { period, seq: u64::try_from(seq).unwrap_or(u64::MAX) }))
         };
         rows.iter().map(place).collect()
+    }
+
+    pub(in crate::store::ledger) async fn outcomes_naming(
+        &mut self,
+        hash: &Hash,
+        chain: ChainId,
+        from: Place,
+        until: u64,
+    ) -> sqlx::Result<Vec<StoredRow>> {
+        let until = i64::try_from(until).unwrap_or(i64::MAX);
+        let mut key = arguments(yyyymm(from.period), &[&chain.0], &[seq(from), until]);
+        key.add(hash.as_slice()).map_err(sqlx::Error::Encode)?;
+        let sql = "WHERE period = $1 AND chain = $2 AND seq >= $3 AND seq < $4 AND kind IN ('issued', 'failed', 'unknown') \
+                   AND position($5 IN body) > 0 ORDER BY seq";
+        self.rows(select(sql), key).await
     }
 
     pub(in crate::store::ledger) async fn declarations(

@@ -1,10 +1,10 @@
 //! What only `audit` asks of SQLite.
 
-use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
+use sqlx::{Arguments, Row as _};
 
 use super::{Database, key, select, seq, yyyymm};
-use crate::store::ledger::event::{ChainId, Place, StoredRow};
+use crate::store::ledger::event::{ChainId, Hash, Place, StoredRow};
 use crate::timestamp::{Period, Timestamp};
 
 impl Database {
@@ -35,6 +35,22 @@ impl Database {
             Ok((ChainId(chain), Place { period, seq: u64::try_from(seq).unwrap_or(u64::MAX) }))
         };
         rows.iter().map(place).collect()
+    }
+
+    /// The outcomes of a chain in one period, from `from` up to but not including `until`, whose bodies have these octets somewhere.
+    pub(in crate::store::ledger) async fn outcomes_naming(
+        &mut self,
+        hash: &Hash,
+        chain: ChainId,
+        from: Place,
+        until: u64,
+    ) -> sqlx::Result<Vec<StoredRow>> {
+        let until = i64::try_from(until).unwrap_or(i64::MAX);
+        let mut key = key(yyyymm(from.period), &[&chain.0], &[seq(from), until]);
+        key.add(hash.as_slice()).map_err(sqlx::Error::Encode)?;
+        let sql = "WHERE period = ? AND chain = ? AND seq >= ? AND seq < ? AND kind IN ('issued', 'failed', 'unknown') \
+                   AND instr(body, ?) > 0 ORDER BY seq";
+        self.rows(select(sql), key).await
     }
 
     /// Up to `limit` rows of kind `chain_ended` from a time on, in the order of their times, after the first `passed`.
