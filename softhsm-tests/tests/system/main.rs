@@ -16,6 +16,7 @@ mod lifetime;
 mod loadgen;
 mod metadata;
 mod operations;
+mod overload;
 mod secrets;
 mod seen;
 mod tls;
