@@ -2,7 +2,7 @@
 
 mod reload;
 mod serving;
-mod snapshot;
+pub(crate) mod snapshot;
 mod watched;
 
 use std::io;
@@ -243,7 +243,7 @@ async fn serve_csr(daemon: Arc<Daemon>, listener: TcpListener, stop: watch::Rece
 }
 
 /// How far the clock may be from the database's: certificates of ten minutes must still make sense.
-const DATABASE_CLOCK_TOLERANCE: Duration = Duration::from_secs(30);
+pub(crate) const DATABASE_CLOCK_TOLERANCE: Duration = Duration::from_secs(30);
 
 async fn open_ledger(config: &Config, options: Options, metrics: &Arc<Metrics>, clock: Clock) -> Result<Ledger, Exit> {
     let options = LedgerOptions {

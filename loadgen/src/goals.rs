@@ -25,23 +25,28 @@ fn number(value: f64) -> String {
 
 fn row(goal: &Goal, all: &Results) -> String {
     let sign = if goal.most { "≤" } else { "≥" };
-    let ((sqlite, _), (postgres, stretch)) = ((goal.targets)("sqlite"), (goal.targets)("postgres"));
-    let target = match (sqlite, postgres) {
-        (one, _) if one.is_infinite() => "–".into(),
-        (one, other) if one == other => format!("{sign} {} {} ({})", number(one), goal.unit, number(stretch)),
-        (one, other) => format!("{sign} {} / {} {}", number(one), number(other), goal.unit),
+    let (sqlite, postgres) = ((goal.targets)("sqlite"), (goal.targets)("postgres"));
+    let text = |(target, stretch): (f64, f64)| format!("{sign} {} {} ({})", number(target), goal.unit, number(stretch));
+    let target = match () {
+        () if !postgres.0.is_finite() => "–".into(),
+        () if !sqlite.0.is_finite() => format!("Postgres {}", text(postgres)),
+        () if sqlite == postgres => text(postgres),
+        () => format!("SQLite {}, Postgres {}", text(sqlite), text(postgres)),
     };
     let cells = LEDGERS.map(|ledger| cell(goal, ledger, &(goal.values)(all, ledger)));
     format!("| {} | {} | {target} | {} | {} | `--only {}` |", goal.number, goal.name, cells[0], cells[1], goal.part)
 }
 
 fn cell(goal: &Goal, ledger: &str, values: &[f64]) -> String {
+    let (target, stretch) = (goal.targets)(ledger);
+    if target.is_nan() {
+        return "–".into();
+    }
     let Some(middle) = median(values) else { return "not measured".into() };
     let (least, most) =
         values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), value| (least.min(*value), most.max(*value)));
     let spread = if values.len() > 1 { format!(" ({}–{})", number(least), number(most)) } else { String::new() };
     let reaches = |limit: f64| if goal.most { middle <= limit } else { middle >= limit };
-    let (target, stretch) = (goal.targets)(ledger);
     let verdict = match () {
         () if target.is_infinite() => "",
         () if reaches(stretch) => ", stretch met",

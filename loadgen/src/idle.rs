@@ -5,7 +5,6 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use tokio::task::{LocalSet, spawn_local};
 
@@ -17,8 +16,6 @@ use crate::worker::runtime;
 
 /// Connections that shake hands at the same time.
 const AT_ONCE: usize = 32;
-/// How often each is looked at.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// Held until the program ends.
 pub struct IdleConnections {
@@ -43,15 +40,14 @@ impl IdleConnections {
                     spawn_local(async move {
                         while left.get() > 0 {
                             left.update(|count| count - 1);
-                            match target.connect().await {
-                                Ok(mut sender) => {
+                            match target.open().await {
+                                Ok((sender, connection)) => {
                                     counted.fetch_add(1, Ordering::Relaxed);
                                     let counted = counted.clone();
                                     spawn_local(async move {
-                                        // Ready stays so until the connection is lost, which is looked for now and then.
-                                        while std::future::poll_fn(|context| sender.poll_ready(context)).await.is_ok() {
-                                            tokio::time::sleep(LOOK).await;
-                                        }
+                                        // A connection without a handle on it is closed; how this one ended does not matter.
+                                        let _ = connection.await;
+                                        drop(sender);
                                         counted.fetch_sub(1, Ordering::Relaxed);
                                     });
                                     let _ = told.send(Ok(()));

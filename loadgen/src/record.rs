@@ -25,6 +25,8 @@ pub struct Record {
     pub failures: BTreeMap<String, Failures>,
     /// Certificates that arrived while it lasted, whenever their calls began.
     pub issued: u64,
+    /// When the last of them did, from the section's begin.
+    pub last: Duration,
     /// By time of arrival.
     pub arrived: Vec<u64>,
     /// By time of (intended) start: failures, and the longest call in microseconds.
@@ -49,7 +51,15 @@ pub struct Begun {
 impl Record {
     fn new() -> Self {
         let histogram = || Histogram::new_with_bounds(1, LONGEST, 3).expect("fixed bounds");
-        Self { latency: histogram(), refused: histogram(), failures: BTreeMap::new(), issued: 0, arrived: Vec::new(), begun: Vec::new() }
+        Self {
+            latency: histogram(),
+            refused: histogram(),
+            failures: BTreeMap::new(),
+            issued: 0,
+            last: Duration::ZERO,
+            arrived: Vec::new(),
+            begun: Vec::new(),
+        }
     }
 
     /// A call that began `offset` into the section and took `time`.
@@ -74,6 +84,7 @@ impl Record {
     /// A certificate arrived, `offset` into the section.
     pub fn arrival(&mut self, offset: Duration) {
         self.issued += 1;
+        self.last = self.last.max(offset);
         *at(&mut self.arrived, offset) += 1;
     }
 
@@ -84,6 +95,7 @@ impl Record {
             self.failures.entry(name).and_modify(|all| all.count += failures.count).or_insert(failures);
         }
         self.issued += other.issued;
+        self.last = self.last.max(other.last);
         for (tick, count) in other.arrived.into_iter().enumerate() {
             *nth(&mut self.arrived, tick) += count;
         }

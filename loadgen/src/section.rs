@@ -23,6 +23,8 @@ pub fn told(step: &Step, recorder: &Recorder, readings: &[Reading], verified: &V
         .map(|(place, ((reading, record), section))| {
             let first = place == 0;
             let both = |name: &String| Some((reading.begin.get(name)?, reading.end.get(name)?));
+            // A step that is bounded by calls is over with its last answer, and not when that is noticed.
+            let seconds = if step.calls.is_some() && record.issued > 0 { record.last.as_secs_f64() } else { reading.seconds };
             let names: Vec<&String> = reading.begin.keys().collect();
             Section {
                 step: step.name.clone(),
@@ -30,10 +32,10 @@ pub fn told(step: &Step, recorder: &Recorder, readings: &[Reading], verified: &V
                 in_flight: if let Pace::Closed { in_flight } = step.pace { Some(in_flight) } else { None },
                 offered_rate: section.rate,
                 connections: step.connections,
-                seconds: reading.seconds,
+                seconds,
                 calls: record.latency.len() + record.refused.len(),
                 issued: record.issued,
-                rate: if reading.seconds > 0.0 { (record.issued as f64 / reading.seconds * 10.0).round() / 10.0 } else { 0.0 },
+                rate: if seconds > 0.0 { (record.issued as f64 / seconds * 10.0).round() / 10.0 } else { 0.0 },
                 latency: Latency::of(&record.latency),
                 refusal_latency: Latency::of(&record.refused),
                 errors: record

@@ -14,6 +14,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::arguments::Endpoint;
 use crate::call::Failure;
@@ -65,29 +66,36 @@ impl Target {
         self.timeout
     }
 
-    /// A new connection. Runs in a `LocalSet`, where the connection's own task lives until the last handle on it is gone.
+    /// A new connection, driven by a task of its own until the last handle on it is gone. Runs in a `LocalSet`.
     pub async fn connect(&self) -> Result<SendRequest<Bytes>, Failure> {
-        tokio::time::timeout(self.timeout, self.dial()).await.unwrap_or_else(|_| Err(Failure::client("connect", "no answer in time")))
+        let (sender, connection) = self.open().await?;
+        // What ends a connection is seen by the calls on it.
+        tokio::task::spawn_local(async { drop(connection.await) });
+        Ok(sender)
     }
 
-    async fn dial(&self) -> Result<SendRequest<Bytes>, Failure> {
+    /// A new connection, to be awaited by whoever opens it: that drives it, and ends when it does.
+    pub async fn open(&self) -> Result<(SendRequest<Bytes>, Connection), Failure> {
+        let dialled = tokio::time::timeout(self.timeout, self.dial()).await;
+        dialled.unwrap_or_else(|_| Err(Failure::client("connect", "no answer in time")))
+    }
+
+    async fn dial(&self) -> Result<(SendRequest<Bytes>, Connection), Failure> {
         let stream = TcpStream::connect(self.address).await.map_err(|error| Failure::client("connect", error))?;
         stream.set_nodelay(true).map_err(|error| Failure::client("connect", error))?;
         let stream = self.tls.connect(self.name.clone(), stream).await.map_err(|error| Failure::client("TLS", error))?;
-        let (sender, connection) = h2::client::Builder::new()
+        h2::client::Builder::new()
             .initial_connection_window_size(WINDOW)
             .initial_window_size(STREAM_WINDOW)
             .enable_push(false)
             .handshake(stream)
             .await
-            .map_err(|error| Failure::client("HTTP/2", error))?;
-        tokio::task::spawn_local(async move {
-            // What ends a connection is seen by the calls on it.
-            let _ = connection.await;
-        });
-        Ok(sender)
+            .map_err(|error| Failure::client("HTTP/2", error))
     }
 }
+
+/// An HTTP/2 connection over TLS.
+pub type Connection = h2::client::Connection<TlsStream<TcpStream>, Bytes>;
 
 /// The certificates of a PEM file as trust anchors.
 pub fn roots(path: &Path) -> Result<RootCertStore, Exit> {

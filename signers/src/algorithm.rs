@@ -245,6 +245,20 @@ impl PublicKey {
         self.0.algorithm
     }
 
+    /// What a ceremony's specification would call such a key; `None` for an RSA modulus of another size.
+    pub fn kind(&self) -> Option<KeyKind> {
+        match self.algorithm() {
+            Algorithm::EcdsaP256Sha256 => Some(KeyKind::P256),
+            Algorithm::EcdsaP384Sha384 => Some(KeyKind::P384),
+            Algorithm::RsaPkcs1Sha256 => {
+                let spki = SubjectPublicKeyInfoRef::from_der(self.spki_der()).ok()?;
+                let rsa = RsaPublicKey::from_der(spki.subject_public_key.as_bytes()?).ok()?;
+                let bits = significant_bits(rsa.n.as_bytes());
+                KeyKind::ALL.into_iter().find(|kind| kind.modulus_bits().is_some_and(|of| usize::try_from(of) == Ok(bits)))
+            }
+        }
+    }
+
     /// Whether `signature` (encoded as X.509 wants it) is this key's over `message`.
     pub fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
         self.0.parsed.verify_sig(message, signature).is_ok()

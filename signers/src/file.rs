@@ -7,6 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
@@ -17,7 +18,7 @@ use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject;
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::{Algorithm, Device, Failure, KeyFacts, KeyKind, KeyUri, PublicKey, SignError, TokenFacts, Vault, secret_file};
+use crate::{Algorithm, Device, Failure, KeyFacts, KeyKind, KeyUri, PublicKey, SignError, SigningRate, TokenFacts, Vault, secret_file};
 
 /// A PEM key, loaded.
 pub struct FileDevice {
@@ -172,6 +173,12 @@ impl Vault for FileVault {
         Ok(Self::facts(path, pair.public_key()?))
     }
 
+    fn signing_rate(&mut self, kind: KeyKind, time: Duration) -> Result<SigningRate, SignError> {
+        let pair = Pair::generate(kind).map_err(|_| SignError::Rejected(format!("a {kind} key could not be generated")))?;
+        let public_key = pair.public_key()?;
+        SigningRate::measure(&mut FileDevice { pair, public_key }, time)
+    }
+
     fn open(&mut self, uri: &KeyUri) -> Result<Box<dyn Device>, SignError> {
         Ok(Box::new(FileDevice::open(path_of(uri)?)?))
     }
@@ -196,6 +203,14 @@ mod tests {
         let again = FileVault.generate(&uri, KeyKind::P256).unwrap_err();
         assert!(again.to_string().contains("never overwritten"), "{again}");
         assert_eq!(FileVault.describe(&uri).unwrap(), Some(facts));
+    }
+
+    #[test]
+    fn the_rate_is_measured_with_a_key_that_is_in_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let rate = FileVault.signing_rate(KeyKind::P384, Duration::from_millis(5)).unwrap();
+        assert!(rate.signatures > 0 && rate.per_second() > 0.0, "{rate:?}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]

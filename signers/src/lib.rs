@@ -108,6 +108,16 @@ pub enum SignError {
     Stopped,
 }
 
+impl SignError {
+    /// The cause alone, without who must act.
+    pub fn cause(&self) -> &str {
+        match self {
+            Self::Busy(cause) | Self::Lost(cause) | Self::Locked(cause) | Self::Rejected(cause) => cause,
+            Self::Stopped => "the signer has stopped",
+        }
+    }
+}
+
 /// A failed job, and whether its bytes may have reached the device.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{error}")]
@@ -177,6 +187,38 @@ pub struct TokenFacts {
     pub serial: String,
 }
 
+/// Signatures that one session made in a time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SigningRate {
+    /// How many.
+    pub signatures: u64,
+    /// In how long.
+    pub time: Duration,
+}
+
+impl SigningRate {
+    /// Signs one after the other until `time` has passed, at least once, and verifies the last one.
+    pub(crate) fn measure(device: &mut dyn Device, time: Duration) -> Result<Self, SignError> {
+        let message = |number: u64| [b"throw-away ".as_slice(), &number.to_be_bytes()].concat();
+        let (begun, mut signatures) = (Instant::now(), 0);
+        loop {
+            let signature = device.sign(&message(signatures))?;
+            let taken = begun.elapsed();
+            if taken >= time {
+                let good = device.public_key().verify(&message(signatures), &signature);
+                let measured = Self { signatures: signatures + 1, time: taken };
+                return if good { Ok(measured) } else { Err(SignError::Rejected("a signature does not verify".into())) };
+            }
+            signatures += 1;
+        }
+    }
+
+    /// Signatures a second.
+    pub fn per_second(self) -> f64 {
+        self.signatures as f64 / self.time.as_secs_f64()
+    }
+}
+
 /// Creating and describing keys: the second, separate seam, which only the ceremony and `doctor` use.
 pub trait Vault {
     /// The token that holds, or will hold, the key.
@@ -185,6 +227,9 @@ pub trait Vault {
     fn describe(&mut self, uri: &KeyUri) -> Result<Option<KeyFacts>, SignError>;
     /// Generates a key pair inside the device under the URI's label and a fresh random CKA_ID: sensitive, never extractable, sign only. Refuses if one is there.
     fn generate(&mut self, uri: &KeyUri, kind: KeyKind) -> Result<KeyFacts, SignError>;
+    /// How fast signatures of such a key are made: with a key pair that is made for this alone, is never kept, and is destroyed
+    /// afterwards. No key of the vault signs anything. `Rejected` by a token that makes no keys outside its memory.
+    fn signing_rate(&mut self, kind: KeyKind, time: Duration) -> Result<SigningRate, SignError>;
     /// Opens the key for signing.
     fn open(&mut self, uri: &KeyUri) -> Result<Box<dyn Device>, SignError>;
 }
@@ -193,6 +238,14 @@ pub trait Vault {
 pub fn open_vault(uri: &KeyUri) -> Result<Box<dyn Vault>, SignError> {
     match uri {
         KeyUri::Pkcs11(_) => Ok(Box::new(pkcs11::open_vault(uri)?)),
+        KeyUri::File(_) => Ok(Box::new(file::FileVault)),
+    }
+}
+
+/// The same, able to change nothing: for `doctor`.
+pub fn open_vault_for_reading(uri: &KeyUri) -> Result<Box<dyn Vault>, SignError> {
+    match uri {
+        KeyUri::Pkcs11(_) => Ok(Box::new(pkcs11::open_vault_for_reading(uri)?)),
         KeyUri::File(_) => Ok(Box::new(file::FileVault)),
     }
 }

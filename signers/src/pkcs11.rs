@@ -4,6 +4,7 @@
 //! What a token answers is grouped by who must act (`SignError`). A key is found by its URI, never by a remembered handle alone.
 
 mod error;
+mod inspection;
 mod key;
 mod module;
 mod token;
@@ -12,8 +13,9 @@ mod vault;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+pub use inspection::{ModuleFacts, PinState, SessionLimit, TokenState, inspect_module, inspect_token};
 pub use key::Pkcs11Device;
-pub use vault::{Pkcs11Vault, init_token, list_tokens, open_vault};
+pub use vault::{Pkcs11Vault, init_token, list_tokens, open_vault, open_vault_for_reading};
 
 use crate::{Pkcs11Uri, SignError};
 use module::Module;

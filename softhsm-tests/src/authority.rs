@@ -2,12 +2,15 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests choose times around the real clock")]
 
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     SanType,
 };
+
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// A CA certificate and its key.
 pub struct Authority {
@@ -60,15 +63,37 @@ impl Authority {
         self.client_until(sans, SystemTime::now() - Duration::from_secs(60))
     }
 
-    fn client_until(&self, sans: &[San<'_>], end: SystemTime) -> Issued {
-        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("a key");
+    /// A client certificate for a database's role: its common name, no SAN.
+    pub fn role(&self, name: &str) -> Issued {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params.not_before = (SystemTime::now() - Duration::from_secs(3600)).into();
-        params.not_after = end.into();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.issue(params, SystemTime::now() + DAY)
+    }
+
+    /// A server's certificate with these SANs.
+    pub fn server(&self, sans: &[San<'_>]) -> Issued {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.subject_alt_names = sans.iter().map(San::rcgen).collect();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        self.issue(params, SystemTime::now() + DAY)
+    }
+
+    fn client_until(&self, sans: &[San<'_>], end: SystemTime) -> Issued {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = sans.iter().map(San::rcgen).collect();
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.issue(params, end)
+    }
+
+    fn issue(&self, mut params: CertificateParams, end: SystemTime) -> Issued {
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("a key");
+        params.not_before = (SystemTime::now() - Duration::from_secs(3600)).into();
+        params.not_after = end.into();
         params.use_authority_key_identifier_extension = true;
         Issued { certificate: params.signed_by(&key, &self.issuer).expect("signed").pem(), key: key.serialize_pem() }
     }
@@ -80,12 +105,14 @@ impl Authority {
 pub enum San<'a> {
     Uri(&'a str),
     Dns(&'a str),
+    Ip(IpAddr),
 }
 
 impl San<'_> {
     fn rcgen(&self) -> SanType {
         match self {
             Self::Uri(uri) => SanType::URI((*uri).try_into().expect("ASCII")),
+            Self::Ip(address) => SanType::IpAddress(*address),
             Self::Dns(name) => SanType::DnsName((*name).try_into().expect("ASCII")),
         }
     }

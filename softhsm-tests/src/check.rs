@@ -31,6 +31,11 @@ impl TestCa {
     /// Re-reads the ledger beside the daemon, or after it: `audit verify` is content, no serial stands twice, no intent has two outcomes,
     /// and every certificate that a client received is there. With the fault module, signatures made equal intents signed or unknown.
     pub fn check(&self) -> Ledger {
+        self.check_with(&[])
+    }
+
+    /// The same for several daemons on one ledger: what all their clients received, and what all their devices signed.
+    pub fn check_with(&self, others: &[&Self]) -> Ledger {
         let verified = self.verb(&["audit", "verify"]).output().expect("ca-server runs");
         let said = String::from_utf8_lossy(&verified.stdout) + String::from_utf8_lossy(&verified.stderr);
         assert!(verified.status.success(), "audit verify: {said}\n{}", self.log_text());
@@ -49,28 +54,16 @@ impl TestCa {
         }
         let issued: BTreeSet<&str> =
             ledger.kind("issued").iter().map(|row| row["certificate_sha256"].as_str().expect("a digest")).collect();
-        for leaf in self.received() {
+        let all: Vec<&Self> = others.iter().copied().chain([self]).collect();
+        for leaf in all.iter().flat_map(|one| one.received()) {
             let der = CertificateDer::from_pem_slice(leaf.as_bytes()).expect("PEM");
             assert!(issued.contains(hex::encode(digest(&SHA256, &der)).as_str()), "received, and not in the ledger: {leaf}");
         }
-        if self.faults_directory().exists() {
-            self.check_signatures(&ledger);
+        if all.iter().all(|one| one.faults_directory().exists()) {
+            let asked = all.iter().flat_map(|one| one.faults().signature_inputs());
+            check_signatures(&ledger, &asked.collect());
         }
         ledger
-    }
-
-    /// Invariant 3: every signature that the device was asked for belongs to exactly one intent, which was issued, is unknown, or is open
-    /// still; and every certificate issued was signed. A retry of the same bytes after a lost session is the same signature.
-    fn check_signatures(&self, ledger: &Ledger) {
-        let digests = |kind: &str| -> BTreeSet<String> {
-            ledger.kind(kind).iter().map(|row| row["to_be_signed_sha256"].as_str().expect("a digest").to_owned()).collect()
-        };
-        let asked: BTreeSet<String> = self.faults().signature_inputs().into_iter().collect();
-        let allowed: BTreeSet<String> = digests("intent").difference(&digests("failed")).cloned().collect();
-        let stray: Vec<&String> = asked.difference(&allowed).collect();
-        assert!(stray.is_empty(), "signed without an intent that says so: {stray:?}");
-        let unsigned: Vec<String> = digests("issued").difference(&asked).cloned().collect();
-        assert!(unsigned.is_empty(), "issued and never signed: {unsigned:?}");
     }
 
     /// Intents without an outcome.
@@ -85,4 +78,17 @@ impl TestCa {
         let text = String::from_utf8(exported.stdout).expect("text");
         Ledger { rows: text.lines().map(|line| serde_json::from_str(line).expect("a JSON object a line")).collect() }
     }
+}
+
+/// Invariant 3: every signature that a device was asked for belongs to exactly one intent, which was issued, is unknown, or is open
+/// still; and every certificate issued was signed. A retry of the same bytes after a lost session is the same signature.
+fn check_signatures(ledger: &Ledger, asked: &BTreeSet<String>) {
+    let digests = |kind: &str| -> BTreeSet<String> {
+        ledger.kind(kind).iter().map(|row| row["to_be_signed_sha256"].as_str().expect("a digest").to_owned()).collect()
+    };
+    let allowed: BTreeSet<String> = digests("intent").difference(&digests("failed")).cloned().collect();
+    let stray: Vec<&String> = asked.difference(&allowed).collect();
+    assert!(stray.is_empty(), "signed without an intent that says so: {stray:?}");
+    let unsigned: Vec<String> = digests("issued").difference(asked).cloned().collect();
+    assert!(unsigned.is_empty(), "issued and never signed: {unsigned:?}");
 }

@@ -11,6 +11,7 @@ use pkcs11_fault::Control;
 use tonic::Status;
 
 use super::client::{Ask, Channel, Csr, Identity, tls};
+use super::ledger_database::LedgerDatabase;
 use super::material::Material;
 use super::tokens::Minter;
 
@@ -47,6 +48,16 @@ impl Setup {
         self
     }
 
+    /// With the ledger in a fresh database of this test process's own PostgreSQL server.
+    pub fn on_postgres(self) -> Self {
+        self.on_ledger(&LedgerDatabase::new().url())
+    }
+
+    /// With the ledger at this URL.
+    pub fn on_ledger(self, url: &str) -> Self {
+        self.replace("url = \"sqlite:ledger.db\"", &format!("url = {url:?}"))
+    }
+
     /// One more variable.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.insert(name.to_owned(), value.to_owned());
@@ -62,7 +73,7 @@ pub struct TestCa {
     csr: SocketAddr,
     monitoring: SocketAddr,
     log: Arc<Mutex<Vec<String>>>,
-    received: Mutex<Vec<String>>,
+    received: Arc<Mutex<Vec<String>>>,
 }
 
 impl TestCa {
@@ -87,8 +98,7 @@ impl TestCa {
     /// Material and `ca.toml`, and no process yet.
     pub fn configured(material: Material, setup: Setup) -> Self {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let ca =
-            Self { material, setup, process: None, csr: nowhere, monitoring: nowhere, log: Arc::default(), received: Mutex::default() };
+        let ca = Self { material, setup, process: None, csr: nowhere, monitoring: nowhere, log: Arc::default(), received: Arc::default() };
         ca.write_config();
         ca
     }
@@ -295,6 +305,11 @@ impl TestCa {
     /// Every leaf that clients received, PEM.
     pub fn received(&self) -> Vec<String> {
         self.received.lock().expect("unpoisoned").clone()
+    }
+
+    /// Where leaves that clients received are kept, for clients in tasks of their own.
+    pub(crate) fn received_here(&self) -> Arc<Mutex<Vec<String>>> {
+        self.received.clone()
     }
 
     /// Sends a signal by name, such as `HUP`.

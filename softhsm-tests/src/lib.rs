@@ -9,13 +9,18 @@ pub mod check;
 pub mod client;
 pub mod daemon;
 pub mod hostile;
+pub mod ledger_database;
+pub mod load;
 mod material;
+pub mod proxy;
 pub mod sockets;
 pub mod strace;
 pub mod tokens;
 
 pub use client::{Ask, Channel, Csr, KeyChoice};
 pub use daemon::{Setup, TestCa};
+pub use ledger_database::LedgerDatabase;
+pub use load::Load;
 pub use material::Material;
 
 /// Installs the one crypto provider; every test may call it.

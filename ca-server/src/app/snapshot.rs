@@ -23,7 +23,7 @@ use crate::timestamp::Timestamp;
 use crate::x509::pem;
 
 /// Sessions per key. SoftHSM gains little beyond; network HSMs are asked for more in a later config key.
-const SESSIONS: usize = 4;
+pub(crate) const SESSIONS: usize = 4;
 
 /// A device that takes longer to open its first session is taken for dead.
 const OPENED_WITHIN: Duration = Duration::from_secs(30);

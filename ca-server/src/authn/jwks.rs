@@ -107,13 +107,55 @@ impl Inner {
 }
 
 fn read(path: &Path) -> Result<Vec<Arc<VerifyKey>>, String> {
+    parse(&text(path)?).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn text(path: &Path) -> Result<Vec<u8>, String> {
     let at = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let size = std::fs::metadata(path).map_err(|error| at(&error))?.len();
     if size > MAX_BYTES {
         return Err(at(&format_args!("{size} bytes, at most {MAX_BYTES} are read")));
     }
-    let text = std::fs::read(path).map_err(|error| at(&error))?;
-    parse(&text).map_err(|error| at(&error))
+    std::fs::read(path).map_err(|error| at(&error))
+}
+
+/// What a set holds, for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// The keys that verify tokens: `kid`, and the kind, such as `RSA` or `P-256`.
+    pub keys: Vec<(Option<String>, String)>,
+    /// Keys that are for something else, or of a kind that is not known here.
+    pub passed_over: usize,
+}
+
+/// Reads the file as `Jwks::open` does and says what is in it.
+pub fn contents(path: &Path) -> Result<Contents, String> {
+    let text = text(path)?;
+    parse(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+    let set: JwkSet = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+    let keys: Vec<_> = set.keys.iter().filter(|jwk| is_usable(jwk)).map(|jwk| (jwk.common.key_id.clone(), kind(jwk))).collect();
+    Ok(Contents { passed_over: set.keys.len() - keys.len(), keys })
+}
+
+fn kind(jwk: &Jwk) -> String {
+    match &jwk.algorithm {
+        AlgorithmParameters::RSA(_) => "RSA".to_owned(),
+        AlgorithmParameters::EllipticCurve(curve) => match curve.curve {
+            EllipticCurve::P256 => "P-256".to_owned(),
+            EllipticCurve::P384 => "P-384".to_owned(),
+            ref other => format!("{other:?}"),
+        },
+        AlgorithmParameters::OctetKeyPair(_) => "Ed25519".to_owned(),
+        _ => "other".to_owned(),
+    }
+}
+
+fn is_usable(jwk: &Jwk) -> bool {
+    is_for_signatures(jwk) && DecodingKey::from_jwk(jwk).is_ok()
+}
+
+fn is_for_signatures(jwk: &Jwk) -> bool {
+    matches!(jwk.common.public_key_use, None | Some(PublicKeyUse::Signature)) && !matches!(jwk.algorithm, AlgorithmParameters::OctetKey(_))
 }
 
 /// The signature keys of a JWK Set. Keys for other uses are passed over; a set without a usable key is an error.
@@ -124,9 +166,7 @@ pub fn parse(text: &[u8]) -> Result<Vec<Arc<VerifyKey>>, String> {
     }
     let mut keys = Vec::new();
     for jwk in &set.keys {
-        if matches!(jwk.common.public_key_use, None | Some(PublicKeyUse::Signature))
-            && !matches!(jwk.algorithm, AlgorithmParameters::OctetKey(_))
-        {
+        if is_for_signatures(jwk) {
             // A key of a kind that is not known here is no reason to refuse the others (RFC 7517 §5).
             match DecodingKey::from_jwk(jwk) {
                 Ok(key) => keys.push(Arc::new(VerifyKey { id: jwk.common.key_id.clone(), key, algorithm: pinned(jwk) })),

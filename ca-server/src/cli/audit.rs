@@ -1,15 +1,18 @@
 //! `audit`: what the ledger says and whether it holds, read beside the running daemon or when none runs. Never writes.
 
-use std::io::{self, BufWriter, IsTerminal, Write};
+mod export;
+mod verify;
+
+use std::io::{self, Write};
 
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Exit;
 use super::ledger_url::LedgerArgs;
 use crate::spiffe::SpiffeId;
 use crate::store::ledger::event::{Event, Proof};
-use crate::store::ledger::{Entry, LedgerReader, Location, ReadError, Report};
+use crate::store::ledger::{Entry, LedgerReader, Location, ReadError};
+use crate::timestamp::Timestamp;
 use crate::x509::Serial;
 
 /// Read and check the ledger, also while the daemon runs.
@@ -24,7 +27,7 @@ pub struct AuditArgs {
 #[derive(Debug, Subcommand)]
 enum Question {
     /// Check every row: chains, signatures, certificates, identities. Status 1 if a row is broken.
-    Verify,
+    Verify(verify::VerifyArgs),
     /// Show what was issued under a serial number, or to an identity.
     Show {
         /// A serial in hex (colons allowed), or an identity: spiffe://<trust domain>/ns/<namespace>/sa/<account>.
@@ -34,26 +37,41 @@ enum Question {
         #[arg(long, default_value_t = 20)]
         limit: u32,
     },
-    /// Write every row as a line of JSON.
-    Export,
+    /// Write rows as lines of JSON or of a table: all of them, or those of a time, identity, issuer or kind.
+    Export(export::ExportArgs),
 }
 
 /// Answers the question from that ledger.
 pub fn run(args: AuditArgs, ledger: &Location) -> Result<(), Exit> {
+    if matches!(args.question, Question::Verify(_)) {
+        verify::step_back();
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Exit::missing)?;
-    runtime.block_on(async {
-        // Arguments are judged before the ledger is looked at.
-        let target = match &args.question {
-            Question::Show { what, .. } => Some(Target::parse(what)?),
-            _ => None,
-        };
-        let mut reader = LedgerReader::open(ledger).await.map_err(unreadable)?;
-        match (args.question, target) {
-            (Question::Show { limit, .. }, Some(target)) => show(&mut reader, &target, limit).await,
-            (Question::Export, _) => export(&mut reader).await,
-            _ => verify(&mut reader).await,
+    // Arguments are judged before the ledger is looked at.
+    match args.question {
+        Question::Verify(args) => {
+            let options = args.options()?;
+            runtime.block_on(async { verify::verify(&mut open(ledger).await?, &args, &options).await })
         }
-    })
+        Question::Show { what, limit } => {
+            let target = Target::parse(&what)?;
+            runtime.block_on(async { show(&mut open(ledger).await?, &target, limit).await })
+        }
+        Question::Export(args) => {
+            let (selection, format) = args.selection()?;
+            runtime.block_on(async { export::export(&mut open(ledger).await?, &selection, format).await })
+        }
+    }
+}
+
+async fn open(ledger: &Location) -> Result<LedgerReader, Exit> {
+    LedgerReader::open(ledger).await.map_err(unreadable)
+}
+
+/// A time on the command line: RFC 3339, or a date, which is its first moment in UTC.
+fn time_of(text: &str) -> Result<Timestamp, Exit> {
+    let time = Timestamp::parse_rfc3339(text).or_else(|| Timestamp::parse_rfc3339(&format!("{text}T00:00:00Z")));
+    time.ok_or_else(|| Exit::config(format_args!("{text} is no time; write 2026-11-01 or 2026-11-01T12:00:00Z")))
 }
 
 fn unreadable(error: ReadError) -> Exit {
@@ -61,52 +79,6 @@ fn unreadable(error: ReadError) -> Exit {
         ReadError::Row { .. } => Exit::refused(error),
         _ => Exit::missing(error),
     }
-}
-
-async fn verify(reader: &mut LedgerReader) -> Result<(), Exit> {
-    let bar = if io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
-    let style = ProgressStyle::with_template("  checking {wide_bar} {human_pos}/{human_len} rows  {per_sec}  {eta} left");
-    bar.set_style(style.expect("the template is a constant"));
-    let report = reader.verify(|done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
-    let report = report.await;
-    bar.finish_and_clear();
-    let report = report.map_err(unreadable)?;
-    print(&summary(&report))?;
-    match report.broken_count {
-        0 => Ok(()),
-        1 => Err(Exit::refused("the ledger is broken: 1 finding")),
-        count => Err(Exit::refused(format_args!("the ledger is broken: {count} findings"))),
-    }
-}
-
-fn summary(report: &Report) -> String {
-    let mut text = String::new();
-    for broken in &report.broken {
-        text += &format!("BROKEN  {}: {}\n", broken.row, broken.what);
-    }
-    let unlisted = report.broken_count - report.broken.len() as u64;
-    if unlisted > 0 {
-        text += &format!("        … and {unlisted} more\n");
-    }
-    for (count, what) in [
-        (report.rows, "rows"),
-        (report.chains, "chains"),
-        (report.intents, "intents, of which"),
-        (report.issued, "  became certificates"),
-        (report.failed, "  failed before a signature"),
-        (report.unknown, "  are unknown: a signature may exist, none was released"),
-        (report.open, "  have no outcome yet"),
-        (report.refusals, "rows of refusals"),
-    ] {
-        text += &format!("{count:>12}  {what}\n");
-    }
-    if report.broken_count == 0 {
-        text += "Every chain, signature and certificate holds.\n";
-    }
-    text
 }
 
 enum Target {
@@ -195,16 +167,6 @@ fn describe_evidence(proof: &Proof) -> Vec<(&'static str, String)> {
     lines
 }
 
-async fn export(reader: &mut LedgerReader) -> Result<(), Exit> {
-    let mut out = BufWriter::new(io::stdout().lock());
-    let written = reader.export(&mut out).await;
-    match written.and_then(|()| out.flush().map_err(ReadError::from)) {
-        // Whoever reads the lines may stop when they have seen enough.
-        Err(ReadError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.map_err(unreadable),
-    }
-}
-
 fn print(text: &str) -> Result<(), Exit> {
     match io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Exit::missing(error)),
@@ -225,14 +187,5 @@ mod tests {
         for text in ["", "12", "spiffe://cluster.local", "hello", "0399999901fae9c00102030405060708090a0b"] {
             assert!(Target::parse(text).is_err_and(|exit| exit.code() == 2), "{text}");
         }
-    }
-
-    #[test]
-    fn a_broken_ledger_names_its_rows_and_how_many_more_there_are() {
-        let broken = crate::store::ledger::Broken { row: "period 202611 chain ab seq 7".into(), what: "its hash is another".into() };
-        let report = Report { broken: vec![broken], broken_count: 3, ..Report::default() };
-        let text = summary(&report);
-        assert!(text.contains("BROKEN  period 202611 chain ab seq 7: its hash is another") && text.contains("and 2 more"), "{text}");
-        assert!(summary(&Report::default()).contains("holds"));
     }
 }

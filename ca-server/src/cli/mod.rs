@@ -4,6 +4,7 @@
 pub mod audit;
 pub mod ceremony;
 pub mod check_config;
+pub mod doctor;
 pub mod environment;
 pub mod ledger_url;
 pub mod migrate;
@@ -86,6 +87,11 @@ enum Verb {
     Migrate(migrate::Args),
     /// Check the config and every file that it names
     CheckConfig,
+    /// Examine device, key, certificates, ledger and clock, and say what is wrong and what to do
+    ///
+    /// Every finding stands in plain words, with the remedy where something is wrong. Nothing is changed, no issuer's key signs anything, and
+    /// it may run beside the daemon. A PIN is tried once; not at all if the token says that a wrong one was tried before.
+    Doctor(doctor::Args),
 }
 
 /// Runs the program.
@@ -113,6 +119,7 @@ fn run(line: CommandLine) -> Result<(), Exit> {
         }
         Verb::Migrate(args) => migrate::run(&args, &config),
         Verb::CheckConfig => check_config::run(&config),
+        Verb::Doctor(args) => doctor::run(&args, &config),
     }
 }
 

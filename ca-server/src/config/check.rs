@@ -5,10 +5,11 @@ use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use signers::KeyUri;
 
-use super::file::{File, Issuer, IssuerState, Jwt, Key, Ledger, Profile as ProfileFile, San};
+use super::file::{Device, File, Issuer, IssuerState, Jwt, Key, Ledger, Profile as ProfileFile, San};
 use super::{Config, ConfigError, Files, IssuerConfig, JwtConfig, RequestDefaults};
 use crate::authn::jwks;
 use crate::digest::sha256;
@@ -52,10 +53,7 @@ impl<'a> Checker<'a> {
                 format_args!("{:?} stands twice for cluster {:?}; put its audiences into one", twice.issuer, twice.cluster_id).to_string();
             return Err(self.bad("jwt.issuer", why));
         }
-        let timeout = file.csr.call_timeout;
-        if !CALL_TIMEOUT.contains(&u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)) {
-            return Err(self.bad("csr.call_timeout", "lies outside 100ms–60s"));
-        }
+        let timeout = self.call_timeout(file.csr.call_timeout)?;
         let ledger = self.ledger(&file.ledger)?;
         warnings.extend(ledger.warning());
         Ok(Config {
@@ -71,7 +69,7 @@ impl<'a> Checker<'a> {
             call_timeout: timeout,
             monitoring_listen: self.address("monitoring.listen", &file.monitoring.listen)?,
             ledger,
-            environment: self.environment(&file)?,
+            environment: self.environment(&file.device)?,
             issuers,
             profile: self.profile(&file.profile)?,
             jwt: self.each(&file.jwt, |jwt| self.jwt(jwt))?,
@@ -112,7 +110,7 @@ impl<'a> Checker<'a> {
         ConfigError(format!("{}: `{key}` {why}", self.path.display()))
     }
 
-    fn file(&self, path: &Path) -> PathBuf {
+    pub(super) fn file(&self, path: &Path) -> PathBuf {
         self.directory.join(path)
     }
 
@@ -125,21 +123,26 @@ impl<'a> Checker<'a> {
         items.iter().map(check).collect()
     }
 
-    fn not_empty(&self, key: &str, text: &str) -> Result<String, ConfigError> {
+    pub(super) fn not_empty(&self, key: &str, text: &str) -> Result<String, ConfigError> {
         if text.is_empty() { Err(self.bad(key, "is empty")) } else { Ok(text.to_owned()) }
     }
 
-    fn trust_domain(&self, key: &str, name: &str) -> Result<TrustDomain, ConfigError> {
+    pub(super) fn trust_domain(&self, key: &str, name: &str) -> Result<TrustDomain, ConfigError> {
         TrustDomain::parse(name)
             .ok_or_else(|| self.bad(key, format_args!("{name:?} is no trust domain; use lower-case letters, digits, dots and dashes")))
     }
 
-    fn address(&self, key: &str, text: &str) -> Result<SocketAddr, ConfigError> {
+    pub(super) fn address(&self, key: &str, text: &str) -> Result<SocketAddr, ConfigError> {
         text.parse()
             .map_err(|_| self.bad(key, format_args!("{text:?} is no address; write an IP address and a port, such as 127.0.0.1:15012")))
     }
 
-    fn names(&self, names: &[String]) -> Result<Vec<ServingName>, ConfigError> {
+    pub(super) fn call_timeout(&self, timeout: Duration) -> Result<Duration, ConfigError> {
+        let legal = CALL_TIMEOUT.contains(&u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+        if legal { Ok(timeout) } else { Err(self.bad("csr.call_timeout", "lies outside 100ms–60s")) }
+    }
+
+    pub(super) fn names(&self, names: &[String]) -> Result<Vec<ServingName>, ConfigError> {
         if names.is_empty() {
             return Err(self.bad("csr.names", "is empty; list every name that agents dial, such as istiod.istio-system.svc"));
         }
@@ -150,9 +153,9 @@ impl<'a> Checker<'a> {
     }
 
     /// One process has one environment, so two devices must not want different values.
-    fn environment(&self, file: &File) -> Result<BTreeMap<String, String>, ConfigError> {
+    pub(super) fn environment(&self, devices: &BTreeMap<String, Device>) -> Result<BTreeMap<String, String>, ConfigError> {
         let mut together = BTreeMap::new();
-        for (device, section) in &file.device {
+        for (device, section) in devices {
             for (name, value) in &section.env {
                 let legal = !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
                 if !legal || together.insert(name.clone(), value.clone()).is_some_and(|other| other != *value) {
@@ -182,25 +185,19 @@ impl<'a> Checker<'a> {
     }
 
     fn issuer(&self, issuer: &Issuer, now: Timestamp, warnings: &mut Vec<String>) -> Result<IssuerConfig, ConfigError> {
-        let key = |name: &str| format!("issuer.{}.{name}", issuer.id);
         self.not_empty("issuer.id", &issuer.id)?;
-        let chain_pem = self.read(&key("chain"), &issuer.chain)?;
-        let roots_pem = self.read(&key("roots"), &issuer.roots)?;
-        let chain = IssuerChain::parse(&issuer.id, &chain_pem, &roots_pem)
-            .map_err(|why| self.bad(&format!("issuer.{}", issuer.id), format_args!("has certificates that do not fit: {why}")))?;
+        let chain = self.chain(issuer)?;
         let valid = chain.begins() <= now && now < chain.ends();
         let span = format!("is valid from {} to {}; it is now {now}", chain.begins(), chain.ends());
-        let key_uri = issuer.key.as_deref().map(|uri| KeyUri::parse(uri, &self.directory).map_err(|error| self.bad(&key("key"), error)));
-        let key_uri = key_uri.transpose()?;
+        let key_uri = self.key(issuer)?;
         let signs = match (issuer.state, &key_uri) {
-            (IssuerState::Active, None) => return Err(self.bad(&key("key"), "is missing; an active issuer needs the URI of its key")),
-            (IssuerState::Active, Some(_)) if !valid => {
-                return Err(self.bad(&key("chain"), format_args!("{span}; renew it, or set state = \"retiring\"")));
+            (IssuerState::Active, _) if !valid => {
+                return Err(self.bad(&of(issuer, "chain"), format_args!("{span}; renew it, or set state = \"retiring\"")));
             }
-            (IssuerState::Active, Some(uri)) => {
-                if let Some(pin) = uri.pin_source() {
+            (IssuerState::Active, uri) => {
+                if let Some(pin) = uri.as_ref().and_then(KeyUri::pin_source) {
                     (self.files.check_secret)(pin, "PIN")
-                        .map_err(|error| self.bad(&key("key"), format_args!("has a bad pin-source: {error}")))?;
+                        .map_err(|error| self.bad(&of(issuer, "key"), format_args!("has a bad pin-source: {error}")))?;
                 }
                 key_uri.clone()
             }
@@ -211,16 +208,38 @@ impl<'a> Checker<'a> {
                 None
             }
         };
-        let transcript = issuer.transcript.as_deref().map(|path| self.read(&key("transcript"), path)).transpose()?;
         Ok(IssuerConfig {
             chain: Arc::new(chain),
             key: signs,
             key_uri: key_uri.as_ref().map(KeyUri::without_secrets).unwrap_or_default(),
-            transcript: transcript.map(|text| sha256(&text)),
+            transcript: self.transcript(issuer)?,
         })
     }
 
-    fn profile(&self, profile: &ProfileFile) -> Result<Profile, ConfigError> {
+    /// The certificates, whatever the time.
+    pub(super) fn chain(&self, issuer: &Issuer) -> Result<IssuerChain, ConfigError> {
+        let chain_pem = self.read(&of(issuer, "chain"), &issuer.chain)?;
+        let roots_pem = self.read(&of(issuer, "roots"), &issuer.roots)?;
+        IssuerChain::parse(&issuer.id, &chain_pem, &roots_pem)
+            .map_err(|why| self.bad(&format!("issuer.{}", issuer.id), format_args!("has certificates that do not fit: {why}")))
+    }
+
+    /// Where the key is; an active issuer must say.
+    pub(super) fn key(&self, issuer: &Issuer) -> Result<Option<KeyUri>, ConfigError> {
+        let parsed = issuer.key.as_deref().map(|uri| KeyUri::parse(uri, &self.directory)).transpose();
+        match (issuer.state, parsed.map_err(|error| self.bad(&of(issuer, "key"), error))?) {
+            (IssuerState::Active, None) => Err(self.bad(&of(issuer, "key"), "is missing; an active issuer needs the URI of its key")),
+            (_, uri) => Ok(uri),
+        }
+    }
+
+    /// The digest of the ceremony's transcript.
+    pub(super) fn transcript(&self, issuer: &Issuer) -> Result<Option<[u8; 32]>, ConfigError> {
+        let text = issuer.transcript.as_deref().map(|path| self.read(&of(issuer, "transcript"), path)).transpose()?;
+        Ok(text.map(|text| sha256(&text)))
+    }
+
+    pub(super) fn profile(&self, profile: &ProfileFile) -> Result<Profile, ConfigError> {
         let profile = Profile {
             default: profile.default,
             minimum: profile.minimum,
@@ -235,7 +254,7 @@ impl<'a> Checker<'a> {
         profile.checked().map_err(|bad| self.bad(&format!("profile.{}", bad.key), format_args!("cannot be: {}", bad.why)))
     }
 
-    fn jwt(&self, jwt: &Jwt) -> Result<JwtConfig, ConfigError> {
+    pub(super) fn jwt(&self, jwt: &Jwt) -> Result<JwtConfig, ConfigError> {
         self.not_empty("jwt.issuer", &jwt.issuer)?;
         if jwt.audiences.is_empty() || jwt.audiences.iter().any(String::is_empty) {
             return Err(self.bad("jwt.audiences", "needs at least one audience, none of them empty; Istio's is \"istio-ca\""));
@@ -250,6 +269,11 @@ impl<'a> Checker<'a> {
             refresh: jwt.refresh,
         })
     }
+}
+
+/// An issuer's key in the file, as errors name it.
+fn of(issuer: &Issuer, key: &str) -> String {
+    format!("issuer.{}.{key}", issuer.id)
 }
 
 fn key_allowed(key: Key) -> KeyAllowed {

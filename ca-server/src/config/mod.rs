@@ -2,6 +2,7 @@
 //! directory. An error names file, key and remedy in one line; nothing half-read ever leaves this room.
 
 mod check;
+mod examine;
 mod file;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use signers::KeyUri;
 
+pub use examine::{Examination, ExaminedIssuer, ExaminedJwt};
 pub use file::{Log, LogFormat, RequestDefaults};
 
 use crate::policy::{Profile, ServingName, TrustDomains};

@@ -9,6 +9,7 @@ use rustls_pki_types::pem::PemObject;
 use signers::PublicKey;
 use x509_cert::Certificate;
 use x509_cert::ext::pkix::{BasicConstraints, KeyUsage, SubjectKeyIdentifier};
+use x509_cert::name::Name;
 
 use super::subject_key::{SubjectKey, key_identifier};
 use super::{pem, timestamp};
@@ -117,6 +118,11 @@ impl IssuerChain {
     /// Subject of the issuing certificate, DER `Name`: the `issuer` of what it signs.
     pub fn subject(&self) -> &[u8] {
         &self.subject
+    }
+
+    /// The same for people (RFC 4514), such as `CN=Mesh Issuing,O=Example`.
+    pub fn subject_text(&self) -> String {
+        Name::from_der(&self.subject).map(|name| name.to_string()).unwrap_or_default()
     }
 
     /// Its subject key identifier: the AKI of what it signs.

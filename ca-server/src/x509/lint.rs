@@ -1,8 +1,6 @@
 //! Our own written list of what a certificate of this CA must be: RFC 5280 for every one, the SPIFFE X.509-SVID rules for a
 //! workload's. Written without the code that drafts certificates, so that `audit verify` is a second opinion on it.
 
-use std::collections::HashSet;
-
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, VerificationAlgorithm,
 };
@@ -123,20 +121,56 @@ pub struct Examined {
 
 /// The certificate of to-be-signed bytes and their signature, DER (RFC 5280 §4.1); `None` if the bytes cannot be read.
 pub fn certificate(to_be_signed: &[u8], signature: &[u8]) -> Option<Vec<u8>> {
-    let algorithm = TbsCertificate::from_der(to_be_signed).ok()?.signature().to_der().ok()?;
+    assemble(to_be_signed, &ToBeSigned::read(to_be_signed).ok()?.signature_algorithm()?, signature)
+}
+
+/// The same, of bytes whose AlgorithmIdentifier is known.
+pub fn assemble(to_be_signed: &[u8], signature_algorithm: &[u8], signature: &[u8]) -> Option<Vec<u8>> {
     let signature = BitString::from_bytes(signature).ok()?.to_der().ok()?;
-    let content = [to_be_signed, &algorithm, &signature].concat();
-    let length = der::Length::try_from(content.len()).ok()?.to_der().ok()?;
-    Some([&[0x30], length.as_slice(), &content].concat())
+    let content = to_be_signed.len() + signature_algorithm.len() + signature.len();
+    let length = der::Length::try_from(content).ok()?.to_der().ok()?;
+    Some([&[0x30], length.as_slice(), to_be_signed, signature_algorithm, &signature].concat())
 }
 
-/// The key identifier by which to-be-signed bytes name their issuer (RFC 5280 §4.2.1.1).
-pub fn authority_key_identifier(to_be_signed: &[u8]) -> Result<Vec<u8>, Violation> {
-    authority(&read(to_be_signed)?)
+/// To-be-signed bytes, read once.
+pub struct ToBeSigned<'a> {
+    bytes: &'a [u8],
+    tbs: TbsCertificate,
 }
 
-fn read(to_be_signed: &[u8]) -> Result<TbsCertificate, Violation> {
-    TbsCertificate::from_der(to_be_signed).map_err(|error| Violation(format!("the to-be-signed bytes are no DER: {error}")))
+impl<'a> ToBeSigned<'a> {
+    /// Reads them.
+    pub fn read(bytes: &'a [u8]) -> Result<Self, Violation> {
+        let tbs = TbsCertificate::from_der(bytes);
+        let tbs = tbs.map_err(|error| Violation(format!("the to-be-signed bytes are no DER: {error}")))?;
+        Ok(Self { bytes, tbs })
+    }
+
+    /// The AlgorithmIdentifier that stands in them and again after them in the certificate, DER.
+    pub fn signature_algorithm(&self) -> Option<Vec<u8>> {
+        self.tbs.signature().to_der().ok()
+    }
+
+    /// The key identifier by which they name their issuer (RFC 5280 §4.2.1.1).
+    pub fn authority_key_identifier(&self) -> Result<Vec<u8>, Violation> {
+        authority(&self.tbs)
+    }
+
+    /// Holds them against every rule.
+    pub fn examine(&self, issuer: &Issuer, rules: Rules) -> Result<Examined, Violation> {
+        let tbs = &self.tbs;
+        ensure(tbs.to_der().is_ok_and(|again| again == self.bytes), "the to-be-signed bytes are not in DER (RFC 5280 §4.1)")?;
+        fields(tbs, issuer)?;
+        extensions(tbs, issuer)?;
+        let identity = match rules {
+            Rules::Svid => Some(svid(tbs)?),
+            Rules::Serving => {
+                serving(tbs)?;
+                None
+            }
+        };
+        Ok(Examined { serial: tbs.serial_number().as_bytes().to_vec(), identity })
+    }
 }
 
 fn authority(tbs: &TbsCertificate) -> Result<Vec<u8>, Violation> {
@@ -144,22 +178,6 @@ fn authority(tbs: &TbsCertificate) -> Result<Vec<u8>, Violation> {
         Some((false, AuthorityKeyIdentifier { key_identifier: Some(identifier), .. })) => Ok(identifier.into_bytes().into_vec()),
         _ => broken("it has no plain authority key identifier (RFC 5280 §4.2.1.1)"),
     }
-}
-
-/// Reads to-be-signed bytes and holds them against every rule.
-pub fn examine(to_be_signed: &[u8], issuer: &Issuer, rules: Rules) -> Result<Examined, Violation> {
-    let tbs = read(to_be_signed)?;
-    ensure(tbs.to_der().is_ok_and(|again| again == to_be_signed), "the to-be-signed bytes are not in DER (RFC 5280 §4.1)")?;
-    fields(&tbs, issuer)?;
-    extensions(&tbs, issuer)?;
-    let identity = match rules {
-        Rules::Svid => Some(svid(&tbs)?),
-        Rules::Serving => {
-            serving(&tbs)?;
-            None
-        }
-    };
-    Ok(Examined { serial: tbs.serial_number().as_bytes().to_vec(), identity })
 }
 
 fn fields(tbs: &TbsCertificate, issuer: &Issuer) -> Result<(), Violation> {
@@ -189,9 +207,10 @@ fn extensions(tbs: &TbsCertificate, issuer: &Issuer) -> Result<(), Violation> {
         ID_CE_AUTHORITY_KEY_IDENTIFIER,
         ID_CE_SUBJECT_ALT_NAME,
     ];
-    let mut seen = HashSet::new();
-    for extension in tbs.extensions().map(Vec::as_slice).unwrap_or_default() {
-        ensure(seen.insert(extension.extn_id), "an extension stands twice (RFC 5280 §4.2)")?;
+    let all = tbs.extensions().map(Vec::as_slice).unwrap_or_default();
+    for (at, extension) in all.iter().enumerate() {
+        let earlier = all.iter().take(at).any(|earlier| earlier.extn_id == extension.extn_id);
+        ensure(!earlier, "an extension stands twice (RFC 5280 §4.2)")?;
         ensure(known.contains(&extension.extn_id), "it has an extension that no profile gives")?;
     }
     let named = authority(tbs)?;

@@ -11,7 +11,7 @@ pub struct Goal {
     pub name: &'static str,
     pub part: &'static str,
     pub unit: &'static str,
-    /// Target and stretch, by ledger.
+    /// Target and stretch, by ledger; infinite where there is none, not a number where the goal does not concern the ledger.
     pub targets: fn(&str) -> (f64, f64),
     pub most: bool,
     /// A value for each repetition.
@@ -23,7 +23,7 @@ fn both(target: f64, stretch: f64) -> (f64, f64) {
 }
 
 /// Figures that are at most, or at least, what the goal says. What has no figure stands in the table as not measured.
-pub const GOALS: [Goal; 22] = [
+pub const GOALS: [Goal; 23] = [
     Goal {
         number: "1",
         name: "daemon CPU an issuance, software key, first-seen token, P-256",
@@ -56,7 +56,7 @@ pub const GOALS: [Goal; 22] = [
         name: "Postgres CPU an issuance at saturation",
         part: "closed",
         unit: "µs",
-        targets: |_| both(50.0, 30.0),
+        targets: |ledger| if ledger == "postgres" { both(50.0, 30.0) } else { both(f64::NAN, f64::NAN) },
         most: true,
         values: |all, ledger| cpu(all, "closed", ledger, "database", fastest),
     },
@@ -65,7 +65,7 @@ pub const GOALS: [Goal; 22] = [
         name: "sustained rate over SoftHSM",
         part: "closed",
         unit: "/s",
-        targets: |_| both(4000.0, 4800.0),
+        targets: |ledger| if ledger == "postgres" { both(4000.0, 4800.0) } else { both(f64::INFINITY, f64::INFINITY) },
         most: false,
         values: |all, ledger| sections(all, "closed", ledger, fastest, |section| Some(section.rate)),
     },
@@ -194,6 +194,15 @@ pub const GOALS: [Goal; 22] = [
         targets: |_| both(10.0, 10.0),
         most: true,
         values: |all, ledger| figure(all, "show_serial_ms", ledger),
+    },
+    Goal {
+        number: "search",
+        name: "`audit show IDENTITY` at 10⁷ rows, the whole program",
+        part: "rows",
+        unit: "ms",
+        targets: |_| both(10.0, 10.0),
+        most: true,
+        values: |all, ledger| figure(all, "show_identity_ms", ledger),
     },
     Goal {
         number: "13",

@@ -50,12 +50,11 @@ impl Pkcs11Device {
     pub(super) fn find(
         module: &Module,
         slot: Slot,
-        mut session: OpenSession,
+        session: OpenSession,
         uri: &Pkcs11Uri,
         known_id: Option<&[u8]>,
     ) -> Result<Self, SignError> {
         let name = uri.to_string();
-        let logged_in = session.logged_in().map_err(|e| sign_error(&name, &e))?;
         let raw = session.get().map_err(|e| sign_error(&name, &e))?;
         let wanted = match known_id {
             Some(id) if !id.is_empty() => Wanted { id: Some(id), label: None },
@@ -68,6 +67,20 @@ impl Pkcs11Device {
                 return Err(SignError::Rejected(format!("the token holds more than one private key that {name} names: add id=…")));
             }
         };
+        Self::of(module, slot, session, key, None, name)
+    }
+
+    /// The device on a key that was found, or made, in this very session; `public` is its other half where that is known.
+    pub(super) fn of(
+        module: &Module,
+        slot: Slot,
+        mut session: OpenSession,
+        key: ObjectHandle,
+        public: Option<ObjectHandle>,
+        name: String,
+    ) -> Result<Self, SignError> {
+        let logged_in = session.logged_in().map_err(|e| sign_error(&name, &e))?;
+        let raw = session.get().map_err(|e| sign_error(&name, &e))?;
         let read = Attributes::of(raw, key).map_err(|e| sign_error(&name, &e))?;
         if read.flag(AttributeType::Sign) == Some(false) {
             return Err(SignError::Rejected(format!("the private key that {name} names is not allowed to sign (CKA_SIGN is false)")));
@@ -78,7 +91,11 @@ impl Pkcs11Device {
             );
             return Err(SignError::Rejected(text));
         }
-        let public_key = public_key(raw, &read).map_err(|e| e.into_sign_error(&name))?;
+        let public_key = match public {
+            Some(public) => public_key_of(raw, public),
+            None => public_key(raw, &read),
+        };
+        let public_key = public_key.map_err(|e| e.into_sign_error(&name))?;
         let recipe = recipe(module, slot, public_key.algorithm())?;
         let id = read.id().to_vec();
         Ok(Self { session, key, recipe, public_key, id, name, logged_in, last_failure: Failure::default() })
@@ -87,6 +104,15 @@ impl Pkcs11Device {
     /// CKA_ID.
     pub fn id(&self) -> &[u8] {
         &self.id
+    }
+
+    /// Destroys the key that it signs with and the public key beside it: for keys that were made for one session.
+    pub(super) fn destroy(self, public: ObjectHandle) -> Result<(), SignError> {
+        let destroyed = self.session.get().and_then(|session| {
+            let private = session.destroy_object(self.key);
+            session.destroy_object(public).and(private)
+        });
+        destroyed.map_err(|e| sign_error(&self.name, &e))
     }
 
     fn raw_signature(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
@@ -304,6 +330,12 @@ pub(super) fn public_key(session: &Session, private: &Attributes) -> Result<Publ
         }
     }
     Err(NoPublicKey::Key("the token holds no public key for this private key: import the public key object under the same CKA_ID".into()))
+}
+
+/// The public key of a public key object.
+fn public_key_of(session: &Session, public: ObjectHandle) -> Result<PublicKey, NoPublicKey> {
+    let read = Attributes::of(session, public).map_err(NoPublicKey::Token)?;
+    public_parts(&read)?.ok_or_else(|| NoPublicKey::Key("the token does not tell the public key".into()))
 }
 
 fn public_parts(object: &Attributes) -> Result<Option<PublicKey>, NoPublicKey> {

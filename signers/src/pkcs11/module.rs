@@ -51,6 +51,11 @@ impl Module {
         }
     }
 
+    /// The library's file, links followed.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(super) fn error(&self, error: &Error) -> SignError {
         sign_error(&format!("PKCS#11 library {}", self.path.display()), error)
     }

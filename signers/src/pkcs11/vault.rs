@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType};
@@ -14,7 +14,7 @@ use super::error::sign_error;
 use super::key::{Attributes, P256_PARAMS, P384_PARAMS, Pkcs11Device, Wanted, private_keys, public_key, public_keys};
 use super::module::{Module, facts};
 use super::token::{Access, OpenSession, Token};
-use crate::{Device, KeyFacts, KeyKind, KeyUri, Pkcs11Uri, SignError, TokenFacts, Vault};
+use crate::{Device, KeyFacts, KeyKind, KeyUri, Pkcs11Uri, SignError, SigningRate, TokenFacts, Vault};
 
 /// One token, open for creating and describing keys.
 pub struct Pkcs11Vault {
@@ -27,11 +27,23 @@ pub struct Pkcs11Vault {
 /// Opens the token that `uri` names, logged in, with a session that may write. That is an operator's act: a PIN that was refused before gets
 /// one more try.
 pub fn open_vault(uri: &KeyUri) -> Result<Pkcs11Vault, SignError> {
-    let uri = pkcs11(uri)?;
+    let ordered_at = Instant::now();
+    open(pkcs11(uri)?, Access::ReadWrite, Some(ordered_at))
+}
+
+/// The same with a session that can change nothing in the token, as the daemon's are. A PIN that was refused once in this process is not
+/// tried again.
+pub fn open_vault_for_reading(uri: &KeyUri) -> Result<Pkcs11Vault, SignError> {
+    open(pkcs11(uri)?, Access::ReadOnly, None)
+}
+
+fn open(uri: &Pkcs11Uri, access: Access, ordered_at: Option<Instant>) -> Result<Pkcs11Vault, SignError> {
     let module = Module::load(&uri.module_path)?;
     let (slot, token) = module.token(uri)?;
-    token.forget_refusal(Instant::now());
-    let session = token.session(&module.context, slot, uri.pin_source.as_deref(), Access::ReadWrite)?;
+    if let Some(ordered_at) = ordered_at {
+        token.forget_refusal(ordered_at);
+    }
+    let session = token.session(&module.context, slot, uri.pin_source.as_deref(), access)?;
     Ok(Pkcs11Vault { module, slot, token, session })
 }
 
@@ -135,14 +147,7 @@ impl Vault for Pkcs11Vault {
                 return Err(SignError::Rejected(format!("the token holds a key that {uri} names already; it is never overwritten")));
             }
         }
-        let (mechanism, parameters) = match kind.modulus_bits() {
-            Some(bits) => (
-                Mechanism::RsaPkcsKeyPairGen,
-                vec![Attribute::ModulusBits(u64::from(bits).into()), Attribute::PublicExponent(vec![1, 0, 1])],
-            ),
-            None if kind == KeyKind::P384 => (Mechanism::EccKeyPairGen, vec![Attribute::EcParams(P384_PARAMS.to_vec())]),
-            None => (Mechanism::EccKeyPairGen, vec![Attribute::EcParams(P256_PARAMS.to_vec())]),
-        };
+        let (mechanism, parameters) = generation(kind);
         let names = [Attribute::Id(id), Attribute::Label(label.as_bytes().to_vec()), Attribute::Token(true)];
         let public = [&names[..], &PUBLIC_USES, &parameters].concat();
         let private = [&names[..], &PRIVATE_USES].concat();
@@ -151,10 +156,38 @@ impl Vault for Pkcs11Vault {
         self.read_facts(key, uri)
     }
 
+    fn signing_rate(&mut self, kind: KeyKind, time: Duration) -> Result<SigningRate, SignError> {
+        let what = format!("a throw-away {kind} key in token {:?}", self.token.facts.label);
+        let session = OpenSession::open(&self.module.context, self.slot, Access::ReadOnly).map_err(|e| sign_error(&what, &e))?;
+        let (mechanism, parameters) = generation(kind);
+        // Not in the token: it goes with the session if nothing else takes it away.
+        let names = [Attribute::Id(random_id()?), Attribute::Label(b"ca-server doctor, throw-away".to_vec()), Attribute::Token(false)];
+        let public = [&names[..], &PUBLIC_USES, &parameters].concat();
+        let private = [&names[..], &PRIVATE_USES].concat();
+        let generated = session.get().and_then(|session| session.generate_key_pair(&mechanism, &public, &private));
+        let (public, private) = generated.map_err(|e| sign_error(&what, &e))?;
+        let mut device = Pkcs11Device::of(&self.module, self.slot, session, private, Some(public), what)?;
+        let measured = SigningRate::measure(&mut device, time);
+        let destroyed = device.destroy(public);
+        let measured = measured?;
+        destroyed.map(|()| measured)
+    }
+
     fn open(&mut self, uri: &KeyUri) -> Result<Box<dyn Device>, SignError> {
         let uri = self.here(uri)?;
         let session = self.token.session(&self.module.context, self.slot, uri.pin_source.as_deref(), Access::ReadOnly)?;
         Ok(Box::new(Pkcs11Device::find(&self.module, self.slot, session, uri, None)?))
+    }
+}
+
+/// How a token makes a key pair of this kind, and what the public half must be told.
+fn generation(kind: KeyKind) -> (Mechanism<'static>, Vec<Attribute>) {
+    match kind.modulus_bits() {
+        Some(bits) => {
+            (Mechanism::RsaPkcsKeyPairGen, vec![Attribute::ModulusBits(u64::from(bits).into()), Attribute::PublicExponent(vec![1, 0, 1])])
+        }
+        None if kind == KeyKind::P384 => (Mechanism::EccKeyPairGen, vec![Attribute::EcParams(P384_PARAMS.to_vec())]),
+        None => (Mechanism::EccKeyPairGen, vec![Attribute::EcParams(P256_PARAMS.to_vec())]),
     }
 }
 

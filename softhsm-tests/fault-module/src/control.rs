@@ -82,6 +82,8 @@ pub(crate) enum Action {
     Logout,
     CloseSessions,
     Corrupt,
+    Flags(u64),
+    Sessions(u64),
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -147,6 +149,8 @@ fn parse_rule(line: &str) -> Option<Rule> {
         "logout" => Action::Logout,
         "close_sessions" => Action::CloseSessions,
         "corrupt" if function == "C_Sign" => Action::Corrupt,
+        "flags" if function == "C_GetTokenInfo" => Action::Flags(number(words.next()?)?),
+        "sessions" if function == "C_GetTokenInfo" => Action::Sessions(number(words.next()?)?),
         _ => return None,
     };
     let left = match words.next() {
@@ -199,6 +203,7 @@ mod tests {
             "C_Sign rv 1 2",
             "C_Sign logout count 1 1",
             "C_Login corrupt",
+            "C_Sign flags 1",
         ] {
             assert_eq!(parse(bad), None, "{bad}");
         }

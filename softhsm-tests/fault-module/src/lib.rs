@@ -24,6 +24,8 @@
 //! - `logout`: C_Logout on the session first; the real module then finds nobody logged in. Only for functions that take a session.
 //! - `close_sessions`: C_CloseAllSessions on the session's slot first. Likewise.
 //! - `corrupt`: calls the real module, then flips the lowest bit of the signature's last byte. Only for `C_Sign`.
+//! - `flags N`: calls the real module, then sets these flags of the token, too. Only for `C_GetTokenInfo`.
+//! - `sessions N`: calls the real module, then lets the token allow at most N sessions. Only for `C_GetTokenInfo`.
 //!
 //! A C_Sign that only asks for the signature's length (no buffer) is neither ruled nor counted.
 //!

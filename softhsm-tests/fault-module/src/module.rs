@@ -72,8 +72,8 @@ impl Fault {
 
     fn apply(&self, rule: Option<Action>, session: Option<CK_SESSION_HANDLE>, call: impl FnOnce() -> CK_RV) -> CK_RV {
         match rule {
-            // What corrupts, C_Sign sees to itself.
-            None | Some(Action::Corrupt) => call(),
+            // What changes an answer, the function sees to itself.
+            None | Some(Action::Corrupt | Action::Flags(_) | Action::Sessions(_)) => call(),
             Some(Action::Return(rv)) => rv as CK_RV,
             Some(Action::ReturnLate(rv)) => {
                 call();
@@ -183,7 +183,6 @@ macro_rules! ruled {
 }
 
 ruled!(get_slot_list, C_GetSlotList, None, (present: CK_BBOOL, slots: *mut CK_SLOT_ID, count: *mut CK_ULONG));
-ruled!(get_token_info, C_GetTokenInfo, None, (slot: CK_SLOT_ID, info: *mut CK_TOKEN_INFO));
 ruled!(open_session, C_OpenSession, None, (slot: CK_SLOT_ID, flags: CK_FLAGS, application: *mut c_void, notify: CK_NOTIFY, session: *mut CK_SESSION_HANDLE));
 ruled!(get_session_info, C_GetSessionInfo, Some(session), (session: CK_SESSION_HANDLE, info: *mut CK_SESSION_INFO));
 ruled!(find_objects_init, C_FindObjectsInit, Some(session), (session: CK_SESSION_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG));
@@ -198,6 +197,26 @@ ruled!(generate_key_pair, C_GenerateKeyPair, Some(session), (
     public_key: *mut CK_OBJECT_HANDLE,
     private_key: *mut CK_OBJECT_HANDLE
 ));
+
+#[allow(unsafe_code, reason = "has the type that the function list demands")]
+unsafe extern "C" fn get_token_info(slot: CK_SLOT_ID, info: *mut CK_TOKEN_INFO) -> CK_RV {
+    let Some((fault, real)) = fault().and_then(|fault| Some((fault, fault.real.C_GetTokenInfo?))) else {
+        return CKR_FUNCTION_NOT_SUPPORTED;
+    };
+    let rule = fault.rules.take("C_GetTokenInfo");
+    // SAFETY: the caller's arguments go to the function that they were meant for.
+    let rv = fault.apply(rule, None, || unsafe { real(slot, info) });
+    if rv == CKR_OK && !info.is_null() {
+        // SAFETY: not null, and CKR_OK says that it has been filled.
+        let info = unsafe { &mut *info };
+        match rule {
+            Some(Action::Flags(flags)) => info.flags |= flags as CK_FLAGS,
+            Some(Action::Sessions(most)) => info.ulMaxSessionCount = most as CK_ULONG,
+            _ => {}
+        }
+    }
+    rv
+}
 
 #[allow(unsafe_code, reason = "has the type that the function list demands")]
 unsafe extern "C" fn login(session: CK_SESSION_HANDLE, user: CK_USER_TYPE, pin: *mut CK_UTF8CHAR, length: CK_ULONG) -> CK_RV {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use softhsm_tests::client::tls_later;
 use softhsm_tests::daemon::Setup;
-use softhsm_tests::{Ask, Channel, Csr, Material, TestCa};
+use softhsm_tests::{Ask, Channel, Csr, LedgerDatabase, Material, TestCa};
 use tonic::Code;
 
 use crate::seen::assert_refused;
@@ -27,15 +27,16 @@ fn clock_file(material: &Material) -> PathBuf {
     material.file("clock")
 }
 
+/// The variables that put a process under faketime; which time it is, `FAKETIME` or `FAKETIME_TIMESTAMP_FILE` says.
+pub(crate) fn faketime() -> [(&'static str, &'static str); 4] {
+    let library = LIBRARIES.into_iter().find(|path| Path::new(path).exists()).expect("faketime is installed by ./run-tests");
+    [("LD_PRELOAD", library), ("FAKETIME_NO_CACHE", "1"), ("DONT_FAKE_MONOTONIC", "1"), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")]
+}
+
 fn under_faketime(material: &Material, setup: Setup) -> Setup {
-    let library = LIBRARIES.iter().find(|path| Path::new(path).exists()).expect("faketime is installed by ./run-tests");
     move_clock(material, "+0s");
-    setup
-        .env("LD_PRELOAD", library)
-        .env("FAKETIME_TIMESTAMP_FILE", clock_file(material).to_str().expect("text"))
-        .env("FAKETIME_NO_CACHE", "1")
-        .env("DONT_FAKE_MONOTONIC", "1")
-        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+    let setup = setup.env("FAKETIME_TIMESTAMP_FILE", clock_file(material).to_str().expect("text"));
+    faketime().into_iter().fold(setup, |setup, (name, value)| setup.env(name, value))
 }
 
 async fn start(setup: Setup) -> TestCa {
@@ -148,4 +149,48 @@ async fn the_serving_certificate_is_renewed_at_half_life_and_no_call_is_dropped(
     let ledger = ca.check();
     let serving = ledger.kind("intent").into_iter().filter(|row| row["purpose"] == "serving").count();
     assert_eq!(serving, 2, "recorded like any other");
+}
+
+#[tokio::test]
+async fn nothing_is_recorded_by_a_clock_that_is_not_the_databases() {
+    let ca = start(Setup::default().with_faults().on_postgres()).await;
+    let (ask, channel) = (timeless(&ca), ca.connect().await);
+    ca.remember(&channel.call(&Csr::demo().pem, &ask).await.expect("issued"));
+    ca.until("idle", || async { ca.open_intents(&ca.export()) == 0 }).await;
+    let (signatures, rows) = (ca.faults().signatures(), ca.export().rows.len());
+    for offset in ["+40s", "-40s", "+400d"] {
+        move_clock(&ca.material, offset);
+        assert_refused(channel.call(&Csr::demo().pem, &ask).await, Code::Unavailable);
+        ca.until("not ready", || async { ca.get("/healthz/ready").await.0 == 503 }).await;
+        assert_eq!(ca.get("/healthz/live").await.0, 200);
+        move_clock(&ca.material, "+0s");
+        let corrected = std::time::Instant::now();
+        ca.until("recording", || async { channel.call(&Csr::demo().pem, &ask).await.inspect(|chain| ca.remember(chain)).is_ok() }).await;
+        println!("clock {offset} from the database's: resumed {} ms after it was corrected", corrected.elapsed().as_millis());
+    }
+    // Three calls since then, of two rows each; nothing else was signed or recorded, and none with a time that was not so.
+    ca.until("idle", || async { ca.open_intents(&ca.export()) == 0 }).await;
+    let ledger = ca.check();
+    assert_eq!(ca.faults().signatures(), signatures + 3);
+    assert_eq!(ledger.kind("intent").len() + ledger.kind("issued").len(), 2 * (2 + 3));
+    assert!(ledger.rows.len() >= rows + 6);
+}
+
+#[tokio::test]
+async fn a_start_with_a_clock_that_is_not_the_databases_is_alive_not_ready_and_resumes_by_itself() {
+    let database = LedgerDatabase::new();
+    let material = Material::new();
+    let setup = under_faketime(&material, Setup::default().with_faults().on_ledger(&database.url()));
+    move_clock(&material, "-50s");
+    let mut ca = TestCa::configured(material, setup);
+    ca.spawn();
+    ca.until("alive", || async { ca.get("/healthz/live").await.0 == 200 }).await;
+    let (status, body) = ca.get("/healthz/ready").await;
+    assert_eq!(status, 503);
+    assert!(body.contains("clock"), "{body}");
+    assert_eq!(ca.faults().signatures(), 0, "not even its own serving certificate");
+    move_clock(&ca.material, "+0s");
+    ca.until_ready().await;
+    ca.call(&Csr::demo().pem, &timeless(&ca)).await.expect("issued");
+    ca.check();
 }

@@ -3,9 +3,10 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use postgres_cluster::Cluster;
 use softhsm_tests::client::tls;
 use softhsm_tests::daemon::{DEMO, Setup};
-use softhsm_tests::{Ask, Channel, Csr, TestCa};
+use softhsm_tests::{Ask, Channel, Csr, LedgerDatabase, Load, TestCa};
 
 /// A fixed sequence of pseudo-random numbers (SplitMix64), so that a failure can be run again.
 struct Sequence(u64);
@@ -68,9 +69,18 @@ async fn ten_thousand_calls_cancelled_at_random_moments_leave_no_open_intent() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kill_nine_under_load_twenty_times_loses_and_invents_nothing() {
+async fn kill_nine_under_load_twenty_times_loses_and_invents_nothing_on_sqlite() {
+    kill_nine_under_load(Setup::default(), "SQLite").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_nine_under_load_twenty_times_loses_and_invents_nothing_on_postgres() {
+    kill_nine_under_load(Setup::default().on_postgres(), "Postgres").await;
+}
+
+async fn kill_nine_under_load(setup: Setup, ledger_on: &str) {
     const KILLS: u64 = 20;
-    let mut ca = TestCa::start_with(Setup::default().with_faults()).await;
+    let mut ca = TestCa::start_with(setup.with_faults()).await;
     let (ask, csr) = (Ask::bearer(&ca.token()), Csr::demo().pem);
     let mut random = Sequence(7);
     let mut received = 0;
@@ -108,7 +118,7 @@ async fn kill_nine_under_load_twenty_times_loses_and_invents_nothing() {
     }
     let ledger = ca.check();
     println!(
-        "{KILLS} kills, {received} certificates received; {} intents, {} issued, {} unknown; {} signatures by the module",
+        "{KILLS} kills of the daemon on {ledger_on}, {received} certificates received; {} intents, {} issued, {} unknown; {} signatures by the module",
         ledger.count("intent"),
         ledger.count("issued"),
         ledger.count("unknown"),
@@ -120,4 +130,42 @@ async fn kill_nine_under_load_twenty_times_loses_and_invents_nothing() {
     let signatures = usize::try_from(ca.faults().signatures()).expect("small");
     assert!((ledger.count("issued")..=ledger.count("issued") + ledger.count("unknown")).contains(&signatures));
     assert!(ledger.kind("issued").iter().any(|row| row["identity"] == DEMO));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_nine_of_postgres_under_load_twenty_times_loses_and_invents_nothing() {
+    const KILLS: u64 = 20;
+    let cluster = Cluster::start();
+    let ca = TestCa::start_with(Setup::default().with_faults().on_ledger(&LedgerDatabase::on(&cluster).url())).await;
+    let mut load = Load::on(&ca, 16);
+    let mut random = Sequence(11);
+    let mut longest = Duration::ZERO;
+    for _ in 0..KILLS {
+        load.until_issued(&ca, 1 + usize::try_from(random.next() % 100).expect("small")).await;
+        tokio::time::sleep(Duration::from_micros(random.next() % 20_000)).await;
+        tokio::task::block_in_place(|| {
+            cluster.kill();
+            cluster.start_again();
+        });
+        let recovered = std::time::Instant::now();
+        load.until_issued(&ca, 1).await;
+        longest = longest.max(recovered.elapsed());
+    }
+    load.stop().await;
+    ca.until("settled", || async { ca.open_intents(&ca.export()) == 0 }).await;
+    let ledger = ca.check();
+    println!(
+        "{KILLS} kills of Postgres, {} certificates received, resumed after at most {} ms; {} intents, {} issued, {} failed, {} unknown; \
+         calls refused: {:?}",
+        load.issued(),
+        longest.as_millis(),
+        ledger.count("intent"),
+        ledger.count("issued"),
+        ledger.count("failed"),
+        ledger.count("unknown"),
+        load.refused()
+    );
+    assert_eq!((ledger.count("start"), ledger.count("unknown")), (1, 0), "the daemon has lived through it all");
+    assert!(load.unanswered().is_empty(), "{:?}", load.unanswered());
+    assert!(load.refused().keys().all(|code| code == "Unavailable"), "{:?}", load.refused());
 }

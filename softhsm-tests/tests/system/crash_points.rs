@@ -86,6 +86,11 @@ async fn kill_nine_at_each_system_call_of_an_issuance_loses_and_invents_nothing(
     at_each_system_call("SQLite", Setup::default).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_nine_at_each_system_call_of_an_issuance_on_postgres_loses_and_invents_nothing() {
+    at_each_system_call("Postgres", || Setup::default().on_postgres()).await;
+}
+
 async fn at_each_system_call(ledger: &str, setup: fn() -> Setup) {
     let mut first = TestCa::start_with(countable(setup())).await;
     let lesson = Lesson::of(&mut first, &Touched::ALL).await;

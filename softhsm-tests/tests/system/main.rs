@@ -2,6 +2,7 @@
 //! Numbers in names are the cases of Istio's contract.
 #![allow(clippy::disallowed_methods, reason = "tests choose times around the real clock")]
 
+mod audit;
 mod authentication;
 mod bad_input;
 mod chain;
@@ -11,12 +12,17 @@ mod config;
 mod crash;
 mod crash_points;
 mod csr;
+mod database_tls;
+mod doctor;
+mod handover;
 mod ledger_errors;
 mod lifetime;
 mod loadgen;
 mod metadata;
 mod operations;
+mod outages;
 mod overload;
+mod replicas;
 mod secrets;
 mod seen;
 mod tls;

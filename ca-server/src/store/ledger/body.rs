@@ -182,6 +182,14 @@ pub(super) fn decode(body: &[u8]) -> Result<(Header, Event), BadBody> {
     Ok((Header { chain, place, time, request, oldest_open }, event))
 }
 
+/// The kind of a body that may not be readable otherwise.
+pub(super) fn kind_of(body: &[u8]) -> Option<&str> {
+    let mut d = Decoder::new(body);
+    d.array().ok()??;
+    (0..4).try_for_each(|_| d.skip()).ok()?;
+    d.str().ok()
+}
+
 fn own(d: &mut In<'_>, kind: &str) -> Result<Event, BadBody> {
     Ok(match kind {
         "start" => {

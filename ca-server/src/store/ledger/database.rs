@@ -38,6 +38,8 @@ macro_rules! either {
     };
 }
 
+mod audit;
+
 impl Database {
     /// The writer's first connection. Makes a SQLite file if there is none.
     pub(super) async fn writer(location: &Location) -> Result<Self, DatabaseError> {

@@ -1,216 +1,217 @@
-//! The ledger as JSON lines, one a row, for people and programs that do not read CBOR. Field names are a public format.
+//! The ledger for people and programs that do not read CBOR: JSON lines or a table, one line a row, whole or what is selected. It is
+//! written while it is read; memory holds a page, the open intents of one chain, and the places of one identity in one month.
 
+mod line;
+mod table;
+
+use std::collections::BTreeMap;
 use std::io::Write;
 
-use serde::Serialize;
+use self::line::line;
+use super::event::{ChainId, Event, Intent, Place, StoredRow};
+use super::query::{Entry, LedgerReader, ReadError, Successors};
+use crate::timestamp::{Period, Timestamp};
 
-use super::event::{Event, Intent, Proof, RowRef, Why};
-use super::query::{Cursor, Entry, LedgerReader, ReadError};
-use crate::digest::sha256;
-use crate::x509::{lint, pem};
-
-/// One row. What a kind does not have is left out; what it has and is empty is `null`.
-#[derive(Default, Serialize)]
-#[serde(rename_all = "snake_case")]
-struct Line {
-    kind: String,
-    time: String,
-    chain: String,
-    period: u32,
-    seq: u64,
-    hash: String,
-    request_id: Option<String>,
-    #[serde(flatten)]
-    certificate: Option<CertificateLine>,
-    #[serde(flatten)]
-    issued: Option<IssuedLine>,
-    #[serde(flatten)]
-    refused: Option<RefusedLine>,
-    #[serde(flatten)]
-    own: Option<OwnLine>,
+/// How the rows are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// A JSON object a line.
+    JsonLines,
+    /// Comma-separated values (RFC 4180) under a header.
+    Csv,
 }
 
-/// What intents and outcomes say.
-#[derive(Serialize)]
-struct CertificateLine {
-    purpose: String,
-    serial: String,
-    identity: Option<String>,
-    issuer: String,
-    profile: String,
-    evidence: EvidenceLine,
-    /// What a device's own log shows of an ECDSA signature.
-    to_be_signed_sha256: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    intent: Option<ReferenceLine>,
+/// Which rows are written; by default all.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// Rows of that time or later.
+    pub since: Option<Timestamp>,
+    /// Rows before that time.
+    pub until: Option<Timestamp>,
+    /// What an identity asked for: its intents, each followed by its outcome, and its refusals.
+    pub identity: Option<String>,
+    /// Intents that name this issuer, their outcomes, and the issuer's own rows.
+    pub issuer: Option<String>,
+    /// Rows of these kinds; all if empty.
+    pub kinds: Vec<String>,
 }
 
-#[derive(Serialize)]
-struct IssuedLine {
-    certificate_sha256: String,
-    certificate: String,
-}
+/// Rows read at a time.
+const PAGE: u32 = 1000;
 
-#[derive(Serialize)]
-struct RefusedLine {
-    reason: String,
-    code: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    detail: Option<String>,
-}
-
-#[derive(Serialize)]
-struct EvidenceLine {
-    credential: String,
-    issuer: Option<String>,
-    subject: Option<String>,
-    token: Option<String>,
-    cluster: Option<String>,
-    pod: Option<PodLine>,
-    peer: Option<String>,
-}
-
-#[derive(Serialize)]
-struct PodLine {
-    name: String,
-    uid: String,
-}
-
-#[derive(Serialize)]
-struct ReferenceLine {
-    chain: String,
-    period: u32,
-    seq: u64,
-    hash: String,
-}
-
-/// What the rarer kinds say.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum OwnLine {
-    Start { host: String, version: String, config: String, heads: Vec<ReferenceLine> },
-    Head { head: ReferenceLine },
-    Previous { previous: ReferenceLine },
-    Ceremony { transcript: String },
-    Issuer { issuer: String, certificates: Vec<String>, roots: Vec<String>, key_uri: String },
-    Reload { config: String },
-    Clock { recorded: String },
-    Refused { identity: Option<String>, evidence: EvidenceLine },
-    Group { prefix: String, from: String, count: u64 },
-    Dropped { count: u64 },
-}
+/// Intents whose outcomes are awaited; one beyond them is read again when its outcome comes.
+const AWAITED: usize = 4096;
 
 impl LedgerReader {
-    /// Writes every row of one snapshot as a line of JSON, chain by chain in each period.
-    pub async fn export(&mut self, out: &mut impl Write) -> Result<(), ReadError> {
-        let (mut cursor, _) = Cursor::begin(&mut self.database).await?;
-        loop {
-            let rows = cursor.next(&mut self.database).await?;
-            if rows.is_empty() {
-                return Ok(());
+    /// Writes what is selected of one snapshot: chain by chain in each period.
+    pub async fn export(&mut self, selection: &Selection, format: Format, out: &mut impl Write) -> Result<(), ReadError> {
+        let mut writer = Writer::new(selection, format, out)?;
+        self.database.begin_snapshot().await?;
+        let written = match &selection.identity {
+            Some(identity) => self.export_identity(identity, &mut writer).await,
+            None => self.export_all(&mut writer).await,
+        };
+        let ended = self.database.end_snapshot().await;
+        written?;
+        ended?;
+        writer.flush()
+    }
+
+    async fn export_all(&mut self, writer: &mut Writer<'_, impl Write>) -> Result<(), ReadError> {
+        let (from, until) = writer.selection.window();
+        let mut awaited = Awaited::default();
+        for period in self.periods_between(from, until).await? {
+            let mut after: Option<(Vec<u8>, i64)> = None;
+            loop {
+                let place = after.as_ref().map(|(chain, seq)| (chain.as_slice(), *seq));
+                let rows = self.database.page_between(period, place, (from, until), PAGE).await?;
+                let Some(last) = rows.last() else { break };
+                after = Some((last.chain.clone(), last.seq));
+                for row in &rows {
+                    self.export_row(row, &mut awaited, writer).await?;
+                }
             }
-            for row in &rows {
-                let entry = Entry::try_from(row)?;
-                let intent = match entry.event.closes() {
-                    Some(reference) => self.intent(reference).await?,
-                    None => None,
+        }
+        Ok(())
+    }
+
+    async fn export_row(&mut self, row: &StoredRow, awaited: &mut Awaited, writer: &mut Writer<'_, impl Write>) -> Result<(), ReadError> {
+        let entry = Entry::try_from(row)?;
+        if let Event::Intent(intent) = &entry.event {
+            awaited.add(entry.header.chain, entry.header.place, intent);
+        }
+        let intent = match entry.event.closes() {
+            Some(reference) => match awaited.take(reference.chain, reference.place) {
+                Some(intent) => Some(intent),
+                None => self.intent(reference).await?,
+            },
+            None => None,
+        };
+        writer.write(entry, intent)
+    }
+
+    async fn export_identity(&mut self, identity: &str, writer: &mut Writer<'_, impl Write>) -> Result<(), ReadError> {
+        let (from, until) = writer.selection.window();
+        let mut successors = Successors::default();
+        // An intent from before the time may have its outcome in it.
+        for period in self.periods_between(Timestamp::from_micros(0), until).await? {
+            for (chain, place) in self.database.places_of_identity(identity, period).await? {
+                let Some(row) = self.database.row(chain, place).await? else { continue };
+                let entry = Entry::try_from(&row)?;
+                if entry.header.time >= until {
+                    continue;
+                }
+                let outcome = match &entry.event {
+                    Event::Intent(intent) => self.outcome_of(&entry, &mut successors).await?.map(|outcome| (outcome, intent.clone())),
+                    _ => None,
                 };
-                serde_json::to_writer(&mut *out, &line(entry, intent)).map_err(std::io::Error::from)?;
+                if entry.header.time >= from {
+                    writer.write(entry, None)?;
+                }
+                if let Some((outcome, intent)) = outcome.filter(|(outcome, _)| (from..until).contains(&outcome.header.time)) {
+                    writer.write(outcome, Some(intent))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn periods_between(&mut self, from: Timestamp, until: Timestamp) -> Result<Vec<Period>, ReadError> {
+        Ok(self.periods().await?.into_iter().filter(|period| (from.period()..=until.period()).contains(period)).collect())
+    }
+}
+
+impl Selection {
+    /// From when on, and before when.
+    fn window(&self) -> (Timestamp, Timestamp) {
+        (self.since.unwrap_or(Timestamp::from_micros(0)), self.until.unwrap_or(Timestamp::from_micros(i64::MAX)))
+    }
+
+    /// Whether a row is of the kinds and of the issuer. `intent` is the one that it closes.
+    fn has(&self, entry: &Entry, intent: Option<&Intent>) -> bool {
+        let of_kind = self.kinds.is_empty() || self.kinds.iter().any(|kind| kind == entry.event.kind());
+        of_kind
+            && self.issuer.as_ref().is_none_or(|issuer| {
+                Some(issuer.as_str()) == intent.map(|intent| intent.issuer.as_str()).or(entry.event.projection().issuer)
+            })
+    }
+}
+
+/// Intents of the chain that is being read.
+#[derive(Default)]
+struct Awaited {
+    chain: Option<ChainId>,
+    intents: BTreeMap<Place, Intent>,
+}
+
+impl Awaited {
+    fn add(&mut self, chain: ChainId, place: Place, intent: &Intent) {
+        if self.chain.replace(chain) != Some(chain) {
+            self.intents.clear();
+        }
+        self.intents.insert(place, intent.clone());
+        if self.intents.len() > AWAITED {
+            self.intents.pop_first();
+        }
+    }
+
+    fn take(&mut self, chain: ChainId, place: Place) -> Option<Intent> {
+        if self.chain == Some(chain) { self.intents.remove(&place) } else { None }
+    }
+}
+
+/// Writes what is selected.
+struct Writer<'a, W: Write> {
+    selection: &'a Selection,
+    out: Out<'a, W>,
+}
+
+enum Out<'a, W: Write> {
+    JsonLines(&'a mut W),
+    Csv(Box<csv::Writer<&'a mut W>>),
+}
+
+impl<'a, W: Write> Writer<'a, W> {
+    fn new(selection: &'a Selection, format: Format, out: &'a mut W) -> Result<Self, ReadError> {
+        let out = match format {
+            Format::JsonLines => Out::JsonLines(out),
+            Format::Csv => {
+                let mut table = csv::Writer::from_writer(out);
+                table.write_record(table::HEADER).map_err(not_written)?;
+                Out::Csv(Box::new(table))
+            }
+        };
+        Ok(Self { selection, out })
+    }
+
+    fn write(&mut self, entry: Entry, intent: Option<Intent>) -> Result<(), ReadError> {
+        if !self.selection.has(&entry, intent.as_ref()) {
+            return Ok(());
+        }
+        let line = line(entry, intent);
+        match &mut self.out {
+            Out::JsonLines(out) => {
+                serde_json::to_writer(&mut **out, &line).map_err(std::io::Error::from)?;
                 out.write_all(b"\n")?;
             }
+            Out::Csv(table) => table.write_record(table::record(line).map_err(std::io::Error::from)?).map_err(not_written)?,
         }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), ReadError> {
+        match &mut self.out {
+            Out::JsonLines(out) => out.flush()?,
+            Out::Csv(table) => table.flush()?,
+        }
+        Ok(())
     }
 }
 
-fn line(entry: Entry, intent: Option<Intent>) -> Line {
-    let mut line = Line {
-        kind: entry.event.kind().to_owned(),
-        time: entry.header.time.rfc3339(),
-        chain: entry.header.chain.to_string(),
-        period: entry.header.place.period.yyyymm(),
-        seq: entry.header.place.seq,
-        hash: hex::encode(entry.hash),
-        request_id: entry.header.request.map(|request| request.to_string()),
-        ..Line::default()
-    };
-    let closes = entry.event.closes();
-    match entry.event {
-        Event::Intent(intent) => line.certificate = Some(certificate_line(intent, None)),
-        Event::Issued { signature, certificate: digest, .. } => {
-            if let Some(intent) = intent {
-                let der = lint::certificate(&intent.to_be_signed, &signature);
-                let certificate = der.map(|der| pem::certificate(&der)).unwrap_or_default();
-                line.issued = Some(IssuedLine { certificate_sha256: hex::encode(digest), certificate });
-                line.certificate = Some(certificate_line(intent, closes));
-            }
-        }
-        Event::Failed { why, .. } | Event::Unknown { why, .. } => {
-            line.certificate = intent.map(|intent| certificate_line(intent, closes));
-            line.refused = Some(refused_line(why));
-        }
-        Event::Refused { why, identity, evidence } => {
-            line.refused = Some(refused_line(why));
-            line.own = Some(OwnLine::Refused { identity, evidence: evidence_line(evidence) });
-        }
-        Event::RefusedGroup(group) => {
-            line.refused = Some(RefusedLine { reason: group.reason, code: group.code, detail: None });
-            line.own = Some(OwnLine::Group { prefix: group.prefix, from: group.from.rfc3339(), count: group.count });
-        }
-        other => line.own = own_line(other),
+/// A broken pipe stays one.
+fn not_written(error: csv::Error) -> std::io::Error {
+    match error.into_kind() {
+        csv::ErrorKind::Io(error) => error,
+        other => std::io::Error::other(format!("{other:?}")),
     }
-    line
-}
-
-fn own_line(event: Event) -> Option<OwnLine> {
-    Some(match event {
-        Event::Start { host, version, config, heads } => {
-            OwnLine::Start { host, version, config: hex::encode(config), heads: heads.into_iter().map(reference_line).collect() }
-        }
-        Event::Period { previous } => OwnLine::Previous { previous: reference_line(previous) },
-        Event::ChainEnded { head } => OwnLine::Head { head: reference_line(head) },
-        Event::Ceremony { transcript } => OwnLine::Ceremony { transcript: hex::encode(transcript) },
-        Event::Issuer(facts) => OwnLine::Issuer {
-            issuer: facts.id,
-            certificates: facts.chain.iter().map(|der| pem::certificate(der)).collect(),
-            roots: facts.roots.iter().map(|der| pem::certificate(der)).collect(),
-            key_uri: facts.key_uri,
-        },
-        Event::Reload { config } => OwnLine::Reload { config: hex::encode(config) },
-        Event::Clock { recorded } => OwnLine::Clock { recorded: recorded.rfc3339() },
-        Event::Dropped { count } => OwnLine::Dropped { count },
-        _ => return None,
-    })
-}
-
-fn certificate_line(intent: Intent, closes: Option<RowRef>) -> CertificateLine {
-    CertificateLine {
-        purpose: intent.purpose,
-        serial: hex::encode(intent.serial),
-        identity: intent.identity,
-        issuer: intent.issuer,
-        profile: hex::encode(intent.profile),
-        evidence: evidence_line(intent.evidence),
-        to_be_signed_sha256: hex::encode(sha256(&intent.to_be_signed)),
-        intent: closes.map(reference_line),
-    }
-}
-
-fn refused_line(why: Why) -> RefusedLine {
-    RefusedLine { reason: why.reason, code: why.code, detail: Some(why.detail) }
-}
-
-fn evidence_line(proof: Proof) -> EvidenceLine {
-    EvidenceLine {
-        credential: proof.credential,
-        issuer: proof.issuer,
-        subject: proof.subject,
-        token: proof.token,
-        cluster: proof.cluster,
-        pod: proof.pod.map(|(name, uid)| PodLine { name, uid }),
-        peer: proof.peer,
-    }
-}
-
-fn reference_line(row: RowRef) -> ReferenceLine {
-    ReferenceLine { chain: row.chain.to_string(), period: row.place.period.yyyymm(), seq: row.place.seq, hash: hex::encode(row.hash) }
 }

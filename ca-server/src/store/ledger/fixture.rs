@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rcgen::{
@@ -18,12 +18,13 @@ use super::body::decode;
 use super::chain::{Chain, OpenIntents};
 use super::database::Database;
 use super::event::{ChainId, Event, Group, Intent, Proof, Row, RowRef, StoredRow};
+use super::export::{Format, Selection};
 use super::location::{Location, ServerFiles};
 use super::migrate::{Logins, Migrated, migrate};
 use super::open_intent::{NotOpened, Recorded};
 use super::options::{LedgerOptions, LedgerStartError, StartFact, Unobserved};
 use super::query::LedgerReader;
-use super::verify::Report;
+use super::verify::{Begin, Checkpoint, Report, VerifyOptions};
 use super::{Ledger, gone};
 use crate::clock::Clock;
 use crate::digest::sha256;
@@ -227,21 +228,41 @@ pub(super) struct Forged<'a> {
     world: &'a World,
     chain: Chain,
     rows: Vec<Row>,
+    open: OpenIntents,
 }
 
 impl Forged<'_> {
     /// The next row, at the time that the clock shows.
     pub(super) fn row(&mut self, event: Event) -> RowRef {
-        self.chain.append(event, None, self.world.hands.now(), &OpenIntents::new(), &mut self.rows);
-        self.rows.last().unwrap().reference()
+        self.chain.append(event, None, self.world.hands.now(), &self.open, &mut self.rows);
+        let row = self.rows.last().unwrap().reference();
+        match &self.rows.last().unwrap().event {
+            Event::Intent(_) => self.open.insert(row.place, row.hash),
+            other => other.closes().filter(|intent| intent.chain == row.chain).and_then(|intent| self.open.remove(&intent.place)),
+        };
+        row
+    }
+
+    /// An issuance: the intent and its certificate.
+    pub(super) fn issue(&mut self) -> RowRef {
+        let made = self.world.make_now();
+        let intent = self.row(Event::Intent(made.intent()));
+        self.row(Event::Issued { intent, signature: made.signature.clone(), certificate: made.sha256() });
+        intent
+    }
+
+    /// Writes the rows so far and goes on in the same chain.
+    pub(super) async fn write_so_far(&mut self) {
+        let rows = std::mem::take(&mut self.rows);
+        let mut database = Database::writer(&self.world.location).await.unwrap();
+        database.prepare_schema().await.unwrap();
+        database.insert(&rows).await.unwrap();
+        database.close().await.unwrap();
     }
 
     /// Puts the rows into the ledger.
-    pub(super) async fn write(self) {
-        let mut database = Database::writer(&self.world.location).await.unwrap();
-        database.prepare_schema().await.unwrap();
-        database.insert(&self.rows).await.unwrap();
-        database.close().await.unwrap();
+    pub(super) async fn write(mut self) {
+        self.write_so_far().await;
     }
 }
 
@@ -365,7 +386,7 @@ impl World {
     /// A forged chain that begins as it should, naming `heads` and its issuer.
     pub(super) fn forge(&self, id: u8, heads: Vec<RowRef>) -> Forged<'_> {
         let chain = Chain::new(ChainId([id; 16]), self.hands.now(), self.hands.now());
-        let mut forged = Forged { world: self, chain, rows: Vec::new() };
+        let mut forged = Forged { world: self, chain, rows: Vec::new(), open: OpenIntents::new() };
         forged.row(Event::Start { host: "ca-0".into(), version: "0.1.0".into(), config: [5; 32], heads });
         forged.row(Event::from(self.ca.fact()));
         forged
@@ -468,15 +489,36 @@ impl World {
             .collect()
     }
 
+    pub(super) async fn reader(&self) -> LedgerReader {
+        LedgerReader::open(&self.location).await.unwrap()
+    }
+
+    pub(super) async fn export(&self, selection: &Selection, format: Format) -> String {
+        let mut written = Vec::new();
+        self.reader().await.export(selection, format, &mut written).await.unwrap();
+        String::from_utf8(written).unwrap()
+    }
+
+    /// What `verify` says.
+    pub(super) async fn verify(&self, options: &VerifyOptions) -> (Report, Option<Checkpoint>) {
+        self.reader().await.verify(options, &AtomicBool::new(false), |_, _| {}).await.unwrap()
+    }
+
     /// The report of `verify`, which must have nothing to say against the ledger.
     pub(super) async fn holds(&self) -> Report {
-        let report = LedgerReader::open(&self.location).await.unwrap().verify(|_, _| {}).await.unwrap();
+        let (report, checkpoint) = self.verify(&VerifyOptions::default()).await;
         assert_eq!(report.broken, []);
+        assert!(checkpoint.is_some());
         report
     }
 
     pub(super) async fn findings(&self) -> Vec<String> {
-        let report = LedgerReader::open(&self.location).await.unwrap().verify(|_, _| {}).await.unwrap();
+        self.findings_from(Begin::FirstRow).await
+    }
+
+    pub(super) async fn findings_from(&self, begin: Begin) -> Vec<String> {
+        let (report, checkpoint) = self.verify(&VerifyOptions { begin, ..VerifyOptions::default() }).await;
+        assert_eq!(checkpoint.is_some(), report.broken.is_empty(), "a checkpoint stands on rows that hold, and on no others");
         report.broken.into_iter().map(|broken| format!("{}: {}", broken.row, broken.what)).collect()
     }
 }

@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Symbolic links that are followed from a database's path, as the kernel does.
@@ -38,6 +38,43 @@ impl WriterLock {
     }
 }
 
+/// Who writes a ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writer {
+    /// Nobody holds the lock.
+    Nobody,
+    /// A process does; which one, where the system tells.
+    Process(Option<u32>),
+}
+
+/// Who holds the lock of a resolved path. The system's list of locks is asked first, because trying the lock could meet a daemon that is
+/// about to take it; but that list leaves out other containers.
+pub(super) fn writer(database: &Path) -> io::Result<Writer> {
+    let file = match File::open(path(database)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Writer::Nobody),
+        opened => opened?,
+    };
+    if let Some(process) = std::fs::read_to_string("/proc/locks").ok().and_then(|list| holder(&list, file.metadata().ok()?.ino())) {
+        return Ok(Writer::Process(Some(process)));
+    }
+    match file.try_lock_shared() {
+        Ok(()) => Ok(Writer::Nobody),
+        Err(TryLockError::WouldBlock) => Ok(Writer::Process(None)),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// The process that has a flock for writing on this inode, by `/proc/locks`: `1: FLOCK  ADVISORY  WRITE 4711 fe:01:131 0 EOF`. The device
+/// is not compared: some file systems show another one there.
+fn holder(list: &str, inode: u64) -> Option<u32> {
+    list.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, "WRITE", process, place, ..] = words[..] else { return None };
+        let same = place.rsplit(':').next()?.parse() == Ok(inode);
+        process.parse().ok().filter(|process| same && *process > 0)
+    })
+}
+
 fn path(database: &Path) -> PathBuf {
     let mut name = database.as_os_str().to_owned();
     name.push(".lock");
@@ -61,4 +98,27 @@ pub(super) fn resolve(database: &Path) -> io::Result<PathBuf> {
         }
     }
     Err(io::Error::other("too many symbolic links"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_writer_is_told_by_its_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let database = resolve(&directory.path().join("ledger.db")).unwrap();
+        assert_eq!(writer(&database).unwrap(), Writer::Nobody);
+        let lock = WriterLock::take(&database).unwrap().unwrap();
+        let Writer::Process(told) = writer(&database).unwrap() else { panic!("the lock is held") };
+        assert!(told.is_none_or(|process| process == std::process::id()), "{told:?}");
+        drop(lock);
+        assert_eq!(writer(&database).unwrap(), Writer::Nobody);
+    }
+
+    #[test]
+    fn the_systems_list_of_locks_is_understood() {
+        let list = "1: POSIX  ADVISORY  WRITE 11 fe:01:7 0 EOF\n2: FLOCK  ADVISORY  WRITE 12 fe:01:8 0 EOF\n3: FLOCK  ADVISORY  WRITE 0 fe:01:9 0 EOF\n";
+        assert_eq!((holder(list, 7), holder(list, 8), holder(list, 9)), (None, Some(12), None));
+    }
 }

@@ -7,9 +7,11 @@ mod batch;
 mod begin;
 mod body;
 mod chain;
+mod cursor;
 mod database;
 pub mod event;
 mod export;
+pub mod inspection;
 mod issuance;
 mod location;
 mod lock;
@@ -40,12 +42,13 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 pub use body::BadBody;
+pub use export::{Format, Selection};
 pub use location::{Location, ServerFiles, Servers};
 pub use migrate::{Logins, Migrated, MigrationError, migrate};
 pub use open_intent::{Issued, NotOpened, Recorded, Signed, Unsigned};
 pub use options::{LedgerHealth, LedgerObserver, LedgerOptions, LedgerStartError, StartFact, Unobserved};
 pub use query::{Entry, Found, LedgerReader, ReadError};
-pub use verify::{Broken, Report};
+pub use verify::{BadCheckpoint, Begin, Broken, Checkpoint, Report, VerifyOptions};
 
 use self::begin::{Begun, begin};
 use self::chain::OpenIntents;

@@ -5,6 +5,8 @@
 //! and when it has been obtained the former session can commit nothing more. Every statement has a limit, after which the connection
 //! is given up: a server that does not answer is one that is down.
 
+mod audit;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 

@@ -3,13 +3,14 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::body::{BadBody, decode};
 use super::database::Database;
 use super::event::{ChainId, Event, Hash, Header, Intent, Place, RowRef, StoredRow};
 use super::location::Location;
 use super::schema::DatabaseError;
-use crate::timestamp::Period;
+use crate::timestamp::{Period, Timestamp};
 use crate::x509::Serial;
 
 /// Why the ledger cannot be read. Each says it in one sentence.
@@ -79,10 +80,25 @@ enum Sought<'a> {
     Identity(&'a str, u32),
 }
 
-type Successors = HashMap<ChainId, (ChainId, Place)>;
+/// Chains that declared another ended, as far as they were looked for: the ended chain, and where that stands.
+#[derive(Debug, Default)]
+pub(super) struct Successors {
+    found: HashMap<ChainId, RowRef>,
+    /// All declarations from this time on are in `found`.
+    from: Option<Timestamp>,
+}
 
-/// Rows read at a time.
-const PAGE: u32 = 500;
+/// Rows read at a time when an outcome is looked for: it stands soon after its intent, mostly.
+const FIRST_PAGE: u32 = 8;
+
+/// Rows read at a time when it does not.
+const PAGE: u32 = 512;
+
+/// How far the clocks of two daemons can be apart, and more.
+const CLOCKS_APART: Duration = Duration::from_secs(120);
+
+/// Declarations read at a time.
+const DECLARATIONS: u32 = 64;
 
 impl LedgerReader {
     /// Opens a ledger for reading.
@@ -129,12 +145,12 @@ impl LedgerReader {
             Sought::Serial(serial) => self.database.intents_of_serial(serial.period(), serial.as_bytes()).await?,
             Sought::Identity(identity, limit) => self.database.rows_of_identity(identity, limit).await?,
         };
-        let successors = self.successors().await?;
+        let mut successors = Successors::default();
         let mut entries = Vec::with_capacity(rows.len());
         for row in &rows {
             let entry = Entry::try_from(row)?;
             let outcome = match entry.event {
-                Event::Intent(_) => self.outcome_of(entry.reference(), &successors).await?,
+                Event::Intent(_) => self.outcome_of(&entry, &mut successors).await?,
                 _ => None,
             };
             entries.push((entry, outcome));
@@ -142,55 +158,114 @@ impl LedgerReader {
         Ok(entries)
     }
 
-    /// For each chain that was found dead, the one that declared it ended, and the place of that row.
-    async fn successors(&mut self) -> Result<Successors, ReadError> {
-        let mut successors = Successors::new();
-        for row in self.database.marks().await? {
-            let entry = Entry::try_from(&row)?;
-            if let Event::ChainEnded { head } = entry.event {
-                successors.entry(head.chain).or_insert((entry.header.chain, entry.header.place));
-            }
-        }
-        Ok(successors)
-    }
-
     /// The outcome of an intent. It follows in the intent's own chain, soon; or, if that chain was found dead, in the chain that
     /// declared it ended.
-    async fn outcome_of(&mut self, intent: RowRef, successors: &Successors) -> Result<Option<Entry>, ReadError> {
-        let next = Place { seq: intent.place.seq + 1, ..intent.place };
-        if let Some(outcome) = self.find_outcome(intent, intent.chain, next).await? {
+    pub(super) async fn outcome_of(&mut self, intent: &Entry, successors: &mut Successors) -> Result<Option<Entry>, ReadError> {
+        if let Some(outcome) = self.outcome_in_own_chain(intent.reference()).await? {
             return Ok(Some(outcome));
         }
-        match successors.get(&intent.chain) {
-            Some((chain, ended)) => self.find_outcome(intent, *chain, Place { seq: 0, ..*ended }).await,
+        match self.successor(intent, successors).await? {
+            Some(declaration) => self.outcome_before(declaration, intent.reference()).await,
             None => Ok(None),
         }
     }
 
-    async fn find_outcome(&mut self, intent: RowRef, chain: ChainId, from: Place) -> Result<Option<Entry>, ReadError> {
-        for period in self.periods().await?.into_iter().filter(|period| *period >= from.period) {
-            let mut next = if period == from.period { from } else { Place { period, seq: 0 } };
-            loop {
-                let rows = self.database.chain_page(chain, next, PAGE).await?;
-                let Some(last) = rows.last() else { break };
-                next.seq = u64::try_from(last.seq).unwrap_or(u64::MAX).saturating_add(1);
-                for row in &rows {
-                    let entry = Entry::try_from(row)?;
-                    if entry.event.closes() == Some(intent) {
-                        return Ok(Some(entry));
-                    }
-                    // A later row that does not count it as open says that its outcome stands before: it was passed, or is missing.
-                    if chain == intent.chain && entry.header.oldest_open.is_none_or(|oldest| oldest > intent.place) {
-                        return Ok(None);
-                    }
+    async fn outcome_in_own_chain(&mut self, intent: RowRef) -> Result<Option<Entry>, ReadError> {
+        let mut limit = FIRST_PAGE;
+        let mut next = Place { seq: intent.place.seq + 1, ..intent.place };
+        loop {
+            let rows = self.database.chain_page(intent.chain, next, limit).await?;
+            for row in &rows {
+                let entry = Entry::try_from(row)?;
+                if entry.event.closes() == Some(intent) {
+                    return Ok(Some(entry));
                 }
+                // A later row that does not count it as open says that its outcome stands before: it was passed, or is missing.
+                if entry.header.oldest_open.is_none_or(|oldest| oldest > intent.place) {
+                    return Ok(None);
+                }
+            }
+            match rows.last() {
+                Some(last) => next.seq = u64::try_from(last.seq).unwrap_or(u64::MAX).saturating_add(1),
+                None => match self.periods().await?.into_iter().find(|period| *period > next.period) {
+                    Some(period) => next = Place { period, seq: 0 },
+                    None => return Ok(None),
+                },
+            }
+            // Before many rows are read: the chain's last one may say that it is the oldest without an outcome.
+            if limit == FIRST_PAGE && self.is_left_open(intent).await? {
+                return Ok(None);
+            }
+            limit = PAGE.min(limit * 8);
+        }
+    }
+
+    async fn is_left_open(&mut self, intent: RowRef) -> Result<bool, ReadError> {
+        let Some(last) = self.database.last_row(intent.chain).await? else { return Ok(false) };
+        let last = Entry::try_from(&last)?;
+        Ok(last.header.oldest_open == Some(intent.place) && last.event.closes() != Some(intent))
+    }
+
+    /// Where a chain was declared ended: mostly soon after the intent. Only where an operator accepted a clock that was behind can the
+    /// declaration have an earlier time.
+    async fn successor(&mut self, intent: &Entry, successors: &mut Successors) -> Result<Option<RowRef>, ReadError> {
+        let near = intent.header.time.minus(CLOCKS_APART);
+        for from in [near, Timestamp::from_micros(0)] {
+            if let Some(found) = self.declared_since(from, intent.header.chain, successors).await? {
+                return Ok(Some(found));
             }
         }
         Ok(None)
     }
 
+    async fn declared_since(&mut self, from: Timestamp, chain: ChainId, successors: &mut Successors) -> Result<Option<RowRef>, ReadError> {
+        if let Some(found) = successors.found.get(&chain) {
+            return Ok(Some(*found));
+        }
+        if successors.from.is_some_and(|all_from| all_from <= from) {
+            return Ok(None);
+        }
+        let mut passed = 0;
+        loop {
+            let rows = self.database.declarations(from, passed, DECLARATIONS).await?;
+            for row in &rows {
+                let entry = Entry::try_from(row)?;
+                if let Event::ChainEnded { head } = entry.event {
+                    successors.found.entry(head.chain).or_insert(entry.reference());
+                }
+            }
+            if let Some(found) = successors.found.get(&chain) {
+                return Ok(Some(*found));
+            }
+            if rows.len() < DECLARATIONS as usize {
+                successors.from = Some(from);
+                return Ok(None);
+            }
+            passed += DECLARATIONS;
+        }
+    }
+
+    /// The outcome of an intent of the chain that is declared ended there: these stand just before, one after the other.
+    async fn outcome_before(&mut self, declaration: RowRef, intent: RowRef) -> Result<Option<Entry>, ReadError> {
+        let mut before = declaration.place;
+        while before.seq > 0 {
+            let from = Place { seq: before.seq.saturating_sub(PAGE.into()), ..before };
+            let limit = u32::try_from(before.seq - from.seq).unwrap_or(PAGE);
+            for row in self.database.chain_page(declaration.chain, from, limit).await?.iter().rev() {
+                let entry = Entry::try_from(row)?;
+                match entry.event.closes() {
+                    Some(closed) if closed == intent => return Ok(Some(entry)),
+                    Some(closed) if closed.chain == intent.chain => {}
+                    _ => return Ok(None),
+                }
+            }
+            before = from;
+        }
+        Ok(None)
+    }
+
     /// The intent that an outcome names.
-    pub async fn intent(&mut self, reference: RowRef) -> Result<Option<Intent>, ReadError> {
+    pub(super) async fn intent(&mut self, reference: RowRef) -> Result<Option<Intent>, ReadError> {
         let Some(row) = self.database.row(reference.chain, reference.place).await? else { return Ok(None) };
         match Entry::try_from(&row)?.event {
             Event::Intent(intent) => Ok(Some(intent)),
@@ -198,40 +273,8 @@ impl LedgerReader {
         }
     }
 
-    async fn periods(&mut self) -> Result<Vec<Period>, ReadError> {
+    pub(super) async fn periods(&mut self) -> Result<Vec<Period>, ReadError> {
         let periods = self.database.periods().await?;
         Ok(periods.into_iter().filter_map(|period| Period::new(u32::try_from(period).ok()?)).collect())
-    }
-}
-
-/// All rows of one snapshot, in the order (period, chain, seq), some at a time.
-#[derive(Debug)]
-pub(super) struct Cursor {
-    periods: std::vec::IntoIter<i64>,
-    period: Option<i64>,
-    after: Option<(Vec<u8>, i64)>,
-}
-
-impl Cursor {
-    /// Begins the snapshot. Returns how many rows it has, too.
-    pub(super) async fn begin(database: &mut Database) -> Result<(Self, u64), DatabaseError> {
-        database.begin_snapshot().await?;
-        let mut periods = database.periods().await?.into_iter();
-        let total = database.row_count().await?;
-        Ok((Self { period: periods.next(), periods, after: None }, total))
-    }
-
-    /// The next rows; none at the end.
-    pub(super) async fn next(&mut self, database: &mut Database) -> Result<Vec<StoredRow>, DatabaseError> {
-        while let Some(period) = self.period {
-            let after = self.after.as_ref().map(|(chain, seq)| (chain.as_slice(), *seq));
-            let rows = database.page(period, after, PAGE).await?;
-            if let Some(last) = rows.last() {
-                self.after = Some((last.chain.clone(), last.seq));
-                return Ok(rows);
-            }
-            (self.period, self.after) = (self.periods.next(), None);
-        }
-        Ok(Vec::new())
     }
 }

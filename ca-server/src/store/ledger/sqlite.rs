@@ -1,6 +1,8 @@
 //! The ledger's SQL on SQLite, all of it. What goes in and out are rows; what they mean is decided elsewhere, so that another
 //! database needs another file like this and nothing more.
 
+mod audit;
+
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -15,7 +17,7 @@ use super::event::{ChainId, Place, Row, StoredRow};
 use super::schema::SchemaError;
 use crate::timestamp::Period;
 
-static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
+pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
 
 /// How long a statement waits for another process that holds the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
@@ -25,6 +27,9 @@ const CHECKPOINT_PAGES: &str = "8000";
 
 /// Rows of one statement. Each number of rows is a statement of its own in the connection's cache.
 const ROWS_PER_STATEMENT: usize = 64;
+
+/// Rows that a reader's connection has ready before they are asked for.
+const ROWS_AHEAD: usize = 1024;
 
 const INSERT: &str =
     "INSERT OR ROLLBACK INTO event (period, chain, seq, kind, time, serial, identity, issuer, profile, hash, body) VALUES ";
@@ -68,7 +73,8 @@ impl Database {
 
     /// A connection that cannot write, for reading beside the writer. A missing file is an error.
     pub(super) async fn reader(path: &Path) -> sqlx::Result<Self> {
-        Self::connect(SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT)).await
+        Self::connect(SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT).row_buffer_size(ROWS_AHEAD))
+            .await
     }
 
     async fn connect(options: SqliteConnectOptions) -> sqlx::Result<Self> {

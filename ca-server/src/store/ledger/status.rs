@@ -17,7 +17,7 @@ pub(super) const CLOCK_TOLERANCE: Duration = Duration::from_secs(2);
 const SLOW_COMMIT: Duration = Duration::from_secs(2);
 
 /// Months of partitions below which readiness says so.
-const FEW_MONTHS: u32 = 2;
+pub const FEW_MONTHS: u32 = 2;
 
 /// What the writer is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,31 +1,77 @@
 //! Everything that the ledger alone can prove (invariants 2, 4–7, 9, and 8 by the list in `x509::lint`), row by row in one snapshot.
 //!
-//! Rows come in the order (period, chain, seq). Each chain keeps its head and its open intents; what one chain says of another is
-//! looked up, or noted until the other's rows have come. Memory holds open intents and the serials of one period.
+//! One reader hands pages of rows, in the order (period, chain, seq), to as many threads as there are cores; they do what costs
+//! (`judge`). What they answer is taken in the order of the pages, and the chains are followed through it (`pass`). Queues are bounded, and
+//! memory holds a few pages, open intents and the serials of one period.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
+mod checkpoint;
+mod crew;
+mod findings;
+mod judge;
+mod pass;
+mod reading;
+mod settle;
+mod since;
+mod standing;
 
-use super::body::{GENESIS, decode, is_deterministic, link};
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::{mpsc, oneshot};
+
+pub use self::checkpoint::{BadCheckpoint, Checkpoint};
+use self::crew::Crew;
+pub use self::findings::Broken;
+use self::findings::Finding;
+use self::judge::Judged;
+use self::pass::Pass;
+use self::reading::Reading;
+use self::standing::Standing;
 use super::database::Database;
-use super::event::{ChainId, Event, Hash, Header, Intent, Place, RowRef, StoredRow};
-use super::issuance::{self, Drafted, Issuers};
-use super::query::{Cursor, LedgerReader, ReadError};
+use super::query::{LedgerReader, ReadError};
 use super::schema::DatabaseError;
-use crate::digest::sha256;
 use crate::timestamp::Timestamp;
-use crate::x509::lint::Issuer;
+
+/// What is checked, and with how much of the machine.
+#[derive(Clone, Debug)]
+pub struct VerifyOptions {
+    /// From which rows on.
+    pub begin: Begin,
+    /// Whether signatures are checked to be the issuers': more work than everything else together.
+    pub signatures: bool,
+    /// Threads that judge rows, beside the one that reads.
+    pub threads: NonZeroUsize,
+}
+
+/// Where a verification begins.
+#[derive(Clone, Debug)]
+pub enum Begin {
+    /// With the first row.
+    FirstRow,
+    /// With the first row of each chain that is not older; those before are taken for granted.
+    Since(Timestamp),
+    /// Where an earlier one stood.
+    Checkpoint(Box<Checkpoint>),
+}
+
+impl Default for VerifyOptions {
+    /// Everything, with all cores.
+    fn default() -> Self {
+        Self { begin: Begin::FirstRow, signatures: true, threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN) }
+    }
+}
 
 /// What was counted, and what is broken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// Rows.
     pub rows: u64,
-    /// Chains.
+    /// Chains, also those that were read in an earlier run.
     pub chains: u64,
     /// Intents.
     pub intents: u64,
-    /// Certificates, each with its signature checked.
+    /// Certificates, each with its signature checked unless `signatures_skipped`.
     pub issued: u64,
     /// Intents of which nothing was signed.
     pub failed: u64,
@@ -40,344 +86,118 @@ pub struct Report {
     pub broken: Vec<Broken>,
     /// All broken rows, also those not listed.
     pub broken_count: u64,
+    /// Rows before the checkpoint that it began with.
+    pub earlier: u64,
+    /// Rows before this time were taken for granted.
+    pub since: Option<Timestamp>,
+    /// Signatures were not checked, in this run or an earlier one.
+    pub signatures_skipped: bool,
+    /// It was stopped before the end.
+    pub interrupted: bool,
 }
-
-/// A row that is not what it should be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Broken {
-    /// Its place: period, chain, seq.
-    pub row: String,
-    /// What is wrong with it.
-    pub what: String,
-}
-
-/// Broken rows that are listed; a ledger that is broken throughout must not fill memory.
-const LISTED: usize = 100;
 
 impl LedgerReader {
-    /// Checks one snapshot of the ledger. `progress` hears how many rows of how many are done.
-    pub async fn verify(&mut self, mut progress: impl FnMut(u64, u64)) -> Result<Report, ReadError> {
-        let (mut cursor, total) = Cursor::begin(&mut self.database).await?;
-        let mut pass = Pass::default();
-        loop {
-            let rows = cursor.next(&mut self.database).await?;
-            if rows.is_empty() {
-                break;
+    /// Checks one snapshot of the ledger. `progress` hears how many rows of how many are done. Soon after `stop` is set it ends, with what
+    /// was found by then. The checkpoint to go on from is there if nothing is broken.
+    pub async fn verify(
+        &mut self,
+        options: &VerifyOptions,
+        stop: &AtomicBool,
+        progress: impl FnMut(u64, u64),
+    ) -> Result<(Report, Option<Checkpoint>), ReadError> {
+        self.database.begin_snapshot().await?;
+        let verified = verify(&mut self.database, options, stop, progress).await;
+        let ended = self.database.end_snapshot().await;
+        let verified = verified?;
+        ended?;
+        Ok(verified)
+    }
+}
+
+async fn verify(
+    database: &mut Database,
+    options: &VerifyOptions,
+    stop: &AtomicBool,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<(Report, Option<Checkpoint>), ReadError> {
+    let before = match &options.begin {
+        Begin::FirstRow => Standing::default(),
+        Begin::Since(since) => Standing::at(*since, database).await?,
+        Begin::Checkpoint(checkpoint) => checkpoint.standing.clone(),
+    };
+    let resumed = !before.chains.is_empty();
+    let total = database.row_count().await?.saturating_sub(before.rows);
+    let mut reading = Reading::after(&before, database).await?;
+    let mut pass = Pass::after(&before, &reading, database).await?;
+    let crew = Crew::start(options.threads, options.signatures)?;
+    let waiting = 2 * options.threads.get() + 2;
+    let (hand_over, mut pages) = mpsc::channel(waiting);
+    let read = async {
+        let interrupted = hand_out(&mut reading, database, &crew, hand_over, stop).await?;
+        Ok::<_, ReadError>(interrupted)
+    };
+    let judge = async {
+        let mut pairs: VecDeque<oneshot::Receiver<Vec<Finding>>> = VecDeque::new();
+        while let Some(page) = pages.recv().await {
+            let left = pass.page(answered(page).await);
+            if !left.is_empty() {
+                pairs.push_back(crew.check(left));
             }
-            for row in &rows {
-                pass.row(row, &mut self.database).await?;
+            if pairs.len() > waiting {
+                add(&mut pass, pairs.pop_front()).await;
             }
             progress(pass.report.rows, total);
         }
-        Ok(pass.finish(&mut self.database).await?)
+        while !pairs.is_empty() {
+            add(&mut pass, pairs.pop_front()).await;
+        }
+        Ok::<_, ReadError>(())
+    };
+    let (interrupted, ()) = tokio::try_join!(read, judge)?;
+    drop(crew);
+    if !interrupted {
+        pass.finish(resumed, database).await?;
     }
+    let standing = pass.standing(&before, options.signatures, &reading);
+    let broken_count = pass.findings.count();
+    let report = Report {
+        chains: standing.chains.len() as u64,
+        broken: pass.findings.into_listed(),
+        broken_count,
+        earlier: if matches!(options.begin, Begin::Checkpoint(_)) { before.rows } else { 0 },
+        since: standing.since,
+        signatures_skipped: standing.signatures_skipped,
+        interrupted,
+        ..pass.report
+    };
+    Ok((report, (broken_count == 0).then_some(Checkpoint { standing })))
 }
 
-/// One chain as far as it was read.
-#[derive(Default)]
-struct Chain {
-    head: Option<(RowRef, Timestamp)>,
-    ended: bool,
-    issuers: Issuers,
-    open: BTreeMap<Place, Open>,
-}
-
-/// An intent whose outcome is still to come.
-struct Open {
-    hash: Hash,
-    intent: Intent,
-    /// Whose signature its certificate must have.
-    issuer: Option<Arc<Issuer>>,
-}
-
-/// An intent's place in the order of reading.
-type Key = (u32, ChainId, u64);
-
-fn key(row: &RowRef) -> Key {
-    (row.place.period.yyyymm(), row.chain, row.place.seq)
-}
-
-#[derive(Default)]
-struct Pass {
-    report: Report,
-    chains: HashMap<ChainId, Chain>,
-    /// Outcomes, by other chains, of intents that are still to come.
-    early: HashMap<Key, (Hash, String)>,
-    /// What chains say of the heads of others, and who says it. The flag: that chain must end there.
-    named: Vec<(RowRef, bool, String)>,
-    serials: HashSet<Vec<u8>>,
-    serials_of: i64,
-}
-
-impl Pass {
-    fn broken(&mut self, row: &str, what: impl Into<String>) {
-        self.report.broken_count += 1;
-        if self.report.broken.len() < LISTED {
-            self.report.broken.push(Broken { row: row.to_owned(), what: what.into() });
+/// Reads pages and has them judged, not more at once than `hand_over` holds. Whether it was stopped.
+async fn hand_out(
+    reading: &mut Reading,
+    database: &mut Database,
+    crew: &Crew,
+    hand_over: mpsc::Sender<oneshot::Receiver<Judged>>,
+    stop: &AtomicBool,
+) -> Result<bool, DatabaseError> {
+    loop {
+        if stop.load(Ordering::Relaxed) {
+            return Ok(true);
         }
-    }
-
-    async fn row(&mut self, row: &StoredRow, database: &mut Database) -> Result<(), DatabaseError> {
-        self.report.rows += 1;
-        let name = row.to_string();
-        if !is_deterministic(&row.body) {
-            self.broken(&name, "the body is not deterministic CBOR");
-        }
-        let (header, event) = match decode(&row.body) {
-            Ok(decoded) => decoded,
-            Err(cause) => {
-                self.broken(&name, format!("the body cannot be read: {cause}"));
-                return Ok(());
-            }
-        };
-        if let Some(column) = differing_column(row, &header, &event) {
-            self.broken(&name, format!("the column {column} is not what the body says"));
-        }
-        let Ok(hash) = Hash::try_from(row.hash.as_slice()) else {
-            self.broken(&name, "the hash is not of 32 octets");
-            return Ok(());
-        };
-        // The row is taken for what its key columns say, so that a body moved elsewhere breaks one row and not the rest.
-        let Some(reference) = place_of(row).map(|(chain, place)| RowRef { chain, place, hash }) else {
-            self.broken(&name, "its place is none");
-            return Ok(());
-        };
-        self.linked(&name, row, &header, &event, reference);
-        self.meaning(&name, row, &header, event, reference, database).await
-    }
-
-    /// Invariant 9: no gap, every row bound to the one before, time and period never going back.
-    fn linked(&mut self, name: &str, row: &StoredRow, header: &Header, event: &Event, reference: RowRef) {
-        let chain = self.chains.entry(reference.chain).or_default();
-        let mut wrong = Vec::new();
-        let place = reference.place;
-        if chain.ended {
-            wrong.push("rows follow the chain's end".to_owned());
-        }
-        let previous = match chain.head {
-            None if place.seq != 0 => {
-                wrong.push("the rows before it are missing: the chain does not begin here".to_owned());
-                None
-            }
-            None => {
-                if !matches!(event, Event::Start { .. }) {
-                    wrong.push("the chain does not begin with a start row".to_owned());
-                }
-                Some(GENESIS)
-            }
-            Some((head, time)) => {
-                if header.time < time {
-                    wrong.push("its time is before that of the row before".to_owned());
-                }
-                let follows = if place.period == head.place.period { place.seq == head.place.seq + 1 } else { place.seq == 0 };
-                let begins_period = place.period != head.place.period;
-                if !follows {
-                    wrong.push(format!("rows are missing between seq {} of period {} and it", head.place.seq, head.place.period));
-                } else if begins_period && *event != (Event::Period { previous: head }) {
-                    wrong.push("it begins a period and does not name the last row of the one before".to_owned());
-                } else if !begins_period && matches!(event, Event::Period { .. }) {
-                    wrong.push("a period row stands within a period".to_owned());
-                } else if matches!(event, Event::Start { .. }) {
-                    wrong.push("a start row stands within a chain".to_owned());
-                }
-                follows.then_some(head.hash)
-            }
-        };
-        if previous.is_some_and(|previous| link(&previous, &row.body) != reference.hash) {
-            wrong.push("its hash is not that of the row before and its body".to_owned());
-        }
-        if header.time.period() != place.period {
-            wrong.push("its time is not of its period".to_owned());
-        }
-        chain.head = Some((reference, header.time));
-        chain.ended = matches!(event, Event::End);
-        for what in wrong {
-            self.broken(name, what);
-        }
-    }
-
-    async fn meaning(
-        &mut self,
-        name: &str,
-        row: &StoredRow,
-        header: &Header,
-        event: Event,
-        reference: RowRef,
-        database: &mut Database,
-    ) -> Result<(), DatabaseError> {
-        match event {
-            Event::Start { heads, .. } => self.named.extend(heads.into_iter().map(|head| (head, false, name.to_owned()))),
-            Event::ChainEnded { head } => self.named.push((head, true, name.to_owned())),
-            Event::Issuer(facts) => {
-                if let Err(what) = self.chains.entry(reference.chain).or_default().issuers.add(&facts) {
-                    self.broken(name, what);
-                }
-            }
-            Event::Intent(intent) => self.intent(name, row, header, intent, reference),
-            Event::Issued { intent, signature, certificate } => {
-                self.report.issued += 1;
-                if let Some(open) = self.closed(name, intent, reference, true, database).await? {
-                    match issuance::signed(&open.intent, open.issuer.as_deref(), &signature) {
-                        Ok(der) if sha256(&der) != certificate => self.broken(name, "the certificate's SHA-256 is another"),
-                        Ok(_) => {}
-                        Err(what) => self.broken(name, what),
-                    }
-                }
-            }
-            Event::Failed { intent, .. } => {
-                self.report.failed += 1;
-                self.closed(name, intent, reference, false, database).await?;
-            }
-            Event::Unknown { intent, .. } => {
-                self.report.unknown += 1;
-                self.closed(name, intent, reference, false, database).await?;
-            }
-            Event::Refused { .. } | Event::RefusedGroup(_) | Event::Dropped { .. } => self.report.refusals += 1,
-            _ => {}
-        }
-        self.oldest_open(name, header, reference);
-        Ok(())
-    }
-
-    fn intent(&mut self, name: &str, row: &StoredRow, header: &Header, intent: Intent, reference: RowRef) {
-        self.report.intents += 1;
-        if self.serials_of != row.period {
-            self.serials_of = row.period;
-            self.serials.clear();
-        }
-        // A serial that begins with its row's period can be used again in that period alone, where it is looked for.
-        if leading_period(&intent.serial) != u64::try_from(row.period).ok() {
-            self.broken(name, "its serial does not begin with its period");
-        }
-        if !self.serials.insert(intent.serial.clone()) {
-            self.broken(name, "its serial was used before");
-        }
-        let chain = self.chains.entry(reference.chain).or_default();
-        let Drafted { issuer, objection } = issuance::drafted(&intent, &chain.issuers, header);
-        if let Some(what) = objection {
-            self.broken(name, what);
-        }
-        match self.early.remove(&key(&reference)) {
-            Some((hash, _)) if hash == reference.hash => {}
-            Some((_, outcome)) => self.broken(&outcome, "the intent that it names has another hash"),
-            None => {
-                let chain = self.chains.entry(reference.chain).or_default();
-                chain.open.insert(reference.place, Open { hash: reference.hash, intent, issuer });
-            }
-        }
-    }
-
-    /// Invariants 2 and one outcome per intent. Returns the intent if it was read before.
-    async fn closed(
-        &mut self,
-        name: &str,
-        intent: RowRef,
-        outcome: RowRef,
-        issued: bool,
-        database: &mut Database,
-    ) -> Result<Option<Open>, DatabaseError> {
-        if issued && intent.chain != outcome.chain {
-            self.broken(name, "a certificate was recorded by another chain than its intent");
-        }
-        let open = self.chains.get_mut(&intent.chain).and_then(|chain| chain.open.remove(&intent.place));
-        if let Some(open) = open {
-            if open.hash != intent.hash {
-                self.broken(name, "the intent that it names has another hash");
-            }
-            return Ok(Some(open));
-        }
-        if key(&intent) > key(&outcome) {
-            if intent.chain == outcome.chain {
-                self.broken(name, "it stands before the intent that it names");
-            } else if self.early.insert(key(&intent), (intent.hash, name.to_owned())).is_some() {
-                self.broken(name, "its intent has two outcomes");
-            }
-            return Ok(None);
-        }
-        let stands = database.row(intent.chain, intent.place).await?;
-        let was_intent = stands.is_some_and(|row| row.kind == "intent" && row.hash == intent.hash);
-        self.broken(name, if was_intent { "its intent has two outcomes" } else { "the intent that it names does not exist" });
-        Ok(None)
-    }
-
-    /// A row must not claim that fewer intents are open than are: whoever searches for orphans begins where it says.
-    fn oldest_open(&mut self, name: &str, header: &Header, reference: RowRef) {
-        let chain = self.chains.entry(reference.chain).or_default();
-        let Some((lowest, _)) = chain.open.first_key_value() else { return };
-        if header.oldest_open.is_none_or(|claimed| claimed > *lowest) {
-            self.broken(name, "it claims that an intent had its outcome which has none yet");
-        }
-    }
-
-    async fn finish(mut self, database: &mut Database) -> Result<Report, DatabaseError> {
-        for (head, is_last, name) in std::mem::take(&mut self.named) {
-            let stands = database.row(head.chain, head.place).await?;
-            match stands {
-                None => self.broken(&name, format!("it names a row that is missing: {head}")),
-                Some(row) if row.hash != head.hash => self.broken(&name, format!("it names a row that is different now: {head}")),
-                Some(_) => {
-                    let Some(chain) = self.chains.get_mut(&head.chain).filter(|_| is_last) else { continue };
-                    chain.ended = true;
-                    if chain.head.is_some_and(|(last, _)| last != head) {
-                        self.broken(&name, format!("rows follow the end that it names: {head}"));
-                    }
-                }
-            }
-        }
-        self.left_open();
-        let early: Vec<String> = self.early.drain().map(|(_, (_, outcome))| outcome).collect();
-        for outcome in early {
-            self.broken(&outcome, "the intent that it names does not exist");
-        }
-        self.report.chains = self.chains.len() as u64;
-        Ok(self.report)
-    }
-
-    /// Counts the intents without an outcome. In a chain that has ended none can be in flight, and none was found by the process
-    /// that declared it ended: somebody left them out.
-    fn left_open(&mut self) {
-        let mut left = Vec::new();
-        for (id, chain) in &self.chains {
-            if chain.ended {
-                left.extend(chain.open.iter().map(|(place, open)| RowRef { chain: *id, place: *place, hash: open.hash }));
-            } else {
-                self.report.open += chain.open.len() as u64;
-            }
-        }
-        left.sort_by_key(key);
-        for intent in left {
-            self.broken(&intent.to_string(), "its chain has ended and it has no outcome");
+        let Some(page) = reading.next(database).await? else { return Ok(false) };
+        if hand_over.send(crew.judge(page)).await.is_err() {
+            return Ok(false);
         }
     }
 }
 
-/// The period that stands in a serial's first three octets.
-fn leading_period(serial: &[u8]) -> Option<u64> {
-    let [a, b, c] = serial.first_chunk::<3>()?;
-    Some(u32::from_be_bytes([0, *a, *b, *c]).into())
+async fn answered<T>(answer: oneshot::Receiver<T>) -> T {
+    answer.await.expect("a thread that judges rows does not end before it has answered")
 }
 
-fn place_of(row: &StoredRow) -> Option<(ChainId, Place)> {
-    let chain = ChainId(row.chain.as_slice().try_into().ok()?);
-    let period = crate::timestamp::Period::new(u32::try_from(row.period).ok()?)?;
-    Some((chain, Place { period, seq: u64::try_from(row.seq).ok()? }))
-}
-
-fn differing_column(row: &StoredRow, header: &Header, event: &Event) -> Option<&'static str> {
-    let projection = event.projection();
-    // A later version's kind may project what this one does not know.
-    let known = !matches!(event, Event::Other { .. });
-    [
-        ("period", row.period == i64::from(header.place.period.yyyymm())),
-        ("chain", row.chain == header.chain.0),
-        ("seq", u64::try_from(row.seq) == Ok(header.place.seq)),
-        ("kind", row.kind == event.kind()),
-        ("time", row.time == header.time.micros()),
-        ("serial", !known || row.serial.as_deref() == projection.serial),
-        ("identity", !known || row.identity.as_deref() == projection.identity),
-        ("issuer", !known || row.issuer.as_deref() == projection.issuer),
-        ("profile", !known || row.profile.as_deref() == projection.profile),
-    ]
-    .into_iter()
-    .find_map(|(column, same)| (!same).then_some(column))
+async fn add(pass: &mut Pass, findings: Option<oneshot::Receiver<Vec<Finding>>>) {
+    if let Some(findings) = findings {
+        answered(findings).await.into_iter().for_each(|finding| pass.findings.add(finding));
+    }
 }

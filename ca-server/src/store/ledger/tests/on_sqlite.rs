@@ -12,6 +12,8 @@ mod beginning;
 mod failing;
 #[path = "reading.rs"]
 mod reading;
+#[path = "resuming.rs"]
+mod resuming;
 #[path = "verifying.rs"]
 mod verifying;
 #[path = "writing.rs"]

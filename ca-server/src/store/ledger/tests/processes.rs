@@ -12,7 +12,6 @@ use crate::store::ledger::LedgerStartError;
 use crate::store::ledger::database::Database;
 use crate::store::ledger::fixture::{World, start};
 use crate::store::ledger::open_intent::NotOpened;
-use crate::store::ledger::query::Cursor;
 
 const LEDGER: &str = "CA_SERVER_TEST_LEDGER";
 
@@ -89,7 +88,8 @@ async fn meets_a_full_disk(world: &World) {
     let waiting = world.open(&ledger).await;
     // While somebody reads, the write-ahead log cannot begin anew and make room.
     let mut reader = Database::reader(&world.location).await.unwrap();
-    Cursor::begin(&mut reader).await.unwrap();
+    reader.begin_snapshot().await.unwrap();
+    reader.row_count().await.unwrap();
     let refusal = loop {
         match ledger.open_made(world.make(&ledger)).await {
             Ok(recorded) => drop(recorded.issue_later()),

@@ -1,0 +1,89 @@
+//! `ca-server doctor`: examines everything that the config names, as far as it can be reached, and says what is wrong and what to do. It
+//! changes nothing and stops at nothing: what is broken in one place hides nothing in another. It works beside the running daemon. An
+//! issuer's key signs nothing here, and a PIN is tried at most once.
+
+mod certificates;
+mod configuration;
+mod device;
+mod finding;
+mod ledger;
+mod token_issuers;
+
+use std::io;
+use std::path::Path;
+
+use clap::ValueEnum;
+
+use self::finding::{Findings, Report};
+use super::Exit;
+use crate::clock::Clock;
+use crate::config::Examination;
+
+/// Examine device, key, certificates, ledger and clock, and say what is wrong and what to do.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit status: 0 nothing is wrong (there may be warnings); 1 there is a problem; 2 the config cannot be read at all."
+)]
+pub struct Args {
+    /// For people, or one JSON document for machines
+    #[arg(long, value_enum, default_value_t = Output::Text, value_name = "FORMAT")]
+    output: Output,
+    /// Try the PIN although the token says that wrong ones were tried; a locked one is never tried
+    #[arg(long)]
+    try_pin: bool,
+    /// Do not measure signatures per second, which takes all of the token's speed for about a second
+    #[arg(long)]
+    no_rate: bool,
+    /// Have the database check its own structure, too; reads all of it
+    #[arg(long)]
+    deep: bool,
+}
+
+/// The shape of the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// Lines by area.
+    Text,
+    /// One JSON document.
+    Json,
+}
+
+/// Examines.
+pub fn run(args: &Args, path: &Path) -> Result<(), Exit> {
+    let clock = Clock::default();
+    let examined = Examination::of(path, clock.now()).map_err(Exit::config)?;
+    // Before any thread starts; what is illegal in it has been a complaint already.
+    let entered = super::environment::enter(&examined.environment);
+    let mut report = Report::new(path, clock.now());
+    let text = args.output == Output::Text;
+    let mut tell = |findings: Findings| -> Result<(), Exit> {
+        if text {
+            findings.print(&mut io::stdout().lock()).map_err(unwritable)?;
+        }
+        report.add(findings);
+        Ok(())
+    };
+    tell(configuration::examine(path, &examined, entered.err()))?;
+    tell(certificates::examine(&examined, clock.now()))?;
+    tell(token_issuers::examine(&examined.jwt))?;
+    let (ledger, times) = super::block_on(async { Ok(ledger::examine(examined.ledger.as_ref(), args.deep, &clock).await) })?;
+    tell(ledger)?;
+    tell(ledger::clock(&times, clock.now()))?;
+    for issuer in &examined.issuers {
+        tell(device::examine(issuer, &examined.issuers, args))?;
+    }
+    match text {
+        true => report.print_summary(&mut io::stdout().lock()),
+        false => report.print_json(&mut io::stdout().lock()),
+    }
+    .map_err(unwritable)?;
+    match report.problems() {
+        0 => Ok(()),
+        1 => Err(Exit::refused("1 problem was found")),
+        count => Err(Exit::refused(format_args!("{count} problems were found"))),
+    }
+}
+
+fn unwritable(error: io::Error) -> Exit {
+    Exit::missing(format_args!("the findings cannot be written: {error}"))
+}

@@ -1,0 +1,66 @@
+//! The issuer's key: whether it is there, is the certificate's, and can leave its token. Its attributes are read; it signs nothing.
+
+use signers::{KeyFacts, PublicKey, Vault};
+
+use super::Case;
+use crate::cli::doctor::finding::Findings;
+
+/// Judges the key; what was found of it, if it was found.
+pub(super) fn judge(findings: &mut Findings, case: &Case, vault: &mut dyn Vault) -> Option<PublicKey> {
+    let facts = match vault.describe(&case.uri) {
+        Ok(Some(facts)) => facts,
+        Ok(None) => {
+            let remedy = "correct object=… or id=… in the key's URI, restore the token from its backup, or hold a ceremony for a new key";
+            findings.problem("key", format!("there is no private key that {} names", case.uri), remedy);
+            return None;
+        }
+        Err(error) => {
+            findings.problem("key", error.cause(), "correct object=… and id=… in the key's URI until they name one key");
+            return None;
+        }
+    };
+    // Opening it looks at what the daemon looks at: whether it may sign, and by which mechanism.
+    if let Err(error) = vault.open(&case.uri) {
+        findings.problem("key", error.cause(), "use a key that may sign without being asked for its PIN each time");
+    }
+    let algorithm = facts.public_key.algorithm();
+    match &case.expected {
+        Some(expected) if *expected != facts.public_key => {
+            let what = format!(
+                "the key is not the certificate's: the token has {} ({algorithm}), the certificate {} ({})",
+                facts.public_key.fingerprint(),
+                expected.fingerprint(),
+                expected.algorithm()
+            );
+            findings.problem("key", what, "name the key that the certificate was made for, or the certificate that was made for this key");
+        }
+        Some(_) => findings.ok("key", format!("{algorithm}, the certificate's: {}", facts.public_key.fingerprint())),
+        None => {
+            let what = format!("{algorithm}, {}; without a certificate nothing can be compared", facts.public_key.fingerprint());
+            findings.warning("key", what, "correct the issuer's certificates first");
+        }
+    }
+    if !case.uri.is_file() {
+        protection(findings, &facts);
+    }
+    Some(facts.public_key)
+}
+
+fn protection(findings: &mut Findings, facts: &KeyFacts) {
+    let another = "hold a ceremony: it makes keys that were never outside";
+    let whole = facts.sensitive && facts.never_extractable && facts.local;
+    if whole {
+        findings.ok("protection", "made inside the token, and can never leave it (local, always sensitive, never extractable)");
+    }
+    if !facts.sensitive {
+        let what = "its value can be, or could once be, read in plain (CKA_SENSITIVE and CKA_ALWAYS_SENSITIVE are not both set)";
+        findings.warning("protection", what, another);
+    }
+    if !facts.never_extractable {
+        let what = "it can be, or could once be, taken out of the token (CKA_EXTRACTABLE is set, or CKA_NEVER_EXTRACTABLE is not)";
+        findings.warning("protection", what, another);
+    }
+    if !facts.local {
+        findings.warning("protection", "it was not made inside the token (CKA_LOCAL is not set): copies may lie elsewhere", another);
+    }
+}

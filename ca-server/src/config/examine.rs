@@ -1,0 +1,176 @@
+//! The config part by part, for `doctor`: one mistake hides nothing else. What cannot be read of a part is a complaint about that part,
+//! in the words in which `serve` would refuse it; the other parts are examined all the same.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use signers::KeyUri;
+use toml::{Table, Value};
+
+use super::check::Checker;
+use super::file::{Csr, Device, File, Issuer, IssuerState, Jwt, Ledger, Monitoring, Profile as ProfileFile};
+use super::{Config, ConfigError, parse, read};
+use crate::policy::{Profile, ServingName};
+use crate::store::ledger::Location;
+use crate::timestamp::Timestamp;
+use crate::x509::chain::IssuerChain;
+
+/// A config, as far as it can be understood.
+#[derive(Debug)]
+pub struct Examination {
+    /// Whether `serve` would take it: the first thing that it would refuse.
+    pub refused: Option<ConfigError>,
+    /// What else is wrong with the parts that are not listed one by one below.
+    pub complaints: Vec<ConfigError>,
+    /// What is worth a line in the log, and no reason to refuse.
+    pub warnings: Vec<String>,
+    /// `[device.*] env`, put together; empty if they contradict each other.
+    pub environment: BTreeMap<String, String>,
+    /// `[ledger]`.
+    pub ledger: Option<Location>,
+    /// `[csr] names`.
+    pub names: Vec<ServingName>,
+    /// `[profile]`.
+    pub profile: Option<Profile>,
+    /// `[[issuer]]`, in order.
+    pub issuers: Vec<ExaminedIssuer>,
+    /// `[[jwt]]`, in order.
+    pub jwt: Vec<ExaminedJwt>,
+}
+
+/// One `[[issuer]]`.
+#[derive(Debug)]
+pub struct ExaminedIssuer {
+    /// `id`.
+    pub id: String,
+    /// Whether it signs.
+    pub active: bool,
+    /// Its certificates.
+    pub chain: Result<IssuerChain, ConfigError>,
+    /// Where its key is; a retiring one need not say.
+    pub key: Result<Option<KeyUri>, ConfigError>,
+    /// Why `transcript` cannot be read.
+    pub transcript: Option<ConfigError>,
+}
+
+/// One `[[jwt]]`.
+#[derive(Debug)]
+pub struct ExaminedJwt {
+    /// `issuer`.
+    pub issuer: String,
+    /// The key file.
+    pub jwks: PathBuf,
+    /// The first thing that `serve` would refuse of it.
+    pub refused: Option<ConfigError>,
+}
+
+impl Examination {
+    /// Examines the file and everything it names, as of `now`. An error only if there is no TOML to be read at all.
+    pub fn of(path: &Path, now: Timestamp) -> Result<Self, ConfigError> {
+        let text = read(path)?;
+        let table: Table = parse(path, &text)?;
+        let refused = Config::load(path, now);
+        let warnings = refused.as_ref().map(|config| config.warnings.clone()).unwrap_or_default();
+        let mut parts = Parts { checker: Checker::new(path), table: &table, complaints: Vec::new() };
+        // The shape as a whole names lines, so it speaks first; its parts are then looked at one by one.
+        parts.complaints.extend(parse::<File>(path, &text).err());
+        let mut examination = Self {
+            refused: refused.err(),
+            warnings,
+            environment: parts.environment(),
+            ledger: parts.section::<Ledger>("ledger").and_then(|ledger| parts.checked(|checker| checker.ledger(&ledger))),
+            names: parts.csr(),
+            profile: parts.section::<ProfileFile>("profile").and_then(|profile| parts.checked(|checker| checker.profile(&profile))),
+            issuers: parts.issuers(),
+            jwt: parts.jwt(),
+            complaints: Vec::new(),
+        };
+        parts.rest();
+        let first = examination.refused.as_ref().map(|refused| refused.0.clone());
+        examination.complaints = parts.complaints.into_iter().filter(|other| Some(&other.0) != first.as_ref()).collect();
+        Ok(examination)
+    }
+
+    /// Whether this is what `refused` says already.
+    pub fn said(&self, complaint: &ConfigError) -> bool {
+        self.refused.as_ref().is_some_and(|refused| refused.0 == complaint.0)
+    }
+}
+
+/// The file's table, and what was found wrong with it so far.
+struct Parts<'a> {
+    checker: Checker<'a>,
+    table: &'a Table,
+    complaints: Vec<ConfigError>,
+}
+
+impl Parts<'_> {
+    /// A value in the shape it should have. What does not fit was named, with its line, by the reading of the whole.
+    fn shaped<T: DeserializeOwned>(value: &Value) -> Option<T> {
+        value.clone().try_into().ok()
+    }
+
+    fn section<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        self.table.get(name).and_then(Self::shaped)
+    }
+
+    fn list<T: DeserializeOwned>(&self, name: &str) -> Vec<T> {
+        self.table.get(name).and_then(Value::as_array).into_iter().flatten().filter_map(Self::shaped).collect()
+    }
+
+    fn text(&self, name: &str) -> Option<&str> {
+        self.table.get(name).and_then(Value::as_str)
+    }
+
+    fn checked<T>(&mut self, check: impl FnOnce(&Checker<'_>) -> Result<T, ConfigError>) -> Option<T> {
+        check(&self.checker).map_err(|complaint| self.complaints.push(complaint)).ok()
+    }
+
+    fn environment(&mut self) -> BTreeMap<String, String> {
+        let devices: BTreeMap<String, Device> = self.section("device").unwrap_or_default();
+        self.checked(|checker| checker.environment(&devices)).unwrap_or_default()
+    }
+
+    fn csr(&mut self) -> Vec<ServingName> {
+        let Some(csr) = self.section::<Csr>("csr") else { return Vec::new() };
+        self.checked(|checker| checker.address("csr.listen", &csr.listen));
+        self.checked(|checker| checker.call_timeout(csr.call_timeout));
+        self.checked(|checker| checker.names(&csr.names)).unwrap_or_default()
+    }
+
+    fn issuers(&mut self) -> Vec<ExaminedIssuer> {
+        let issuers: Vec<Issuer> = self.list("issuer");
+        let examined = |issuer: &Issuer| ExaminedIssuer {
+            id: issuer.id.clone(),
+            active: matches!(issuer.state, IssuerState::Active),
+            chain: self.checker.chain(issuer),
+            key: self.checker.key(issuer),
+            transcript: self.checker.transcript(issuer).err(),
+        };
+        issuers.iter().map(examined).collect()
+    }
+
+    fn jwt(&mut self) -> Vec<ExaminedJwt> {
+        let jwt: Vec<Jwt> = self.list("jwt");
+        let examined = |jwt: &Jwt| ExaminedJwt {
+            issuer: jwt.issuer.clone(),
+            jwks: self.checker.file(&jwt.jwks),
+            refused: self.checker.jwt(jwt).err(),
+        };
+        jwt.iter().map(examined).collect()
+    }
+
+    /// The keys at the top, and the listener that is left.
+    fn rest(&mut self) {
+        if let Some(name) = self.text("trust_domain").map(str::to_owned) {
+            self.checked(|checker| checker.trust_domain("trust_domain", &name));
+        }
+        if let Some(name) = self.text("cluster_id").map(str::to_owned) {
+            self.checked(|checker| checker.not_empty("cluster_id", &name));
+        }
+        if let Some(monitoring) = self.section::<Monitoring>("monitoring") {
+            self.checked(|checker| checker.address("monitoring.listen", &monitoring.listen));
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! The facts of a ledger on PostgreSQL, as the daemon's own login sees them: server, rights, schema, partitions, settings and clock. Every
+//! statement only reads, and has a limit.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use sqlx::postgres::PgRow;
+use sqlx::{Connection, Executor, PgConnection, Row as _};
+
+use super::super::location::Servers;
+use super::super::postgres::{SCHEMA, Session, connect};
+use super::super::schema::POSTGRES;
+use super::{Difference, How, SchemaFacts, schema_facts};
+use crate::clock::Clock;
+use crate::timestamp::{Period, Timestamp};
+
+const SESSION: Session =
+    Session { name: "ca-server doctor", settings: &[("search_path", SCHEMA), ("statement_timeout", "30s"), ("lock_timeout", "3s")] };
+
+/// A PostgreSQL ledger.
+#[derive(Debug)]
+pub struct PostgresFacts {
+    /// What the server that takes writes told; else one sentence why none lets us in.
+    pub server: Result<ServerFacts, String>,
+    /// If none takes writes: whether one lets us in that does not, a standby.
+    pub only_standby: bool,
+}
+
+/// What one server told.
+#[derive(Debug)]
+pub struct ServerFacts {
+    /// `server_version`, such as `15.14`.
+    pub version: String,
+    /// The same as a number, such as 150014.
+    pub version_number: i32,
+    /// Who we are and what we may do.
+    pub login: LoginFacts,
+    /// Settings by their names, as they are for this login: fsync, synchronous_commit, full_page_writes, max_connections.
+    pub settings: BTreeMap<String, String>,
+    /// Sessions of all clients now.
+    pub sessions: i64,
+    /// Chains whose locks are held: daemons that write now.
+    pub writers: i64,
+    /// The version of TLS on our connection.
+    pub tls: Option<String>,
+    /// Whether a network lies between us.
+    pub across_network: bool,
+    /// Octets of the database.
+    pub size: i64,
+    /// The server's clock, and this machine's right after it was asked.
+    pub clocks: (Timestamp, Timestamp),
+    /// The schema, or one sentence why it cannot be read.
+    pub schema: Result<SchemaFacts, String>,
+    /// Partitions; `None` without a ledger that can be read.
+    pub partitions: Option<PartitionFacts>,
+    /// The time of the newest row; `None` without rows, or if they cannot be read.
+    pub newest: Option<Timestamp>,
+}
+
+/// A login's rights.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoginFacts {
+    /// Its name.
+    pub name: String,
+    /// Whether it is a superuser, whom nothing binds.
+    pub superuser: bool,
+    /// Which of `<database>_owner`, `<database>_application` and `<database>_auditor` there are, and whether it is a member.
+    pub roles: BTreeMap<String, bool>,
+    /// Whether it may add rows and read them.
+    pub may_write: bool,
+    /// Whether it may change, remove or truncate rows, as far as grants go.
+    pub may_change: bool,
+}
+
+/// The months that have a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartitionFacts {
+    /// The first.
+    pub first: Option<Period>,
+    /// The last.
+    pub last: Option<Period>,
+    /// How many there are.
+    pub count: usize,
+    /// Octets in the default partition; none if nothing ever missed its own.
+    pub default_size: i64,
+}
+
+/// Inspects the first host that takes writes.
+pub(super) async fn inspect(servers: &Servers, clock: &Clock) -> PostgresFacts {
+    let connected = connect(servers, &SESSION, true).await;
+    let only_standby = connected.is_err() && connect(servers, &SESSION, false).await.is_ok();
+    let server = match connected {
+        Ok(mut connection) => {
+            let facts = server(&mut connection, clock).await;
+            // Nothing depends on a farewell.
+            let _ = connection.close().await;
+            facts
+        }
+        Err(error) => Err(error),
+    };
+    PostgresFacts { server: server.map_err(|error| error.to_string()), only_standby }
+}
+
+async fn server(connection: &mut PgConnection, clock: &Clock) -> sqlx::Result<ServerFacts> {
+    connection.execute("SET default_transaction_read_only = on").await?;
+    let row = one(
+        connection,
+        "SELECT current_setting('server_version'), current_setting('server_version_num')::int, host(inet_server_addr()), \
+         (SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid() AND ssl), pg_database_size(current_database()), \
+         (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'), \
+         (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted \
+          AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))",
+    )
+    .await?;
+    let address: Option<String> = row.try_get(2)?;
+    let across_network = address.and_then(|address| address.parse::<IpAddr>().ok()).is_some_and(|address| !address.is_loopback());
+    let theirs: i64 = one(connection, "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8").await?.try_get(0)?;
+    let clocks = (Timestamp::from_micros(theirs), clock.now());
+    let schema = schema(connection).await;
+    let readable = schema.as_ref().is_ok_and(|schema| schema.version.is_some());
+    Ok(ServerFacts {
+        version: row.try_get(0)?,
+        version_number: row.try_get(1)?,
+        across_network,
+        tls: row.try_get(3)?,
+        size: row.try_get(4)?,
+        sessions: row.try_get(5)?,
+        writers: row.try_get(6)?,
+        clocks,
+        login: login(connection).await?,
+        settings: settings(connection).await?,
+        partitions: if readable { Some(partitions(connection).await?) } else { None },
+        // Rows that may not be read are told as a missing right.
+        newest: if readable { newest(connection).await.unwrap_or(None) } else { None },
+        schema: schema.map_err(|error| error.to_string()),
+    })
+}
+
+async fn one(connection: &mut PgConnection, sql: &'static str) -> sqlx::Result<PgRow> {
+    connection.fetch_one(sql).await
+}
+
+async fn settings(connection: &mut PgConnection) -> sqlx::Result<BTreeMap<String, String>> {
+    let asked = "SELECT name, current_setting(name) FROM unnest(ARRAY['fsync', 'synchronous_commit', 'full_page_writes', 'max_connections', \
+                 'superuser_reserved_connections', 'synchronous_standby_names']) AS name";
+    connection.fetch_all(asked).await?.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
+async fn login(connection: &mut PgConnection) -> sqlx::Result<LoginFacts> {
+    let rights = one(
+        connection,
+        "SELECT current_user::text, (SELECT rolsuper FROM pg_roles WHERE rolname = current_user), \
+         coalesce(has_table_privilege(event, 'INSERT') AND has_table_privilege(event, 'SELECT'), false), \
+         coalesce(has_table_privilege(event, 'UPDATE, DELETE, TRUNCATE'), false) \
+         OR EXISTS (SELECT FROM pg_inherits WHERE inhparent = event AND has_table_privilege(inhrelid, 'UPDATE, DELETE, TRUNCATE')) \
+         FROM to_regclass('event') AS event",
+    )
+    .await?;
+    let roles = "SELECT rolname::text, pg_has_role(current_user, oid, 'MEMBER') FROM pg_roles \
+                 WHERE rolname IN (SELECT current_database() || part FROM unnest(ARRAY['_owner', '_application', '_auditor']) AS part)";
+    let roles = connection.fetch_all(roles).await?;
+    Ok(LoginFacts {
+        name: rights.try_get(0)?,
+        superuser: rights.try_get(1)?,
+        roles: roles.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<sqlx::Result<_>>()?,
+        may_write: rights.try_get(2)?,
+        may_change: rights.try_get(3)?,
+    })
+}
+
+async fn partitions(connection: &mut PgConnection) -> sqlx::Result<PartitionFacts> {
+    let asked = "SELECT substring(relname FROM '^event_([0-9]{6})$')::int FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid \
+                 WHERE inhparent = to_regclass('event')";
+    let mut months = BTreeSet::new();
+    for row in connection.fetch_all(asked).await? {
+        months.extend(row.try_get::<Option<i32>, _>(0)?.and_then(|month| Period::new(u32::try_from(month).ok()?)));
+    }
+    let default_size = one(connection, "SELECT coalesce(pg_relation_size(to_regclass('event_default')), 0)").await?.try_get(0)?;
+    Ok(PartitionFacts { first: months.first().copied(), last: months.last().copied(), count: months.len(), default_size })
+}
+
+/// The last row of each chain in the newest month, by the index; the newest by time would be a search through the month.
+async fn newest(connection: &mut PgConnection) -> sqlx::Result<Option<Timestamp>> {
+    let asked = "SELECT max(last.time) FROM (SELECT max(period) AS period FROM event) AS newest, \
+                 (SELECT DISTINCT chain FROM event WHERE identity IS NULL AND kind = 'start') AS started, \
+                 LATERAL (SELECT time FROM event WHERE event.period = newest.period AND event.chain = started.chain \
+                 ORDER BY seq DESC LIMIT 1) AS last";
+    Ok(one(connection, asked).await?.try_get::<Option<i64>, _>(0)?.map(Timestamp::from_micros))
+}
+
+async fn schema(connection: &mut PgConnection) -> sqlx::Result<SchemaFacts> {
+    let there = "SELECT coalesce(has_table_privilege(to_regclass('_sqlx_migrations'), 'SELECT'), false)";
+    if !one(connection, there).await?.try_get::<bool, _>(0)? {
+        return Ok(SchemaFacts::default());
+    }
+    let applied = connection.fetch_all("SELECT version, checksum FROM _sqlx_migrations WHERE success").await?;
+    let applied = applied.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<sqlx::Result<BTreeMap<i64, Vec<u8>>>>()?;
+    let mut facts = schema_facts(&applied, &POSTGRES);
+    // Another version's objects are not judged by ours.
+    if facts.missing.is_empty() && facts.unknown.is_empty() {
+        facts.differences = differences(connection).await?;
+    }
+    Ok(facts)
+}
+
+/// What keeps rows from being changed, and finds them: triggers on the table and on every partition, the function that they call,
+/// indexes; and what could divert rows, rules and policies.
+async fn differences(connection: &mut PgConnection) -> sqlx::Result<Vec<Difference>> {
+    let tables = "SELECT c.relname::text, c.relrowsecurity OR c.relhasrules FROM pg_class c WHERE c.oid = to_regclass('event') \
+                  OR c.oid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = to_regclass('event')) ORDER BY 1";
+    let tables: Vec<(String, bool)> =
+        connection.fetch_all(tables).await?.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<sqlx::Result<_>>()?;
+    if tables.is_empty() {
+        return Ok(vec![Difference { kind: "table".into(), name: "event".into(), how: How::Missing }]);
+    }
+    let mut found = triggers(connection, &tables).await?;
+    let diverted = tables.iter().filter(|(_, diverted)| *diverted);
+    found.extend(diverted.map(|(table, _)| Difference { kind: "rule or policy".into(), name: format!("on {table}"), how: How::Added }));
+    let body = "SELECT prosrc FROM pg_proc WHERE pronamespace = 'ca_server'::regnamespace AND proname = 'event_only_grows'";
+    let body = connection.fetch_optional(body).await?.map(|row| row.try_get::<String, _>(0)).transpose()?;
+    let how = match body {
+        None => Some(How::Missing),
+        Some(body) => (!POSTGRES.iter().any(|migration| migration.sql.as_str().contains(&body))).then_some(How::Changed),
+    };
+    found.extend(how.map(|how| Difference { kind: "function".into(), name: "event_only_grows".into(), how }));
+    let indexes = "SELECT c.relname::text FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid \
+                   WHERE i.indrelid = to_regclass('event') AND i.indisvalid";
+    let indexes: BTreeSet<String> = connection.fetch_all(indexes).await?.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<_>>()?;
+    let missing = indexes_of_migrations().into_iter().filter(|index| !indexes.contains(index));
+    found.extend(missing.map(|name| Difference { kind: "index".into(), name, how: How::Missing }));
+    Ok(found)
+}
+
+/// BEFORE UPDATE OR DELETE for each row, and BEFORE TRUNCATE, as pg_trigger.tgtype writes them.
+const TRIGGERS: [(&str, i16); 2] = [("event_is_never_changed", 1 | 2 | 8 | 16), ("event_is_never_truncated", 2 | 32)];
+
+async fn triggers(connection: &mut PgConnection, tables: &[(String, bool)]) -> sqlx::Result<Vec<Difference>> {
+    // Those of a partition that were handed down count as internal on some versions.
+    let asked = "SELECT c.relname::text, t.tgname::text, t.tgtype, \
+                 t.tgenabled IN ('O', 'A') AND t.tgqual IS NULL AND cardinality(t.tgattr) = 0 AND p.proname = 'event_only_grows' \
+                 AND p.pronamespace = 'ca_server'::regnamespace \
+                 FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid = t.tgfoid \
+                 WHERE (NOT t.tgisinternal OR t.tgparentid <> 0) AND (t.tgrelid = to_regclass('event') \
+                 OR t.tgrelid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = to_regclass('event')))";
+    let mut there = BTreeMap::new();
+    for row in connection.fetch_all(asked).await? {
+        let key: (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        there.insert(key, (row.try_get::<i16, _>(2)?, row.try_get::<bool, _>(3)?));
+    }
+    let difference = |table: &str, trigger: &str, how| Difference { kind: "trigger".into(), name: format!("{trigger} on {table}"), how };
+    let mut found = Vec::new();
+    for (table, _) in tables {
+        for (trigger, kind) in TRIGGERS {
+            match there.remove(&(table.clone(), trigger.to_owned())) {
+                None => found.push(difference(table, trigger, How::Missing)),
+                Some((is, works)) if is != kind || !works => found.push(difference(table, trigger, How::Changed)),
+                Some(_) => {}
+            }
+        }
+    }
+    found.extend(there.keys().map(|(table, trigger)| difference(table, trigger, How::Added)));
+    Ok(found)
+}
+
+/// The indexes that the migrations leave behind, by their names.
+fn indexes_of_migrations() -> BTreeSet<String> {
+    let mut left = BTreeSet::new();
+    for migration in POSTGRES.iter() {
+        let words: Vec<&str> = migration.sql.as_str().split_whitespace().collect();
+        for three in words.windows(3) {
+            match *three {
+                ["INDEX", name, "ON"] => left.insert(name.to_owned()),
+                ["DROP", "INDEX", name] => left.remove(name.trim_end_matches(';')),
+                _ => false,
+            };
+        }
+    }
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_indexes_are_read_from_the_migrations() {
+        let indexes = indexes_of_migrations();
+        assert!(indexes.contains("event_place") && indexes.contains("event_serial"), "{indexes:?}");
+    }
+}

@@ -1,0 +1,99 @@
+//! Where a verification stands that takes for granted every row before a time: the last such row of each chain, the issuers that the
+//! chain had named by then, and what it had left open.
+
+use std::collections::BTreeMap;
+
+use super::super::database::Database;
+use super::super::event::{ChainId, Event, Hash, Place, RowRef};
+use super::super::issuance::certificate_of;
+use super::super::query::{Entry, ReadError};
+use super::standing::{ChainStanding, Standing};
+use crate::timestamp::Timestamp;
+
+/// Rows read at a time.
+const PAGE: u32 = 500;
+
+impl Standing {
+    /// Before the first row of that time or later. The snapshot must have begun.
+    pub(super) async fn at(since: Timestamp, database: &mut Database) -> Result<Self, ReadError> {
+        let mut standing = Self { since: Some(since), ..Self::default() };
+        let mut begun = Vec::new();
+        for row in database.marks().await?.iter().filter(|row| row.time < since.micros()) {
+            let entry = Entry::try_from(row)?;
+            let time = entry.header.time;
+            match &entry.event {
+                Event::Start { .. } => begun.push(entry.header.chain),
+                Event::End => {
+                    standing.chains.entry(entry.header.chain).or_insert_with(|| settled(entry.reference(), time, false));
+                }
+                Event::ChainEnded { head } => {
+                    standing.chains.entry(head.chain).or_insert_with(|| settled(*head, time, true));
+                }
+                _ => {}
+            }
+        }
+        for chain in begun {
+            if !standing.chains.contains_key(&chain)
+                && let Some(row) = database.last_row_before(chain, since).await?
+            {
+                standing.chains.insert(chain, unfinished(&Entry::try_from(&row)?, database).await?);
+            }
+        }
+        let period = since.period();
+        let of_period = standing.chains.values().filter(|chain| chain.head.place.period == period);
+        let taken_for_granted: u64 = of_period.map(|chain| chain.head.place.seq + 1).sum();
+        standing.rows = (database.row_count().await? + taken_for_granted).saturating_sub(database.rows_from(period).await?);
+        Ok(standing)
+    }
+}
+
+fn settled(head: RowRef, time: Timestamp, declared: bool) -> ChainStanding {
+    ChainStanding { head, time, ended: true, declared, issuers: Vec::new(), open: Vec::new() }
+}
+
+/// A chain that had not ended by then.
+async fn unfinished(head: &Entry, database: &mut Database) -> Result<ChainStanding, ReadError> {
+    let (chain, until) = (head.header.chain, head.header.place);
+    let mut issuers = Vec::new();
+    for row in database.issuer_rows(chain, until).await? {
+        if let Event::Issuer(facts) = Entry::try_from(&row)?.event
+            && let Ok(certificate) = certificate_of(&facts)
+        {
+            issuers.push((facts.id.clone(), certificate.to_owned()));
+        }
+    }
+    let open = match head.header.oldest_open {
+        Some(from) => open_between(chain, from, until, database).await?.into_iter().collect(),
+        None => Vec::new(),
+    };
+    Ok(ChainStanding { head: head.reference(), time: head.header.time, ended: false, declared: false, issuers, open })
+}
+
+/// The intents of a chain from `from` to `until` that have no outcome there.
+async fn open_between(chain: ChainId, from: Place, until: Place, database: &mut Database) -> Result<BTreeMap<Place, Hash>, ReadError> {
+    let mut open = BTreeMap::new();
+    for period in database.periods().await? {
+        let Some(period) = u32::try_from(period).ok().and_then(crate::timestamp::Period::new) else { continue };
+        if period < from.period || period > until.period {
+            continue;
+        }
+        let mut next = if period == from.period { from } else { Place { period, seq: 0 } };
+        loop {
+            let rows = database.chain_page(chain, next, PAGE).await?;
+            let Some(last) = rows.last() else { break };
+            next.seq = u64::try_from(last.seq).unwrap_or(u64::MAX).saturating_add(1);
+            for row in &rows {
+                let entry = Entry::try_from(row)?;
+                if entry.header.place > until {
+                    return Ok(open);
+                }
+                match (&entry.event, entry.event.closes()) {
+                    (Event::Intent(_), _) => open.insert(entry.header.place, entry.hash),
+                    (_, Some(intent)) => open.remove(&intent.place),
+                    _ => None,
+                };
+            }
+        }
+    }
+    Ok(open)
+}

@@ -1,0 +1,74 @@
+//! What an operator does to daemons at work, and no accepted call fails: a serving certificate swapped, a config reloaded, a daemon
+//! restarted in order while another serves beside it.
+
+use softhsm_tests::daemon::Setup;
+use softhsm_tests::{LedgerDatabase, Load, TestCa};
+
+const CLIENTS: usize = 16;
+const ROUNDS: usize = 5;
+
+/// No call got anything but a certificate. A call that a daemon never took, because its connection was just ending, may be sent again:
+/// HTTP/2 says which those are (RFC 9113 §6.8, §8.7).
+fn none_failed(load: &Load) {
+    assert!(load.refused().is_empty(), "{:?}", load.refused());
+    for why in load.unanswered().keys() {
+        assert!(NEVER_TAKEN.iter().any(|said| why.contains(said)), "an accepted call failed: {why}");
+    }
+}
+
+const NEVER_TAKEN: [&str; 3] = ["operation was canceled", "refused stream", "tcp connect error"];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reloads_and_new_serving_certificates_drop_no_call() {
+    for (setup, ledger_on) in [(Setup::default(), "SQLite"), (Setup::default().on_postgres(), "Postgres")] {
+        let ca = TestCa::start_with(setup.with_faults()).await;
+        let mut load = Load::on(&ca, CLIENTS);
+        for round in 1..=ROUNDS {
+            load.until_issued(&ca, 50).await;
+            // A reload also renews the serving certificate.
+            assert!(ca.reload().await, "{}", ca.log_text());
+            ca.until("renewed", || async { ca.log_text().matches("serving certificate in force").count() > round }).await;
+        }
+        load.until_issued(&ca, 50).await;
+        load.stop().await;
+        none_failed(&load);
+        assert!(load.unanswered().is_empty(), "{:?}", load.unanswered());
+        let ledger = ca.check();
+        let serving = ledger.kind("intent").into_iter().filter(|row| row["purpose"] == "serving").count();
+        println!(
+            "{ROUNDS} reloads on {ledger_on}: {serving} serving certificates, {} certificates received, no call failed",
+            load.issued()
+        );
+        assert_eq!((serving, ledger.count("reload")), (1 + ROUNDS, ROUNDS));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_graceful_restart_behind_a_second_daemon_fails_no_accepted_call() {
+    let database = LedgerDatabase::new();
+    let start = async || TestCa::start_with(Setup::default().with_faults().on_ledger(&database.url())).await;
+    let (mut first, mut second) = (start().await, start().await);
+    let mut load = Load::on(&first, CLIENTS);
+    load.connect_to(&[first.csr_address(), second.csr_address()]);
+    for _ in 0..ROUNDS {
+        load.until_issued(&second, 100).await;
+        // The balancer sends nobody new to the one that is about to end.
+        load.connect_to(&[second.csr_address()]);
+        assert!(tokio::task::block_in_place(|| first.stop()).success());
+        load.until_issued(&second, 50).await;
+        first.restart().await;
+        load.connect_to(&[first.csr_address(), second.csr_address()]);
+        std::mem::swap(&mut first, &mut second);
+    }
+    load.until_issued(&first, 100).await;
+    load.stop().await;
+    none_failed(&load);
+    let ledger = first.check_with(&[&second]);
+    println!(
+        "{ROUNDS} restarts in order behind a second daemon: {} certificates received, sent again: {:?}",
+        load.issued(),
+        load.unanswered()
+    );
+    assert_eq!((ledger.count("end"), ledger.count("unknown"), ledger.count("failed")), (ROUNDS, 0, 0));
+    assert_eq!(first.open_intents(&ledger), 0);
+}
