@@ -4,12 +4,11 @@
 //! After every kill the daemon starts on the same ledger, the whole state is looked at, and one certificate is issued.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::io::Write;
 use std::sync::{Arc, Mutex};
 
 use softhsm_tests::check::Ledger;
 use softhsm_tests::daemon::{DEMO, Setup};
-use softhsm_tests::{Ask, Csr, TestCa};
+use softhsm_tests::{Ask, Csr, TestCa, tell};
 
 use crate::seen::leaf;
 use crate::touches::{Kind, Lesson, Touched, countable, on_a_server, traced};
@@ -223,9 +222,4 @@ impl Demo {
         self.intents.insert(serial.clone());
         self.issued.insert(serial);
     }
-}
-
-/// Prints also for a test that passes: figures belong into the output of `./run-tests`.
-fn tell(line: &str) {
-    writeln!(std::io::stdout(), "{line}").expect("written");
 }

@@ -3,12 +3,11 @@
 //! The daemon lives through all of them. A call is answered with a certificate that is recorded, or with Unavailable, and when the disk
 //! works again service resumes by itself, or after a kill in the middle of it by a start.
 
-use std::io::Write;
 use std::time::{Duration, Instant};
 
 use softhsm_tests::daemon::Setup;
 use softhsm_tests::strace::Scope;
-use softhsm_tests::{Ask, Csr, TestCa};
+use softhsm_tests::{Ask, Csr, TestCa, tell};
 use tonic::Code;
 
 use crate::touches::{Kind, Lesson, Touched, countable, traced};
@@ -50,14 +49,13 @@ async fn a_failing_disk_withholds_what_it_cannot_record_and_service_resumes_by_i
         found.unavailable += one.unavailable;
         found.longest = found.longest.max(one.longest);
     }
-    let line = format!(
-        "error points on SQLite: {}; {} calls got a certificate, {} Unavailable; the next certificate came within {} ms\n",
+    tell(&format!(
+        "error points on SQLite: {}; {} calls got a certificate, {} Unavailable; the next certificate came within {} ms",
         found.points,
         found.certificates,
         found.unavailable,
         found.longest.as_millis()
-    );
-    std::io::stdout().write_all(line.as_bytes()).expect("written");
+    ));
     assert!(found.unavailable > 0 && found.certificates > 0, "errors came where they should: {found:?}");
 }
 

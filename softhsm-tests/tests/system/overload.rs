@@ -1,6 +1,5 @@
 //! More than the daemon can take, and more connections than calls: case 71, and a fleet that keeps its connections open.
 
-use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -8,7 +7,7 @@ use futures_util::future::join_all;
 use rlimit::Resource;
 use softhsm_tests::client::tls;
 use softhsm_tests::daemon::Setup;
-use softhsm_tests::{Ask, Channel, Csr, TestCa};
+use softhsm_tests::{Ask, Channel, Csr, TestCa, tell};
 use tonic::Code;
 
 /// Calls that the daemon takes at a time: `issue::PERMITS`.
@@ -141,9 +140,4 @@ fn resident(pid: u32) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("running");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("there");
     line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
-}
-
-/// Prints also for a test that passes: figures belong into the output of `./run-tests`.
-fn tell(line: &str) {
-    writeln!(std::io::stdout(), "{line}").expect("written");
 }
