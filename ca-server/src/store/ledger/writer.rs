@@ -68,8 +68,8 @@ pub(super) struct Writer {
     pub(super) database: Option<Database>,
     /// `None` while no chain may begin: the clock is wrong, the database was never reached, or this process was declared dead.
     pub(super) chain: Option<Chain>,
-    /// The server's number of the session that wrote the chain last.
-    pub(super) session: Option<i32>,
+    /// The server's numbers of the sessions that may hold the chain's lock: the last that did, and those of which nobody knows.
+    pub(super) sessions: Vec<i32>,
     pub(super) upkeep: Upkeep,
     pub(super) open: OpenIntents,
     /// What must be recorded and is not; first in the next batch.
