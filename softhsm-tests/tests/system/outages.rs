@@ -112,7 +112,9 @@ async fn no_connection_is_left() {
     under_load.ca.signal("STOP");
     block_in_place(|| database.end_sessions(&daemon));
     let mut taken = Vec::new();
-    let options: sqlx::postgres::PgConnectOptions = database.url_as(&other).parse().expect("a URL");
+    // A URL wants a host, which the socket's parameter overrides.
+    let url = database.url_as(&other).replace("@/", "@localhost/");
+    let options: sqlx::postgres::PgConnectOptions = url.parse().expect("a URL");
     let full = loop {
         match options.connect().await {
             Ok(connection) => taken.push(connection),

@@ -27,7 +27,7 @@ pub(super) const SCHEMA: &str = "ca_server";
 const CONNECT: Duration = Duration::from_secs(2);
 
 /// How long the writer waits for an answer before it gives the connection up.
-const ANSWER: Duration = Duration::from_secs(5);
+const ANSWER: Duration = Duration::from_secs(3);
 
 /// A session of the writer that was silent for so long is ended by the server, and its lock is free: its process does not run, or no
 /// longer reaches the server. The writer's upkeep is never silent for half as long.
@@ -69,7 +69,7 @@ const WRITER: Session = Session {
     settings: &[
         ("search_path", SCHEMA),
         ("idle_session_timeout", SILENCE),
-        ("lock_timeout", "3s"),
+        ("lock_timeout", "2s"),
         ("tcp_keepalives_idle", "5"),
         ("tcp_keepalives_interval", "2"),
         ("tcp_keepalives_count", "3"),
