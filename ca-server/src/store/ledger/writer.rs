@@ -189,14 +189,19 @@ impl Writer {
         let began = Instant::now();
         self.status.commit_begins();
         let inserted = database.insert(batch.rows()).await;
-        self.status.commit_ended();
         match inserted {
             Ok(()) => {
+                self.status.commit_ended();
                 self.options.observer.committed(batch.rows().len(), began.elapsed());
                 self.settle(batch);
                 true
             }
-            Err(error) => self.recover(batch, &error).await,
+            Err(error) => {
+                // A commit that has to be read back is still waited for.
+                let durable = self.recover(batch, &error).await;
+                self.status.commit_ended();
+                durable
+            }
         }
     }
 
