@@ -17,6 +17,8 @@ pub mod sockets;
 pub mod strace;
 pub mod tokens;
 
+use std::io::Write;
+
 pub use client::{Ask, Channel, Csr, KeyChoice};
 pub use daemon::{Setup, TestCa};
 pub use ledger_database::LedgerDatabase;
@@ -26,4 +28,10 @@ pub use material::Material;
 /// Installs the one crypto provider; every test may call it.
 pub fn crypto() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}
+
+/// Prints also for a test that passes: figures belong into the output of `./run-tests`.
+pub fn tell(line: &str) {
+    // Written past the capture of the test harness, in one piece.
+    std::io::stdout().write_all(format!("{line}\n").as_bytes()).expect("written");
 }

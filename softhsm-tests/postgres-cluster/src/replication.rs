@@ -22,11 +22,13 @@ impl Cluster {
         standby.append(&[("unix_socket_directories", &own), ("cluster_name", &name), ("synchronous_standby_names", "")]);
         standby.start_on_a_free_port();
         self.reload(&[("synchronous_standby_names", &name)]);
-        let state = format!(
-            "SELECT count(*) FROM pg_stat_replication WHERE application_name = '{name}' AND state = 'streaming' AND sync_state = 'sync'"
-        );
-        self.until("followed by its standby", || self.psql(SUPERUSER, &state) == "1");
+        self.until("followed by its standby", || self.is_followed());
         standby
+    }
+
+    /// Whether a synchronous standby follows.
+    pub fn is_followed(&self) -> bool {
+        self.psql(SUPERUSER, "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND sync_state = 'sync'") == "1"
     }
 
     /// Makes a standby a server of its own, and waits until it takes writes.

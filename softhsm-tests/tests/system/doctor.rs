@@ -79,7 +79,7 @@ fn run(mut command: Command) -> (Option<i32>, String, String) {
 }
 
 fn json(ca: &TestCa, arguments: &[&str]) -> Examined {
-    json_by(ca.verb(&[&["doctor", "--output", "json"], arguments].concat()))
+    json_by(ca.verb(&[&["doctor", "--output", "json"][..], arguments].concat()))
 }
 
 fn json_by(command: Command) -> Examined {
@@ -172,8 +172,8 @@ fn text_and_json_say_the_same_and_marks_need_no_colour() {
     let examined = doctor(&ca);
     assert_eq!((status, examined.status), (Some(1), Some(1)));
     for finding in examined.findings() {
-        // Two runs are at two times.
-        if finding["area"] != "clock" {
+        // Two runs are at two times, and other tests use the disk.
+        if finding["area"] != "clock" && finding["check"] != "room" {
             assert!(text.contains(finding["what"].as_str().expect("text")), "{finding} is not in\n{text}");
         }
     }
@@ -181,7 +181,7 @@ fn text_and_json_say_the_same_and_marks_need_no_colour() {
         text.contains("\ntoken issuers\n  PROBLEM  ") && text.contains("\n  ok       ") && text.contains("           remedy: "),
         "{text}"
     );
-    assert!(text.is_ascii() || !text.contains('\u{1b}'), "{text}");
+    assert!(!text.contains('\u{1b}'), "{text}");
     assert!(error.contains("problems were found"), "{error}");
 }
 
@@ -340,11 +340,10 @@ fn an_issuer_that_ends_soon_is_a_warning_and_one_that_has_ended_a_problem() {
 
 #[tokio::test]
 async fn a_clock_behind_the_newest_row_is_a_problem() {
-    let mut ca = TestCa::start().await;
+    let ahead = crate::clocks::faketime().into_iter().fold(Setup::default(), |setup, (name, value)| setup.env(name, value));
+    let mut ca = TestCa::start_with(ahead.env("FAKETIME", "+50m")).await;
     assert!(ca.stop().success());
-    let mut earlier = ca.verb(&["doctor", "--output", "json", "--no-rate"]);
-    earlier.envs(crate::clocks::faketime()).env("FAKETIME", "-50m");
-    json_by(earlier).only_problem("clock", "ledger", &["50 minutes behind", "--accept-clock"]);
+    doctor(&ca).only_problem("clock", "ledger", &["minutes behind", "--accept-clock"]);
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod loadgen;
 mod metadata;
 mod operations;
 mod outages;
+mod overload;
 mod replicas;
 mod secrets;
 mod seen;

@@ -230,7 +230,7 @@ async fn a_reload_changes_what_it_may_and_a_bad_file_changes_nothing() {
     assert_refused(channel.call(&Csr::demo().pem, &ask).await, Code::InvalidArgument);
     for (from, to, key) in [
         ("trust_domain = \"cluster.local\"", "trust_domain = \"other.local\"", "trust_domain"),
-        ("sqlite:ledger.db", "sqlite:other.db", "ledger.url"),
+        ("sqlite:ledger.db", "sqlite:other.db", "ledger"),
     ] {
         ca.edit_config(from, to);
         assert!(!ca.reload().await);

@@ -33,10 +33,11 @@ impl UnderLoad {
     /// The outage has begun: soon no client gets anything but Unavailable, and the device is asked for nothing.
     async fn is_refused(&self) {
         let Self { ca, load } = self;
-        // Two answers each: the second is of a call that began when the first had been refused.
-        ca.until("refused", || async { load.all_in_vain(2) }).await;
+        // More than two answers each, so that the last are of calls that began when others had been refused; and so many because what
+        // a full disk takes ends with the last gap that fits a row.
+        ca.until("refused", || async { load.all_in_vain(20) }).await;
         let (signatures, issued) = (ca.faults().signatures(), load.issued());
-        ca.until("refused for long", || async { load.all_in_vain(20) }).await;
+        ca.until("refused for long", || async { load.all_in_vain(60) }).await;
         assert_eq!((ca.faults().signatures(), load.issued()), (signatures, issued), "the device is not asked");
         assert_eq!(ca.get("/healthz/live").await.0, 200, "an outage of the database restarts no pod");
         ca.until("not ready", || async { ca.get("/healthz/ready").await.0 == 503 }).await;
@@ -111,7 +112,9 @@ async fn no_connection_is_left() {
     under_load.ca.signal("STOP");
     block_in_place(|| database.end_sessions(&daemon));
     let mut taken = Vec::new();
-    let options: sqlx::postgres::PgConnectOptions = database.url_as(&other).parse().expect("a URL");
+    // A URL wants a host, which the socket's parameter overrides.
+    let url = database.url_as(&other).replace("@/", "@localhost/");
+    let options: sqlx::postgres::PgConnectOptions = url.parse().expect("a URL");
     let full = loop {
         match options.connect().await {
             Ok(connection) => taken.push(connection),
@@ -161,6 +164,7 @@ async fn a_standby_that_is_lost_and_comes_back() {
     block_in_place(|| standby.stop(Mode::Immediate));
     under_load.is_refused().await;
     block_in_place(|| standby.start_again());
+    under_load.ca.until("followed", || async { primary.is_followed() }).await;
     under_load.resumes("synchronous standby lost").await;
 }
 

@@ -133,6 +133,10 @@ fn calls_of(scope: &Scope, otherwise: &str) -> String {
 async fn paths(ca: &TestCa, touched: Touched, client: &TcpStream) -> Vec<String> {
     let text = |path: &Path| path.to_str().expect("temporary paths are text").to_owned();
     match touched {
+        Touched::Ledger if on_a_server(ca) => {
+            let connections = sockets::others(ca.pid(), &[ca.csr_address(), ca.monitoring_address()]);
+            connections.into_iter().map(socket).collect()
+        }
         Touched::Ledger => {
             let files = ["ledger.db", "ledger.db-wal", "ledger.db-shm", "ledger.db-journal", "ledger.db.lock"];
             files.iter().map(|name| text(&ca.material.file(name))).collect()
@@ -150,6 +154,11 @@ async fn paths(ca: &TestCa, touched: Touched, client: &TcpStream) -> Vec<String>
             sockets::of_client(ca.pid(), ca.csr_address(), own).map(socket).into_iter().collect()
         }
     }
+}
+
+/// Whether the ledger is on a database server, which is reached by a socket.
+pub fn on_a_server(ca: &TestCa) -> bool {
+    ca.material.read("ca.toml").contains("\"postgres://")
 }
 
 fn socket(inode: u64) -> String {

@@ -32,7 +32,7 @@ pub(super) async fn begin(database: &mut Database, options: &LedgerOptions, stat
         return Ok(Begun::ClockApart);
     }
     let id = ChainId(random());
-    if database.lock_own(id, None).await? != Lock::Held {
+    if database.lock_own(id, &[]).await? != Lock::Held {
         return Err(DatabaseError::Protocol("the lock of a new chain is taken".into()).into());
     }
     let legacy = survey(database, None).await?;
@@ -77,7 +77,7 @@ impl Writer {
         let Some(database) = &mut self.database else { return };
         match begin(database, &self.options, &self.status, &self.clock).await {
             Ok(Begun::Chain(chain)) => {
-                self.session = database.session();
+                self.sessions = database.session().into_iter().collect();
                 self.status.chain_stands_at(&chain);
                 self.chain = Some(chain);
                 self.go_up();

@@ -87,11 +87,11 @@ impl Database {
     }
 
     /// Takes the lock of a chain that this process writes, on this very connection. On SQLite the process holds the one lock already.
-    /// `former` is the session that wrote the chain before.
-    pub(super) async fn lock_own(&mut self, chain: ChainId, former: Option<i32>) -> Result<Lock, DatabaseError> {
+    /// `formers` are this process's own sessions that may still hold it.
+    pub(super) async fn lock_own(&mut self, chain: ChainId, formers: &[i32]) -> Result<Lock, DatabaseError> {
         match self {
             Self::Sqlite(_) => Ok(Lock::Held),
-            Self::Postgres(database) => database.lock_own(chain, former).await,
+            Self::Postgres(database) => database.lock_own(chain, formers).await,
         }
     }
 

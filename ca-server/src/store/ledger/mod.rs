@@ -154,7 +154,7 @@ impl Ledger {
             work,
             refused,
             more_refused: false,
-            session: database.as_ref().and_then(Database::session),
+            sessions: database.as_ref().and_then(Database::session).into_iter().collect(),
             upkeep: Upkeep::just_connected(),
             database,
             chain,

@@ -27,7 +27,7 @@ pub(super) const SCHEMA: &str = "ca_server";
 const CONNECT: Duration = Duration::from_secs(2);
 
 /// How long the writer waits for an answer before it gives the connection up.
-const ANSWER: Duration = Duration::from_secs(5);
+const ANSWER: Duration = Duration::from_secs(3);
 
 /// A session of the writer that was silent for so long is ended by the server, and its lock is free: its process does not run, or no
 /// longer reaches the server. The writer's upkeep is never silent for half as long.
@@ -69,7 +69,7 @@ const WRITER: Session = Session {
     settings: &[
         ("search_path", SCHEMA),
         ("idle_session_timeout", SILENCE),
-        ("lock_timeout", "3s"),
+        ("lock_timeout", "2s"),
         ("tcp_keepalives_idle", "5"),
         ("tcp_keepalives_interval", "2"),
         ("tcp_keepalives_count", "3"),
@@ -152,17 +152,16 @@ impl Database {
         self.session
     }
 
-    pub(super) async fn lock_own(&mut self, chain: ChainId, former: Option<i32>) -> sqlx::Result<Lock> {
+    pub(super) async fn lock_own(&mut self, chain: ChainId, formers: &[i32]) -> sqlx::Result<Lock> {
         if self.try_lock(chain).await? {
             return Ok(Lock::Held);
         }
-        let Some(former) = former else { return Ok(Lock::Lost) };
         // One bigint key is shown as its two halves, with objsubid 1.
-        let end = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND pid = $2 \
+        let end = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND pid = ANY($2) \
              AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
              AND (classid::bigint << 32 | objid::bigint) = $1";
-        let ended = self.connection.fetch_optional(sqlx::query(end).bind(key(chain)).bind(former));
-        Ok(if within(self.limit, ended).await?.is_some() { Lock::OwnFormer } else { Lock::Lost })
+        let ended = self.connection.fetch_all(sqlx::query(end).bind(key(chain)).bind(formers));
+        Ok(if within(self.limit, ended).await?.is_empty() { Lock::Lost } else { Lock::OwnFormer })
     }
 
     async fn try_lock(&mut self, chain: ChainId) -> sqlx::Result<bool> {
@@ -206,8 +205,12 @@ impl Database {
         if done.rows_affected() == rows.len() as u64 { Ok(()) } else { Err(sqlx::Error::Protocol("not every row was taken".into())) }
     }
 
-    /// A message that nobody reads is logged and committed: everything before it is then on the disk, and on a synchronous standby.
+    /// Rows that are taken back tell whether there is room for some. A message that nobody reads is then logged and committed: everything
+    /// before it is on the disk, and on a synchronous standby.
     pub(super) async fn probe(&mut self) -> sqlx::Result<()> {
+        let room = "BEGIN; INSERT INTO event (period, chain, seq, kind, time, hash, body) \
+             SELECT 0, '', -number, 'probe', 0, '', decode(repeat('00', 1000), 'hex') FROM generate_series(1, 16) AS number; ROLLBACK";
+        within(self.limit, self.connection.execute(room)).await?;
         let written = self.connection.execute("SELECT pg_logical_emit_message(true, 'ca-server', 'probe')");
         within(self.limit, written).await.map(drop)
     }

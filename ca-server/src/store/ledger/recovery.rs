@@ -69,14 +69,21 @@ impl Writer {
         let mut database = Database::writer_again(&self.options.location).await?;
         self.upkeep = Upkeep::just_connected();
         if let Some(chain) = self.chain.as_ref().map(Chain::id) {
-            match database.lock_own(chain, self.session).await? {
-                Lock::Held => self.settle_by(chain, &mut database, refusal).await?,
-                Lock::OwnFormer => {
+            match database.lock_own(chain, &self.sessions).await {
+                Ok(Lock::Held) => {
+                    self.sessions = database.session().into_iter().collect();
+                    self.settle_by(chain, &mut database, refusal).await?;
+                }
+                Ok(Lock::OwnFormer) => {
                     return Err(DatabaseError::from(io::Error::other("a former connection still holds the lock and is being ended")).into());
                 }
-                Lock::Lost => self.was_declared_dead(refusal),
+                Ok(Lock::Lost) => self.was_declared_dead(refusal),
+                Err(error) => {
+                    // It may hold the lock and live on where nobody hears it.
+                    self.sessions.extend(database.session());
+                    return Err(error.into());
+                }
             }
-            self.session = database.session();
         }
         self.database = Some(database);
         Ok(())

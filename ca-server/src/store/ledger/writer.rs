@@ -68,8 +68,8 @@ pub(super) struct Writer {
     pub(super) database: Option<Database>,
     /// `None` while no chain may begin: the clock is wrong, the database was never reached, or this process was declared dead.
     pub(super) chain: Option<Chain>,
-    /// The server's number of the session that wrote the chain last.
-    pub(super) session: Option<i32>,
+    /// The server's numbers of the sessions that may hold the chain's lock: the last that did, and those of which nobody knows.
+    pub(super) sessions: Vec<i32>,
     pub(super) upkeep: Upkeep,
     pub(super) open: OpenIntents,
     /// What must be recorded and is not; first in the next batch.
@@ -189,14 +189,19 @@ impl Writer {
         let began = Instant::now();
         self.status.commit_begins();
         let inserted = database.insert(batch.rows()).await;
-        self.status.commit_ended();
         match inserted {
             Ok(()) => {
+                self.status.commit_ended();
                 self.options.observer.committed(batch.rows().len(), began.elapsed());
                 self.settle(batch);
                 true
             }
-            Err(error) => self.recover(batch, &error).await,
+            Err(error) => {
+                // A commit that has to be read back is still waited for.
+                let durable = self.recover(batch, &error).await;
+                self.status.commit_ended();
+                durable
+            }
         }
     }
 
