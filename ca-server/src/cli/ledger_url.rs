@@ -39,7 +39,8 @@ impl LedgerArgs {
         if let Some(password) = &files.password {
             signers::read_password(password).map_err(Exit::config)?;
         }
-        Location::parse(url, files, Path::new("")).map(Some).map_err(|why| Exit::config(format_args!("the ledger's URL {why}")))
+        let here = std::env::current_dir().unwrap_or_default();
+        Location::parse(url, files, &here).map(Some).map_err(|why| Exit::config(format_args!("the ledger's URL {why}")))
     }
 
     /// What the command line names, or the config at `config` does.

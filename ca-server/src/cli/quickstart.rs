@@ -94,7 +94,7 @@ pub fn run(args: &Args) -> Result<(), Exit> {
 fn migrate_and_compare(named: &Location, path: &Path) -> Result<(), Exit> {
     let file = path.join(ca_toml::FILE);
     let configured = Config::ledger_of(&file).map_err(Exit::config)?;
-    if configured.to_string() != named.to_string() {
+    if !configured.is_same_place(named) {
         return Err(Exit::config(format_args!("{} names the ledger {configured}; change it there, or take another --dir", file.display())));
     }
     super::block_on(async { super::migrate::migrate(named, &Logins::default()).await }).map(drop)

@@ -25,21 +25,23 @@ pub(super) enum Begun {
 /// Begins a chain: takes its lock, and everything that dead chains left.
 pub(super) async fn begin(database: &mut Database, options: &LedgerOptions, status: &Status, clock: &Clock) -> Result<Begun, SurveyError> {
     database.check_schema().await?;
-    status.partitioned_until(database.last_partition().await?);
+    if database.session().is_some() {
+        status.partitioned_until(database.last_partition().await?);
+    }
     status.clock_is(database.time().await?);
     let now = clock.now();
     if status.clock_apart(now).is_some() {
         return Ok(Begun::ClockApart);
-    }
-    let id = ChainId(random());
-    if database.lock_own(id, &[]).await? != Lock::Held {
-        return Err(DatabaseError::Protocol("the lock of a new chain is taken".into()).into());
     }
     let legacy = survey(database, None).await?;
     let overtaken = legacy.newest.filter(|newest| is_behind(now, *newest));
     if let (Some(newest), false) = (overtaken, options.accept_clock) {
         database.release_claims().await?;
         return Ok(Begun::ClockBehind(newest));
+    }
+    let id = ChainId(random());
+    if database.lock_own(id, &[]).await? != Lock::Held {
+        return Err(DatabaseError::Protocol("the lock of a new chain is taken".into()).into());
     }
     let mut events = vec![(
         Event::Start { host: options.host.clone(), version: options.version.clone(), config: options.config_digest, heads: legacy.unnamed },
@@ -80,6 +82,8 @@ impl Writer {
                 self.sessions = database.session().into_iter().collect();
                 self.status.chain_stands_at(&chain);
                 self.chain = Some(chain);
+                // It was accepted for this one beginning.
+                self.options.accept_clock = false;
                 self.go_up();
             }
             Ok(Begun::ClockBehind(newest)) => self.status.set(State::ClockBehind(newest)),

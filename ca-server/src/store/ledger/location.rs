@@ -60,6 +60,15 @@ impl Location {
         }
     }
 
+    /// Whether both are the same database of the same servers, or the same file; how to log in does not matter.
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Sqlite(one), Self::Sqlite(other)) => one == other,
+            (Self::Postgres(one), Self::Postgres(other)) => one.urls == other.urls,
+            _ => false,
+        }
+    }
+
     /// What an operator should know although it works.
     pub fn warning(&self) -> Option<String> {
         let Self::Postgres(servers) = self else { return None };

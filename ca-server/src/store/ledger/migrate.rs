@@ -21,8 +21,17 @@ const MONTHS_AHEAD: usize = 24;
 /// The oldest server that ends silent sessions by itself, which the locks need.
 const OLDEST_SERVER: i32 = 140_000;
 
-/// Attaching a partition waits for readers of the default one, such as `audit verify`.
+/// Octets of a role's name; the server cuts what is longer.
+const LONGEST_NAME: usize = 63;
+
+/// How long another migration is waited for.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Attaching a partition waits for readers of the default one, such as `audit verify`, and whatever asks for that partition meanwhile
+/// waits behind it: so less than daemons wait, and again.
+const ATTACH_TIMEOUT: Duration = Duration::from_millis(500);
+const ATTACH_TRIES: usize = 20;
+const ATTACH_PAUSE: Duration = Duration::from_secs(1);
 
 /// Logins that are to become members of the roles.
 #[derive(Clone, Debug, Default)]
@@ -105,6 +114,9 @@ async fn on_postgres(servers: &Servers, logins: &Logins, now: Timestamp) -> Resu
     }
     run(&mut connection, format!("SET lock_timeout = {}", LOCK_TIMEOUT.as_millis())).await?;
     let roles = ["owner", "application", "auditor"].map(|role| format!("{database}_{role}"));
+    if roles.iter().any(|role| role.len() > LONGEST_NAME) {
+        return Err(Failed::Refused("the database's name is too long for its roles' names; 51 octets at most".into()));
+    }
     let mut done = Migrated::default();
     for role in &roles {
         if make_role(&mut connection, role, &login, makes_roles).await? {
@@ -112,7 +124,7 @@ async fn on_postgres(servers: &Servers, logins: &Logins, now: Timestamp) -> Resu
         }
     }
     let [owner, application, auditor] = &roles;
-    become_member(&mut connection, owner, &login).await?;
+    become_member(&mut connection, owner, &login, number).await?;
     make_schema(&mut connection, owner, &login).await?;
     for (role, members) in [(application, &logins.application), (auditor, &logins.auditor)] {
         for member in members {
@@ -127,6 +139,7 @@ async fn on_postgres(servers: &Servers, logins: &Logins, now: Timestamp) -> Resu
         other => Failed::Refused(format!("the ledger's schema is not one that this program can continue: {other}")),
     })?;
     done.version = applied(&mut connection).await?.unwrap_or(0);
+    run(&mut connection, format!("SET lock_timeout = {}", ATTACH_TIMEOUT.as_millis())).await?;
     extend(&mut connection, now, &mut done).await?;
     done.roles = Some(roles);
     connection.close().await?;
@@ -135,8 +148,12 @@ async fn on_postgres(servers: &Servers, logins: &Logins, now: Timestamp) -> Resu
 
 /// Makes a role that cannot log in, unless it is there. Whether it was made.
 async fn make_role(connection: &mut PgConnection, role: &str, login: &str, makes_roles: bool) -> Result<bool, Failed> {
-    if connection.fetch_optional(sqlx::query("SELECT FROM pg_roles WHERE rolname = $1").bind(role)).await?.is_some() {
-        return Ok(false);
+    if let Some(found) =
+        connection.fetch_optional(sqlx::query("SELECT rolcanlogin OR rolsuper FROM pg_roles WHERE rolname = $1").bind(role)).await?
+    {
+        let refused =
+            || Failed::Refused(format!("the role {role} is there and can log in or is a superuser; it must be a group that cannot"));
+        return if found.try_get(0)? { Err(refused()) } else { Ok(false) };
     }
     if !makes_roles {
         let remedy = format!("run it as a role with CREATEROLE, or have one run: CREATE ROLE {} NOLOGIN", quoted(role));
@@ -147,17 +164,23 @@ async fn make_role(connection: &mut PgConnection, role: &str, login: &str, makes
 }
 
 /// What the owner owns must be made as the owner.
-async fn become_member(connection: &mut PgConnection, owner: &str, login: &str) -> Result<(), Failed> {
-    let member: bool = connection.fetch_one(sqlx::query("SELECT pg_has_role(current_user, $1, 'MEMBER')").bind(owner)).await?.try_get(0)?;
-    if member {
+async fn become_member(connection: &mut PgConnection, owner: &str, login: &str, server: i32) -> Result<(), Failed> {
+    // From 16 on whoever makes a role is its member, but may not become it.
+    let privilege = if server >= 160_000 { "SET" } else { "MEMBER" };
+    let asked = sqlx::query("SELECT pg_has_role(current_user, $1, $2)").bind(owner).bind(privilege);
+    if connection.fetch_one(asked).await?.try_get::<bool, _>(0)? {
         return Ok(());
     }
     run(connection, format!("GRANT {} TO {}", quoted(owner), quoted(login))).await.map_err(|error| refused_by(error, owner))
 }
 
 async fn make_schema(connection: &mut PgConnection, owner: &str, login: &str) -> Result<(), Failed> {
-    if connection.fetch_optional(sqlx::query("SELECT FROM pg_namespace WHERE nspname = $1").bind(SCHEMA)).await?.is_some() {
-        return Ok(());
+    let asked = sqlx::query("SELECT pg_get_userbyid(nspowner)::text FROM pg_namespace WHERE nspname = $1").bind(SCHEMA);
+    if let Some(found) = connection.fetch_optional(asked).await? {
+        let of: String = found.try_get(0)?;
+        let refused =
+            || Failed::Refused(format!("the schema {SCHEMA} belongs to {of}, who could drop the ledger; it must belong to {owner}"));
+        return if of == owner { Ok(()) } else { Err(refused()) };
     }
     let made = run(connection, format!("CREATE SCHEMA {SCHEMA} AUTHORIZATION {}", quoted(owner))).await;
     made.map_err(|error| {
@@ -183,7 +206,7 @@ async fn extend(connection: &mut PgConnection, now: Timestamp, done: &mut Migrat
     for _ in 0..=MONTHS_AHEAD {
         let there = connection.fetch_one(sqlx::query("SELECT to_regclass($1) IS NOT NULL").bind(format!("event_{period}"))).await?;
         if !there.try_get::<bool, _>(0)? && !done.in_default.contains(&period) {
-            make_partition(connection, period).await?;
+            make_partition_in_time(connection, period).await?;
             done.partitions_made.push(period);
         }
         if !done.in_default.contains(&period) {
@@ -194,7 +217,19 @@ async fn extend(connection: &mut PgConnection, now: Timestamp, done: &mut Migrat
     Ok(())
 }
 
-/// Made beside the table and then attached: that keeps nobody from writing meanwhile.
+/// Tries until no reader stands in the way.
+async fn make_partition_in_time(connection: &mut PgConnection, period: Period) -> Result<(), DatabaseError> {
+    for _ in 1..ATTACH_TRIES {
+        match make_partition(connection, period).await {
+            // lock_not_available
+            Err(DatabaseError::Database(said)) if said.code().as_deref() == Some("55P03") => tokio::time::sleep(ATTACH_PAUSE).await,
+            made => return made,
+        }
+    }
+    make_partition(connection, period).await
+}
+
+/// Made beside the table and then attached: that keeps nobody from writing for longer than the wait for a lock.
 async fn make_partition(connection: &mut PgConnection, period: Period) -> Result<(), DatabaseError> {
     let name = format!("event_{period}");
     let mut transaction = connection.begin().await?;

@@ -113,6 +113,7 @@ impl Ledger {
             Some(Ok(Begun::Chain(begun))) => {
                 status.chain_stands_at(&begun);
                 status.set(State::Up);
+                options.accept_clock = false;
                 chain = Some(begun);
             }
             Some(Ok(Begun::ClockBehind(newest))) => {

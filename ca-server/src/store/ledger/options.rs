@@ -29,6 +29,30 @@ pub struct LedgerOptions {
     pub observer: Arc<dyn LedgerObserver>,
 }
 
+impl LedgerOptions {
+    /// What was recorded since the start is what a chain that begins later must say first. Issuers are added and never left out: a
+    /// certificate drafted for a former one may still be recorded in the new chain.
+    pub(super) fn keep(&mut self, event: &Event) {
+        let fact = match event {
+            Event::Reload { config } => {
+                self.config_digest = *config;
+                return;
+            }
+            Event::Ceremony { transcript } => StartFact::Ceremony { digest: *transcript },
+            Event::Issuer(facts) => StartFact::Issuer {
+                id: facts.id.clone(),
+                chain: facts.chain.clone(),
+                roots: facts.roots.clone(),
+                key_uri: facts.key_uri.clone(),
+            },
+            _ => return,
+        };
+        if !self.facts.contains(&fact) {
+            self.facts.push(fact);
+        }
+    }
+}
+
 /// A fact that the ledger keeps to be self-contained.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StartFact {

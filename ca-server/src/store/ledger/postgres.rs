@@ -128,7 +128,9 @@ impl Database {
 
     /// A commit that is not on the disk when it is answered would break every promise; stronger settings than `on` are the operator's.
     async fn never_less_durable(&mut self) -> sqlx::Result<()> {
-        let raised = "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
+        // Set in any case: from then on a change of the server's own setting does not reach this session.
+        let raised = "SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' \
+             ELSE current_setting('synchronous_commit') END, false)";
         within(self.limit, self.connection.execute(raised)).await.map(drop)
     }
 
@@ -161,7 +163,11 @@ impl Database {
              AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
              AND (classid::bigint << 32 | objid::bigint) = $1";
         let ended = self.connection.fetch_all(sqlx::query(end).bind(key(chain)).bind(formers));
-        Ok(if within(self.limit, ended).await?.is_empty() { Lock::Lost } else { Lock::OwnFormer })
+        if !within(self.limit, ended).await?.is_empty() {
+            return Ok(Lock::OwnFormer);
+        }
+        // A former one may have ended between the two questions.
+        Ok(if self.try_lock(chain).await? { Lock::Held } else { Lock::Lost })
     }
 
     async fn try_lock(&mut self, chain: ChainId) -> sqlx::Result<bool> {
@@ -170,6 +176,10 @@ impl Database {
     }
 
     pub(super) async fn claim(&mut self, chain: ChainId) -> sqlx::Result<bool> {
+        // A session's locks are counted: one more would have to be released once more.
+        if self.claims.contains(&chain) {
+            return Ok(true);
+        }
         let claimed = self.try_lock(chain).await?;
         if claimed {
             self.claims.insert(chain);

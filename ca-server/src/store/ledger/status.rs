@@ -50,12 +50,14 @@ pub(super) struct Status {
     database_epoch: AtomicI64,
     /// How far the clock may be from the database's.
     tolerance: Duration,
-    /// The last month with a partition; 0 where there are none.
+    /// The last month with a partition; 0 where there is none yet, `NO_PARTITIONS_NEEDED` on SQLite.
     partitioned_until: AtomicU32,
     epoch: Instant,
 }
 
 const NO_CLOCK: i64 = i64::MIN;
+
+const NO_PARTITIONS_NEEDED: u32 = u32::MAX;
 
 impl Status {
     /// `tolerance`: how far the clock may be from the database's.
@@ -67,7 +69,7 @@ impl Status {
             commit_began: AtomicU64::new(0),
             database_epoch: AtomicI64::new(NO_CLOCK),
             tolerance,
-            partitioned_until: AtomicU32::new(0),
+            partitioned_until: AtomicU32::new(NO_PARTITIONS_NEEDED),
             epoch: Instant::now(),
         }
     }
@@ -109,7 +111,11 @@ impl Status {
 
     /// What readiness adds when partitions run out.
     pub(super) fn partitions_run_out(&self, now: Timestamp) -> Option<String> {
-        let until = Period::new(self.partitioned_until.load(Ordering::Relaxed))?;
+        let until = match self.partitioned_until.load(Ordering::Relaxed) {
+            NO_PARTITIONS_NEEDED => return None,
+            until => Period::new(until),
+        };
+        let Some(until) = until else { return Some("there are no partitions: run `ca-server migrate`".into()) };
         let few = until.months_after(now.period()) < FEW_MONTHS;
         few.then(|| format!("there are partitions until {until} only: run `ca-server migrate`"))
     }

@@ -27,7 +27,16 @@ impl Writer {
         }
         match done {
             Ok(()) => {}
-            Err(SurveyError::Corrupt(cause)) => tracing::error!(cause, "dead processes cannot be looked for: a row cannot be read"),
+            Err(SurveyError::Corrupt(cause)) => {
+                tracing::error!(cause, "dead processes cannot be looked for: a row cannot be read");
+                // Others may be able to read it.
+                if let Some(database) = &mut self.database
+                    && let Err(error) = database.release_claims().await
+                {
+                    self.disconnect().await;
+                    self.go_down(&error);
+                }
+            }
             Err(SurveyError::Database(error)) => {
                 self.disconnect().await;
                 self.go_down(&error);

@@ -207,6 +207,7 @@ impl Writer {
 
     /// The batch is durable: the chain moves on, and every waiting call is answered.
     pub(super) fn settle(&mut self, batch: Batch) {
+        batch.rows().iter().for_each(|row| self.options.keep(&row.event));
         let (chain, retained) = batch.settle(&mut self.open);
         self.status.chain_stands_at(&chain);
         self.chain = Some(chain);

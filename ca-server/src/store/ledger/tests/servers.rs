@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use sqlx::Row as _;
+use sqlx::{Executor, PgConnection, Row as _};
 
 use crate::refusal::Reason;
 use crate::store::ledger::event::Event;
-use crate::store::ledger::fixture::{NOON, World, options, start};
+use crate::store::ledger::fixture::{Ca, NOON, World, options, start};
 use crate::store::ledger::open_intent::NotOpened;
 use crate::store::ledger::{Ledger, LedgerStartError};
 
@@ -17,6 +17,18 @@ async fn asked(world: &World, sql: &'static str) -> Vec<String> {
     let mut connection = world.superuser().await;
     let rows = sqlx::query(sql).fetch_all(&mut connection).await.unwrap();
     rows.iter().map(|row| row.get::<String, _>(0)).collect()
+}
+
+/// The first chain's session ends, and before it is back another process finds the chain without an owner.
+async fn take_the_lock(world: &World) -> PgConnection {
+    let mut connection = world.superuser().await;
+    let chain = sqlx::query("SELECT chain FROM event LIMIT 1").fetch_one(&mut connection).await.unwrap().get::<Vec<u8>, _>(0);
+    let key = i64::from_be_bytes(chain[..8].try_into().unwrap());
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' \
+         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    connection.execute(end).await.unwrap();
+    sqlx::query("SELECT pg_advisory_lock($1)").bind(key).execute(&mut connection).await.unwrap();
+    connection
 }
 
 #[tokio::test]
@@ -57,15 +69,7 @@ async fn whoever_lost_its_session_to_another_withholds_what_was_open_and_begins_
     let world = World::postgres();
     let first = world.start().await;
     let open = world.open(&first).await;
-    // The first's session ends, and before it is back another process finds its chain without an owner.
-    let mut connection = world.superuser().await;
-    let chain = sqlx::query("SELECT chain FROM event LIMIT 1").fetch_one(&mut connection).await.unwrap().get::<Vec<u8>, _>(0);
-    let key = i64::from_be_bytes(chain[..8].try_into().unwrap());
-    let took = sqlx::query(
-        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
-    );
-    took.execute(&mut connection).await.unwrap();
-    sqlx::query("SELECT pg_advisory_lock($1)").bind(key).execute(&mut connection).await.unwrap();
+    let connection = take_the_lock(&world).await;
     let outcome = open.issue_later();
     world.until("it begins a new chain", || first.accepting(world.hands.now()).is_ok()).await;
     assert_eq!(outcome.await.unwrap().unwrap_err().reason(), Reason::LedgerDown, "the certificate is withheld");
@@ -77,6 +81,29 @@ async fn whoever_lost_its_session_to_another_withholds_what_was_open_and_begins_
     second.shutdown().await;
     let report = world.holds().await;
     assert_eq!((report.chains, report.issued, report.unknown, report.open), (3, 2, 1, 0));
+}
+
+#[tokio::test]
+async fn a_chain_that_begins_in_the_midst_of_a_life_knows_what_was_reloaded() {
+    let world = World::postgres();
+    let ledger = world.start().await;
+    let second = Ca::new();
+    ledger.reloaded(vec![second.fact()], [9; 32]).await.unwrap();
+    let connection = take_the_lock(&world).await;
+    drop(ledger.open_made(world.make(&ledger)).await);
+    world.until("it begins a new chain", || ledger.accepting(world.hands.now()).is_ok()).await;
+    drop(connection);
+    let made = second.make(ledger.period(world.hands.now()), world.hands.now());
+    ledger.open_made(made).await.unwrap().issue().await.unwrap();
+    world.issue(&ledger).await;
+    let begun = world.events().await.into_iter().filter_map(|event| match event {
+        Event::Start { config, .. } => Some(config),
+        _ => None,
+    });
+    assert_eq!(begun.collect::<Vec<_>>(), [[5; 32], [9; 32]]);
+    ledger.shutdown().await;
+    world.start().await.shutdown().await;
+    assert_eq!(world.holds().await.issued, 2);
 }
 
 #[tokio::test]
