@@ -114,7 +114,7 @@ impl Pipeline {
         let outcome = match tokio::time::timeout_at(limit, self.walk(call, &mut caller)).await {
             Ok(outcome) => outcome,
             // A ledger that cannot record is why, and agents try again on Unavailable.
-            Err(_) => match self.ledger.accepting(self.clock.now()) {
+            Err(_) => match self.ledger.answering(self.clock.now()) {
                 Err(down) => Err(down),
                 Ok(()) => Err(Refusal::new(Reason::Deadline, "the call's time limit passed")),
             },

@@ -178,6 +178,11 @@ impl Ledger {
         if self.queue.is_closed() { Err(gone()) } else { self.status.accepting(now) }
     }
 
+    /// What a call that has run out of time was waiting for, if it is the ledger.
+    pub fn answering(&self, now: Timestamp) -> Result<(), Refusal> {
+        if self.queue.is_closed() { Err(gone()) } else { self.status.answering(now) }
+    }
+
     /// Makes the draft's intent durable. Only what this returns may be signed.
     pub async fn open(&self, draft: Draft, evidence: &Evidence, request: RequestId) -> Result<Recorded<Draft>, NotOpened<Draft>> {
         let intent = intent_of(&draft, evidence);

@@ -16,6 +16,9 @@ pub(super) const CLOCK_TOLERANCE: Duration = Duration::from_secs(2);
 /// A commit that takes longer counts as a ledger that is down, for new calls.
 const SLOW_COMMIT: Duration = Duration::from_secs(2);
 
+/// A commit that takes longer is why the calls that wait for it run out of time.
+const LATE_COMMIT: Duration = Duration::from_millis(250);
+
 /// Months of partitions below which readiness says so.
 pub const FEW_MONTHS: u32 = 2;
 
@@ -129,6 +132,21 @@ impl Status {
         self.commit_began.store(0, Ordering::Relaxed);
     }
 
+    /// How long the commit in flight has been waiting.
+    fn commit_age(&self) -> Duration {
+        match self.commit_began.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            began => self.epoch.elapsed().saturating_sub(Duration::from_millis(began - 1)),
+        }
+    }
+
+    /// What a call that has run out of time was waiting for, if it is the ledger.
+    pub(super) fn answering(&self, now: Timestamp) -> Result<(), Refusal> {
+        self.accepting(now)?;
+        let late = || Refusal::new(Reason::LedgerDown, "the ledger did not answer within the call's time limit");
+        if self.commit_age() > LATE_COMMIT { Err(late()) } else { Ok(()) }
+    }
+
     /// The chain's period, or the month of `now` if that is later.
     pub(super) fn period(&self, now: Timestamp) -> Period {
         Period::new(self.period.load(Ordering::Relaxed)).map_or(now.period(), |period| period.max(now.period()))
@@ -147,8 +165,7 @@ impl Status {
             State::WentBack(cause) => return Err(Refusal::new(Reason::LedgerDown, format_args!("the ledger went back: {cause}"))),
             State::Stopped => return Err(Refusal::new(Reason::Stopping, "the ledger is closed")),
         }
-        let began = self.commit_began.load(Ordering::Relaxed);
-        if began != 0 && self.epoch.elapsed().saturating_sub(Duration::from_millis(began - 1)) > SLOW_COMMIT {
+        if self.commit_age() > SLOW_COMMIT {
             return Err(Refusal::new(Reason::LedgerDown, "the ledger is down: a commit has been waiting for more than 2 s"));
         }
         if let Some(refusal) = self.clock_apart(now) {
