@@ -166,7 +166,10 @@ async fn nothing_is_recorded_by_a_clock_that_is_not_the_databases() {
         move_clock(&ca.material, "+0s");
         let corrected = std::time::Instant::now();
         ca.until("recording", || async { channel.call(&Csr::demo().pem, &ask).await.inspect(|chain| ca.remember(chain)).is_ok() }).await;
-        println!("clock {offset} from the database's: resumed {} ms after it was corrected", corrected.elapsed().as_millis());
+        softhsm_tests::tell(&format!(
+            "clock {offset} from the database's: resumed {} ms after it was corrected",
+            corrected.elapsed().as_millis()
+        ));
     }
     // Two calls since then, of two rows each; nothing else was signed or recorded, and none with a time that was not so.
     ca.until("idle", || async { ca.open_intents(&ca.export()) == 0 }).await;

@@ -56,13 +56,13 @@ async fn ten_thousand_calls_cancelled_at_random_moments_leave_no_open_intent() {
     ca.until("idle", || async { ca.metric("ca_server_calls_in_flight").await == 0.0 && ca.open_intents(&ca.export()) == 0 }).await;
     let ledger = ca.check();
     let cancelled = cancelled.into_inner();
-    println!(
+    softhsm_tests::tell(&format!(
         "{cancelled} of {CALLS} calls cancelled; {} intents, {} issued, {} failed, {} unknown",
         ledger.count("intent"),
         ledger.count("issued"),
         ledger.count("failed"),
         ledger.count("unknown")
-    );
+    ));
     assert!(cancelled > CALLS / 10, "the test cancels: {cancelled}");
     assert_eq!((ca.open_intents(&ledger), ledger.count("start")), (0, 1), "with no restart");
     ca.call(&csr, &ask).await.expect("and it serves on");
@@ -117,13 +117,13 @@ async fn kill_nine_under_load(setup: Setup, ledger_on: &str) {
         ca.restart().await;
     }
     let ledger = ca.check();
-    println!(
+    softhsm_tests::tell(&format!(
         "{KILLS} kills of the daemon on {ledger_on}, {received} certificates received; {} intents, {} issued, {} unknown; {} signatures by the module",
         ledger.count("intent"),
         ledger.count("issued"),
         ledger.count("unknown"),
         ca.faults().signatures()
-    );
+    ));
     assert_eq!(ca.open_intents(&ledger), 0, "what the dead left open is filed as unknown");
     assert_eq!(ledger.count("chain_ended"), usize::try_from(KILLS).expect("small"), "each dead chain is named once");
     assert_eq!(ledger.count("failed"), 0);
@@ -154,7 +154,7 @@ async fn kill_nine_of_postgres_under_load_twenty_times_loses_and_invents_nothing
     load.stop().await;
     ca.until("settled", || async { ca.open_intents(&ca.export()) == 0 }).await;
     let ledger = ca.check();
-    println!(
+    softhsm_tests::tell(&format!(
         "{KILLS} kills of Postgres, {} certificates received, resumed after at most {} ms; {} intents, {} issued, {} failed, {} unknown; \
          calls refused: {:?}",
         load.issued(),
@@ -164,7 +164,7 @@ async fn kill_nine_of_postgres_under_load_twenty_times_loses_and_invents_nothing
         ledger.count("failed"),
         ledger.count("unknown"),
         load.refused()
-    );
+    ));
     assert_eq!((ledger.count("start"), ledger.count("unknown")), (1, 0), "the daemon has lived through it all");
     assert!(load.unanswered().is_empty(), "{:?}", load.unanswered());
     assert!(load.refused().keys().all(|code| code == "Unavailable"), "{:?}", load.refused());

@@ -34,10 +34,10 @@ async fn reloads_and_new_serving_certificates_drop_no_call() {
         none_failed(&load, &ledger);
         assert!(load.unanswered().is_empty(), "{:?}", load.unanswered());
         let serving = ledger.kind("intent").into_iter().filter(|row| row["purpose"] == "serving").count();
-        println!(
+        softhsm_tests::tell(&format!(
             "{ROUNDS} reloads on {ledger_on}: {serving} serving certificates, {} certificates received, no call failed",
             load.issued()
-        );
+        ));
         assert_eq!((serving, ledger.count("reload")), (1 + ROUNDS, ROUNDS));
     }
 }
@@ -63,10 +63,10 @@ async fn a_graceful_restart_behind_a_second_daemon_fails_no_accepted_call() {
     load.stop().await;
     let ledger = first.check_with(&[&second]);
     none_failed(&load, &ledger);
-    println!(
+    softhsm_tests::tell(&format!(
         "{ROUNDS} restarts in order behind a second daemon: {} certificates received; never taken, and sent again: {:?}",
         load.issued(),
         load.unanswered()
-    );
+    ));
     assert_eq!((ledger.count("end"), first.open_intents(&ledger)), (ROUNDS, 0));
 }

@@ -55,14 +55,14 @@ impl UnderLoad {
         let ca = &self.ca;
         ca.until("settled", || async { ca.open_intents(&ca.export()) == 0 }).await;
         let ledger = ca.check();
-        println!(
+        softhsm_tests::tell(&format!(
             "{outage}: resumed {} ms after its end; {} certificates, calls refused: {:?}; {} intents failed, {} unknown",
             after.as_millis(),
             self.load.issued(),
             self.load.refused(),
             ledger.count("failed"),
             ledger.count("unknown"),
-        );
+        ));
         assert_eq!(ledger.count("start"), 1, "no chain but the first");
         assert!(self.load.unanswered().is_empty(), "{:?}", self.load.unanswered());
         let refused = self.load.refused();
@@ -124,7 +124,7 @@ async fn no_connection_is_left() {
     assert!(full.contains("connection slots") || full.contains("too many clients"), "{full}");
     under_load.ca.signal("CONT");
     under_load.is_refused().await;
-    println!("{} connections taken: {full}", taken.len());
+    softhsm_tests::tell(&format!("{} connections taken: {full}", taken.len()));
     drop::<Vec<PgConnection>>(taken);
     under_load.resumes("no connection left").await;
 }
@@ -189,13 +189,13 @@ async fn a_connection_that_is_cut_around_a_commit_loses_and_doubles_nothing() {
     load.stop().await;
     ca.until("settled", || async { ca.open_intents(&ca.export()) == 0 }).await;
     let ledger = ca.check();
-    println!(
+    softhsm_tests::tell(&format!(
         "{CUTS} cuts, of which {} between the rows and the commit's answer; resumed after at most {} ms; {} certificates, refused: {:?}",
         CUTS - CUTS.div_ceil(3),
         longest.as_millis(),
         load.issued(),
         load.refused(),
-    );
+    ));
     assert_eq!(ledger.count("start"), 1, "no chain but the first");
     let refused = load.refused();
     assert!(refused.keys().all(|code| code == "Unavailable"), "{refused:?}");
@@ -220,7 +220,7 @@ async fn a_database_restored_from_an_older_copy_is_never_written_again() {
     assert_eq!(ca.faults().signatures(), signatures);
     assert!(ca.get("/healthz/ready").await.1.contains("the ledger went back"), "{}", ca.get("/healthz/ready").await.1);
     let ledger = ca.export();
-    println!("went back: {} certificates were received, {} outcomes are left", load.issued(), ledger.count("issued"));
+    softhsm_tests::tell(&format!("went back: {} certificates were received, {} outcomes are left", load.issued(), ledger.count("issued")));
     assert!(ledger.count("issued") < load.issued());
     assert_eq!(cluster.psql(SUPERUSER, "SELECT pg_is_in_recovery()"), "f");
 }

@@ -49,13 +49,13 @@ async fn four_daemons_on_one_database_pass_the_audit_together() {
     }
     let others: Vec<&TestCa> = others.iter().collect();
     let ledger = first.check_with(&others);
-    println!(
+    softhsm_tests::tell(&format!(
         "{DAEMONS} daemons on one database: {} intents in {} chains, {} issued, {} received",
         ledger.count("intent"),
         ledger.count("start"),
         ledger.count("issued"),
         loads.iter().map(Load::issued).sum::<usize>()
-    );
+    ));
     assert_eq!((first.open_intents(&ledger), ledger.count("unknown"), ledger.count("failed")), (0, 0, 0));
     for ca in &mut daemons {
         assert!(ca.stop().success());
@@ -81,7 +81,7 @@ async fn what_a_killed_daemon_left_open_is_closed_by_another_within_a_minute() {
     let died = Instant::now();
     dead.kill();
     heir.until("closed", || async { heir.export().count("unknown") == 4 }).await;
-    println!("4 orphans of a killed daemon: closed by another after {} s", died.elapsed().as_secs());
+    softhsm_tests::tell(&format!("4 orphans of a killed daemon: closed by another after {} s", died.elapsed().as_secs()));
     heir.call(&csr, &ask).await.expect("it serves on");
     let ledger = heir.check_with(&[&dead]);
     assert_eq!((ledger.count("chain_ended"), heir.open_intents(&ledger)), (1, 0));
@@ -114,12 +114,12 @@ async fn stands_still_and_goes_on(database: &LedgerDatabase<'_>, loss: &Loss<'_>
             block_in_place(end);
         }
         heir.until("declared dead", || async { heir.export().count("chain_ended") == 1 }).await;
-        println!("a daemon that stands still is declared dead by another after {} s", stopped.elapsed().as_secs());
+        softhsm_tests::tell(&format!("a daemon that stands still is declared dead by another after {} s", stopped.elapsed().as_secs()));
         paused.signal("CONT");
     };
     let (answer, ()) = tokio::join!(channel.call(&csr, &ask), interrupted);
     let status = answer.expect_err("what was open is withheld");
-    println!("its caller got {:?}: {}", status.code(), status.message());
+    softhsm_tests::tell(&format!("its caller got {:?}: {}", status.code(), status.message()));
     assert!(matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded), "{status}");
     paused.until_ready().await;
     paused.until("serving on", || async { paused.call(&csr, &ask).await.is_ok() }).await;
@@ -163,7 +163,7 @@ async fn a_daemon_whose_session_was_ended_and_whose_lock_nobody_took_goes_on_in_
     load.stop().await;
     ca.until("settled", || async { ca.open_intents(&ca.export()) == 0 }).await;
     let ledger = ca.check();
-    println!("{ENDED} sessions ended under load: {} certificates, refused: {:?}", load.issued(), load.refused());
+    softhsm_tests::tell(&format!("{ENDED} sessions ended under load: {} certificates, refused: {:?}", load.issued(), load.refused()));
     assert_eq!((ledger.count("start"), ledger.count("unknown")), (1, 0), "an outcome that waited is recorded");
 }
 
@@ -183,13 +183,13 @@ async fn under_load_a_daemon_that_stood_still_never_gives_an_intent_a_second_out
     other.stop().await;
     heir.until("settled", || async { heir.open_intents(&heir.export()) == 0 }).await;
     let ledger = heir.check_with(&[&paused]);
-    println!(
+    softhsm_tests::tell(&format!(
         "stood still under load: {} and {} certificates, {} intents unknown, refused: {:?}",
         load.issued(),
         other.issued(),
         ledger.count("unknown"),
         load.refused()
-    );
+    ));
     assert_eq!((heir.open_intents(&ledger), ledger.count("start")), (0, 3));
     assert!(other.refused().is_empty() && other.unanswered().is_empty(), "the other has noticed nothing");
 }
