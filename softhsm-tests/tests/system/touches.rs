@@ -73,12 +73,17 @@ pub async fn traced(ca: &mut TestCa, touched: Touched, scope: Scope, injection: 
     if touched == Touched::Accept {
         strace = Some(Strace::attach(ca.pid(), &Scope { calls: calls_of(&scope, ACCEPTING), ..scope.clone() }, injection));
     }
-    let stream = TcpStream::connect(address).await.expect("the kernel accepts");
+    // A daemon that dies as it accepts resets the connection before it is there.
+    let connected = TcpStream::connect(address).await;
     let mut strace = match strace {
         Some(strace) => strace,
-        None => Strace::attach(ca.pid(), &Scope { paths: paths(ca, touched, &stream).await, ..scope }, injection),
+        None => {
+            let stream = connected.as_ref().expect("the kernel accepts");
+            Strace::attach(ca.pid(), &Scope { paths: paths(ca, touched, stream).await, ..scope }, injection)
+        }
     };
     let call = async {
+        let stream = connected.map_err(|error| Status::unavailable(error.to_string()))?;
         let channel = Channel::over(stream, config).await.map_err(|error| Status::unavailable(error.to_string()))?;
         channel.call(&csr, &ask).await
     };
