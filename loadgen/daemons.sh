@@ -120,7 +120,8 @@ fresh_ledger() {
             --application "daemon$ledgers_made" >"$work/migrate.log" 2>&1 || { cat "$work/migrate.log" >&2; exit 3; }
         ledger_url="postgres://daemon$ledgers_made@/$database?host=$work/postgres&port=5432"
     fi
-    sed -i "s|^url = .*|url = \"$ledger_url\"|" "$2/ca.toml"
+    # In sed's replacement an ampersand is the whole match.
+    sed -i "s|^url = .*|url = \"${ledger_url//&/\\&}\"|" "$2/ca.toml"
 }
 
 # ledger_bytes sqlite|postgres: heap and indexes; the daemon has stopped.
