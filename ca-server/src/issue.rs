@@ -122,7 +122,8 @@ impl Pipeline {
         match &outcome {
             Ok(answer) => {
                 let (draft, caller) = (answer.issued.draft(), caller.as_ref().map(Caller::evidence));
-                tracing::info!(serial = %draft.serial(), identity = draft.identity().map(tracing::field::display), issuer = draft.issuer_id(),
+                // The ledger is the record of issuances; the log is for what an operator must see.
+                tracing::debug!(serial = %draft.serial(), identity = draft.identity().map(tracing::field::display), issuer = draft.issuer_id(),
                     credential = caller.map(|evidence| evidence.credential.as_str()), not_after = %draft.validity().1, "issued");
             }
             Err(refusal) => self.record(call, caller.as_ref(), refusal),

@@ -182,7 +182,8 @@ fn no_secret_of_the_compose_file_is_readable_by_others_or_made_twice() {
     let token = String::from_utf8(run(&mut Command::new(copy.compose.join("demo-token"))).stdout).expect("text");
     let keys = ca_server::authn::jwks::parse(&std::fs::read(copy.compose.join("state/jwks.json")).expect("made")).expect("a key set");
     let (issuer, now) = ("https://demo-issuer.ca-server.invalid", ca_server::clock::Clock::default().now());
-    ca_server::authn::jwt::check(token.trim(), &keys[0], issuer, &["istio-ca".to_owned()], now).expect("a token that the daemon accepts");
+    let token = ca_server::authn::jwt::Unverified::read(token.trim()).expect("a token");
+    token.verify(&keys[0], issuer, &["istio-ca".to_owned()], now).expect("a token that the daemon accepts");
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! Service-account tokens (RFC 7519) of configured issuers. The issuer is pinned to its keys; algorithms come from a fixed list;
-//! a claim that is there but malformed is a refusal, never read as absent. `check` is a plain function of its inputs.
+//! a claim that is there but malformed is a refusal, never read as absent. Header and claims are read once; nothing of them is used before the
+//! signature is verified, but to find the key. `Unverified::verify` is a plain function of its inputs.
 
 use std::net::SocketAddr;
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use jsonwebtoken::{Algorithm, Validation};
+use jsonwebtoken::{Algorithm, Header};
 use serde::{Deserialize, Deserializer};
 
 use super::Credentials;
@@ -91,18 +92,18 @@ impl Tokens {
         now: Timestamp,
     ) -> Result<(SpiffeId, Evidence), Refusal> {
         let bad = |why: &dyn std::fmt::Display| Refusal::new(Reason::BadCredentials, format_args!("token: {why}"));
-        let outline = Outline::read(token).map_err(|why| bad(&why))?;
+        let unverified = Unverified::read(token).map_err(|why| bad(&why))?;
         let issuer = self
             .issuers
             .iter()
-            .find(|issuer| issuer.cluster == cluster && issuer.issuer == outline.issuer)
-            .ok_or_else(|| bad(&format_args!("no issuer {:?} for cluster {cluster}", outline.issuer)))?;
-        let key = match issuer.jwks.key(outline.key_id.as_deref(), now).await {
+            .find(|issuer| issuer.cluster == cluster && issuer.issuer == unverified.issuer())
+            .ok_or_else(|| bad(&format_args!("no issuer {:?} for cluster {cluster}", unverified.issuer())))?;
+        let key = match issuer.jwks.key(unverified.key_id(), now).await {
             Ok(Some(key)) => key,
-            Ok(None) => return Err(bad(&format_args!("no key {:?} of {}", outline.key_id, issuer.issuer))),
+            Ok(None) => return Err(bad(&format_args!("no key {:?} of {}", unverified.key_id(), issuer.issuer))),
             Err(error) => return Err(Refusal::new(Reason::TokenCheckDown, format_args!("keys of {}: {error}", issuer.issuer))),
         };
-        let claims = check(token, &key, &issuer.issuer, &issuer.audiences, now).map_err(|why| bad(&why))?;
+        let claims = unverified.verify(&key, &issuer.issuer, &issuer.audiences, now).map_err(|why| bad(&why))?;
         let digest = || format!("sha256:{}", hex::encode(sha256(token.as_bytes())));
         let evidence = Evidence {
             credential: Credential::Jwt,
@@ -117,28 +118,75 @@ impl Tokens {
     }
 }
 
-/// What a token says of itself before anything is verified: which issuer's key to check it with.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Outline {
-    issuer: String,
-    key_id: Option<String>,
+/// What a token says of itself before anything is verified. `verify` is the only way from it to claims.
+#[derive(Debug)]
+pub struct Unverified<'a> {
+    signed: &'a str,
+    signature: &'a str,
+    header: Header,
+    claims: RawClaims,
 }
 
-impl Outline {
-    /// Reads header and `iss` under size limits; proves nothing.
-    pub fn read(token: &str) -> Result<Self, String> {
-        #[derive(Deserialize)]
-        struct Payload {
-            iss: String,
-        }
+impl<'a> Unverified<'a> {
+    /// Reads header and claims under size limits; proves nothing.
+    pub fn read(token: &'a str) -> Result<Self, String> {
         if token.len() > MAX_TOKEN {
             return Err(format!("{} bytes, at most {MAX_TOKEN} are read", token.len()));
         }
         let header = jsonwebtoken::decode_header(token).map_err(|error| error.to_string())?;
-        let payload = token.split('.').nth(1).unwrap_or_default();
+        let (signed, signature) = token.rsplit_once('.').ok_or("it does not have three parts")?;
+        let (_, payload) = signed.split_once('.').ok_or("it does not have three parts")?;
         let payload = BASE64_URL_SAFE_NO_PAD.decode(payload).map_err(|_| "payload is not base64url".to_owned())?;
-        let payload: Payload = serde_json::from_slice(&payload).map_err(|_| "payload has no text `iss`".to_owned())?;
-        Ok(Self { issuer: payload.iss, key_id: header.kid })
+        let claims = serde_json::from_slice(&payload).map_err(|error| format!("claims: {error}"))?;
+        Ok(Self { signed, signature, header, claims })
+    }
+
+    /// Who it claims to be from (`iss`), which says whose keys to verify it with.
+    pub fn issuer(&self) -> &str {
+        &self.claims.iss
+    }
+
+    /// The key that it names (`kid`).
+    pub fn key_id(&self) -> Option<&str> {
+        self.header.kid.as_deref()
+    }
+
+    /// Verifies it with one key of its issuer: signature, `iss`, `aud`, `exp`, `nbf`, and a `sub` that names a service account.
+    pub fn verify(self, key: &VerifyKey, issuer: &str, audiences: &[String], now: Timestamp) -> Result<Claims, String> {
+        let (header, claims) = (self.header, self.claims);
+        if header.crit.is_some() {
+            // RFC 7515 §4.1.11: what is critical and not understood must be refused, and nothing critical is understood here.
+            return Err("it has critical header parameters".to_owned());
+        }
+        if !ALGORITHMS.contains(&header.alg) || key.algorithm.is_some_and(|pinned| pinned != header.alg) {
+            return Err(format!("algorithm {:?} is not accepted here", header.alg));
+        }
+        match jsonwebtoken::crypto::verify(self.signature, self.signed.as_bytes(), &key.key, header.alg) {
+            Ok(true) => {}
+            Ok(false) => return Err("the signature is not by its issuer's key".to_owned()),
+            Err(error) => return Err(error.to_string()),
+        }
+        if claims.iss != issuer {
+            return Err(format!("it is by issuer {:?}", claims.iss));
+        }
+        if !claims.aud.names_one_of(audiences) {
+            return Err("it is for another audience".to_owned());
+        }
+        if claims.exp <= now.seconds() {
+            return Err(format!("expired at {}", Timestamp::from_seconds(claims.exp)));
+        }
+        if claims.nbf.is_some_and(|not_before| not_before > now.seconds().saturating_add(NOT_BEFORE_LEEWAY_SECONDS)) {
+            return Err("not valid yet".to_owned());
+        }
+        let account = ServiceAccount::parse_username(&claims.sub).ok_or_else(|| format!("sub {:?} names no service account", claims.sub))?;
+        let pod = match claims.kubernetes {
+            None => None,
+            Some(bound) if bound.namespace != account.namespace() || bound.serviceaccount.name != account.name() => {
+                return Err(format!("its kubernetes.io claims name another account than {:?}", claims.sub));
+            }
+            Some(bound) => bound.pod.map(|pod| Pod { name: pod.name, uid: pod.uid }),
+        };
+        Ok(Claims { subject: claims.sub, account, id: claims.jti, pod })
     }
 }
 
@@ -155,9 +203,11 @@ pub struct Claims {
     pub pod: Option<Pod>,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 struct RawClaims {
+    iss: String,
     sub: String,
+    aud: Audience,
     exp: i64,
     #[serde(default, deserialize_with = "present")]
     nbf: Option<i64>,
@@ -167,7 +217,24 @@ struct RawClaims {
     kubernetes: Option<Kubernetes>,
 }
 
-#[derive(Deserialize)]
+/// RFC 7519 §4.1.3: one text or several.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Audience {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Audience {
+    fn names_one_of(&self, audiences: &[String]) -> bool {
+        match self {
+            Self::One(one) => audiences.contains(one),
+            Self::Several(several) => several.iter().any(|one| audiences.contains(one)),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
 struct Kubernetes {
     namespace: String,
     serviceaccount: Named,
@@ -175,7 +242,7 @@ struct Kubernetes {
     pod: Option<Named>,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 struct Named {
     name: String,
     uid: String,
@@ -184,39 +251,4 @@ struct Named {
 /// A claim that is there must have its type; `null` is not "absent".
 fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
-}
-
-/// Verifies a token with one key of its issuer: signature, `iss`, `aud`, `exp`, `nbf`, and a `sub` that names a service account.
-pub fn check(token: &str, key: &VerifyKey, issuer: &str, audiences: &[String], now: Timestamp) -> Result<Claims, String> {
-    let header = jsonwebtoken::decode_header(token).map_err(|error| error.to_string())?;
-    if header.crit.is_some() {
-        // RFC 7515 §4.1.11: what is critical and not understood must be refused, and nothing critical is understood here.
-        return Err("it has critical header parameters".to_owned());
-    }
-    if !ALGORITHMS.contains(&header.alg) || key.algorithm.is_some_and(|pinned| pinned != header.alg) {
-        return Err(format!("algorithm {:?} is not accepted here", header.alg));
-    }
-    let mut validation = Validation::new(header.alg);
-    validation.required_spec_claims = ["exp", "iss", "aud", "sub"].map(str::to_owned).into();
-    validation.set_issuer(&[issuer]);
-    validation.set_audience(audiences);
-    // The library reads the system's clock and allows a minute; both times are compared below with the `now` of the call.
-    validation.validate_exp = false;
-    validation.validate_nbf = false;
-    let claims: RawClaims = jsonwebtoken::decode(token, &key.key, &validation).map_err(|error| error.to_string())?.claims;
-    if claims.exp <= now.seconds() {
-        return Err(format!("expired at {}", Timestamp::from_seconds(claims.exp)));
-    }
-    if claims.nbf.is_some_and(|not_before| not_before > now.seconds().saturating_add(NOT_BEFORE_LEEWAY_SECONDS)) {
-        return Err("not valid yet".to_owned());
-    }
-    let account = ServiceAccount::parse_username(&claims.sub).ok_or_else(|| format!("sub {:?} names no service account", claims.sub))?;
-    let pod = match claims.kubernetes {
-        None => None,
-        Some(bound) if bound.namespace != account.namespace() || bound.serviceaccount.name != account.name() => {
-            return Err(format!("its kubernetes.io claims name another account than {:?}", claims.sub));
-        }
-        Some(bound) => bound.pod.map(|pod| Pod { name: pod.name, uid: pod.uid }),
-    };
-    Ok(Claims { subject: claims.sub, account, id: claims.jti, pod })
 }

@@ -88,10 +88,7 @@ impl Writer {
             }
             Ok(Begun::ClockBehind(newest)) => self.status.set(State::ClockBehind(newest)),
             Ok(Begun::ClockApart) => self.clock_is_apart(),
-            Err(error) => {
-                self.disconnect().await;
-                self.go_down(&error);
-            }
+            Err(error) => self.lose_database(&error).await,
         }
     }
 }

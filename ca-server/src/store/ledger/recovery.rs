@@ -127,21 +127,26 @@ impl Writer {
         match database.probe().await {
             Ok(()) => true,
             Err(error) => {
-                self.disconnect().await;
-                self.go_down(&error);
+                self.lose_database(&error).await;
                 false
             }
         }
     }
 
+    /// The connection is of no use any more.
+    pub(super) async fn lose_database(&mut self, cause: &(dyn Display + Sync)) {
+        self.disconnect().await;
+        self.go_down(cause);
+    }
+
     /// Closes the connection before another is opened: nothing of it may be committed later.
-    pub(super) async fn disconnect(&mut self) {
+    async fn disconnect(&mut self) {
         if let Some(database) = self.database.take() {
             let _ = database.close().await;
         }
     }
 
-    pub(super) fn go_down(&mut self, cause: &dyn Display) {
+    fn go_down(&mut self, cause: &dyn Display) {
         match &*self.status.state() {
             State::WentBack(_) => return,
             State::Down(_) => {}

@@ -25,23 +25,19 @@ impl Writer {
             self.upkeep.search_at = now + SEARCH;
             done = self.succeed_the_dead().await;
         }
-        match done {
-            Ok(()) => {}
-            Err(SurveyError::Corrupt(cause)) => {
-                tracing::error!(cause, "dead processes cannot be looked for: a row cannot be read");
-                // Others may be able to read it.
-                if let Some(database) = &mut self.database
-                    && let Err(error) = database.release_claims().await
-                {
-                    self.disconnect().await;
-                    self.go_down(&error);
-                }
-            }
-            Err(SurveyError::Database(error)) => {
-                self.disconnect().await;
-                self.go_down(&error);
-            }
+        if let Err(SurveyError::Corrupt(cause)) = &done {
+            tracing::error!(cause, "dead processes cannot be looked for: a row cannot be read");
+            // Others may be able to read it.
+            done = self.release_claims().await;
         }
+        if let Err(error) = done {
+            self.lose_database(&error).await;
+        }
+    }
+
+    async fn release_claims(&mut self) -> Result<(), SurveyError> {
+        let Some(database) = &mut self.database else { return Ok(()) };
+        Ok(database.release_claims().await?)
     }
 
     /// Asks for the database's time.
@@ -62,11 +58,6 @@ impl Writer {
         }
         let items = legacy.dead.into_iter().flat_map(DeadChain::last_words);
         let items: Vec<Item> = items.map(|(event, request)| Item { event, request, answer: Answer::WhileClaimed }).collect();
-        if (items.is_empty() || self.record(items).await)
-            && let Some(database) = &mut self.database
-        {
-            database.release_claims().await?;
-        }
-        Ok(())
+        if items.is_empty() || self.record(items).await { self.release_claims().await } else { Ok(()) }
     }
 }
