@@ -2,6 +2,7 @@
 
 mod reload;
 mod serving;
+pub(crate) mod signers;
 pub(crate) mod snapshot;
 mod watched;
 

@@ -18,6 +18,8 @@ pub struct Issuer {
     pub chain: Arc<IssuerChain>,
     /// The key's signer; `None` when retiring.
     pub signer: Option<Signer>,
+    /// What the signer was started with, so that a reload keeps one that would be started just the same.
+    pub started_with: Arc<str>,
 }
 
 /// The issuers of one snapshot, in the config's order.
@@ -54,6 +56,7 @@ fn refusal(failure: &SignFailure) -> Refusal {
         SignError::Busy(_) => Reason::Overloaded,
         SignError::Lost(_) => Reason::DeviceDown,
         SignError::Locked(_) | SignError::Rejected(_) => Reason::DeviceRefused,
+        SignError::Forbidden(_) => Reason::GuardRefused,
         SignError::Stopped => Reason::Stopping,
     };
     Refusal::new(reason, failure)

@@ -10,6 +10,8 @@ pub mod config;
 pub mod digest;
 pub mod evidence;
 pub mod front;
+pub mod guard;
+pub mod hardening;
 pub mod issue;
 pub mod issuer;
 pub mod metrics;

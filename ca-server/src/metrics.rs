@@ -216,7 +216,7 @@ impl Metrics {
             Reason::LedgerDown | Reason::DeviceDown | Reason::Stopping | Reason::Clock | Reason::DeviceRefused => {
                 sign_error("CA_NOT_READY")
             }
-            Reason::IssuerExpired | Reason::Internal | Reason::Deadline => sign_error("CERT_GEN_ERROR"),
+            Reason::IssuerExpired | Reason::GuardRefused | Reason::Internal | Reason::Deadline => sign_error("CERT_GEN_ERROR"),
             Reason::Overloaded => {}
         }
     }

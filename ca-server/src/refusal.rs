@@ -77,6 +77,8 @@ pub enum Reason {
     Clock,
     /// The device refused log-in or the key.
     DeviceRefused,
+    /// The signer's guard forbids what was to be signed: this daemon is at fault, or taken over.
+    GuardRefused,
     /// The issuer's certificate has ended.
     IssuerExpired,
     /// A bug or a broken device: what was signed does not verify, what was built does not parse.
@@ -106,6 +108,7 @@ impl Reason {
             Self::Stopping => "stopping",
             Self::Clock => "clock",
             Self::DeviceRefused => "device_refused",
+            Self::GuardRefused => "guard_refused",
             Self::IssuerExpired => "issuer_expired",
             Self::Internal => "internal",
         }
@@ -127,7 +130,7 @@ impl Reason {
             Self::LedgerDown | Self::DeviceDown | Self::TokenCheckDown | Self::Stopping | Self::Clock | Self::DeviceRefused => {
                 Code::Unavailable
             }
-            Self::IssuerExpired | Self::Internal => Code::Internal,
+            Self::GuardRefused | Self::IssuerExpired | Self::Internal => Code::Internal,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A private key that can be asked for a signature. Knows bytes, keys and devices; knows nothing of certificates, databases or networks.
 //!
-//! `KeyUri` names a key, a back end (`pkcs11`, `file`) opens it as a `Device`, and `pool::Signer` puts a bounded queue and threads before it.
+//! `KeyUri` names a key, a back end (`pkcs11`, `file`) opens it as a `Device`, and `pool` puts a bounded queue and threads before it. A `Signer`
+//! is such a pool, in this process or in another (`process`).
 
 mod algorithm;
 mod secret_file;
@@ -10,12 +11,16 @@ pub mod conformance;
 pub mod file;
 pub mod pkcs11;
 pub mod pool;
+pub mod process;
+mod signer;
 
 use std::time::{Duration, Instant};
 
 pub use algorithm::{Algorithm, KeyKind, PublicKey, UnknownName};
-pub use pool::{Health, HealthState, PoolOptions, Signer};
+pub use pool::job::Timing;
+pub use pool::{Health, HealthState, Pool, PoolOptions};
 pub use secret_file::{SecretFileError, check_secret_file, read_password, read_pin};
+pub use signer::Signer;
 pub use uri::{KeyUri, Pkcs11Uri, UriError};
 
 /// One private key inside one device. May block; knows nothing of async or of certificates.
@@ -103,6 +108,9 @@ pub enum SignError {
     /// Operator: the device refuses this key, mechanism or message.
     #[error("the device rejected the request: {0}")]
     Rejected(String),
+    /// Operator, at once: the guard of a signer process was asked to sign what its rules forbid. Whoever asked is taken over or has a fault.
+    #[error("the signer's guard forbids it: {0}")]
+    Forbidden(String),
     /// The signer is shutting down.
     #[error("the signer has stopped")]
     Stopped,
@@ -112,7 +120,7 @@ impl SignError {
     /// The cause alone, without who must act.
     pub fn cause(&self) -> &str {
         match self {
-            Self::Busy(cause) | Self::Lost(cause) | Self::Locked(cause) | Self::Rejected(cause) => cause,
+            Self::Busy(cause) | Self::Lost(cause) | Self::Locked(cause) | Self::Rejected(cause) | Self::Forbidden(cause) => cause,
             Self::Stopped => "the signer has stopped",
         }
     }

@@ -1,11 +1,11 @@
-//! A signer: a bounded queue before threads that each own one session with the same key.
+//! A bounded queue before threads that each own one session with the same key.
 //!
 //! A job has one deadline, its call's. It ends exactly once, with a signature or with a failure that says whether its bytes may have reached
 //! the device; that holds when the caller has gone away, too. Losing a session is repaired here and mostly unseen (`seat`); no thread of the
 //! async runtime ever waits for a device.
 
 mod health;
-mod job;
+pub(crate) mod job;
 mod options;
 mod seat;
 mod source;
@@ -18,7 +18,7 @@ pub use health::{Health, HealthState};
 pub use options::PoolOptions;
 
 use crate::{Job, KeyUri, PublicKey, SignError, SignFailure};
-use job::Queued;
+use job::{Answer, Progress, Queued, Timing};
 use source::Source;
 use state::Shared;
 
@@ -29,7 +29,7 @@ const DROP_WAIT: Duration = Duration::from_millis(250);
 
 /// A key that signs jobs. Clones share the same threads, which end when the last clone is dropped.
 #[derive(Clone)]
-pub struct Signer(Arc<Owner>);
+pub struct Pool(Arc<Owner>);
 
 struct Owner {
     shared: Arc<Shared>,
@@ -43,7 +43,7 @@ impl Drop for Owner {
     }
 }
 
-impl Signer {
+impl Pool {
     /// Opens the first session and compares its key with the expected one, then starts the threads. Blocks meanwhile; what fails here is
     /// final. Starting is an operator's act: a PIN that the token refused earlier gets one more try.
     ///
@@ -65,36 +65,30 @@ impl Signer {
         Ok(Self(Arc::new(Owner { shared })))
     }
 
-    /// Queues a job and waits for its signature until its deadline. Once queued the job runs whether or not the caller still waits.
-    pub async fn sign(&self, job: Job) -> Result<Vec<u8>, SignFailure> {
-        let shared = &self.0.shared;
-        let deadline = job.deadline;
-        if Instant::now() >= deadline {
-            return Err(SignFailure {
-                error: SignError::Busy("the deadline had passed before the job was queued".into()),
-                deadline_passed: true,
-                reached_device: false,
-            });
-        }
-        let (queued, progress, answer) = Queued::new(job);
-        shared.push(queued)?;
-        match tokio::time::timeout_at(deadline.into(), answer).await {
-            Ok(Ok(answer)) => answer,
-            // The thread panicked with the job in its hands.
-            Ok(Err(_)) => {
-                let error = SignError::Lost("the signer thread failed".into());
-                Err(SignFailure { error, deadline_passed: false, reached_device: progress.may_have_reached_device() })
-            }
-            Err(_) if progress.abandon() => {
-                let error = SignError::Busy("the deadline passed while the job waited for the device".into());
-                Err(SignFailure { error, deadline_passed: true, reached_device: false })
-            }
-            Err(_) => {
-                shared.report_stuck();
-                let error = SignError::Busy("the deadline passed while the device was signing".into());
-                Err(SignFailure { error, deadline_passed: true, reached_device: true })
-            }
-        }
+    /// Queues a job; `owner` is told how it ended, on the thread that ended it. Once queued the job runs whether or not anybody waits, unless
+    /// `progress` is abandoned first. An error means that it was not queued, and `owner` is not told.
+    pub(crate) fn submit(
+        &self,
+        job: Job,
+        progress: Progress,
+        owner: impl FnOnce(Answer, Timing) + Send + 'static,
+    ) -> Result<(), SignFailure> {
+        self.0.shared.push(Queued::new(job, progress, owner))
+    }
+
+    /// Answers the jobs that have waited past their deadlines.
+    pub(crate) fn fail_late(&self) {
+        self.0.shared.fail_late();
+    }
+
+    /// Tells the observer anew how many threads are stuck.
+    pub(crate) fn report_stuck(&self) {
+        self.0.shared.report_stuck();
+    }
+
+    /// How often a session was opened again.
+    pub(crate) fn reopened(&self) -> u64 {
+        self.0.shared.reopened()
     }
 
     /// The key, fixed since the start: a device that comes back with another one is not used.
@@ -107,29 +101,14 @@ impl Signer {
         self.0.shared.source.uri()
     }
 
-    /// The back end: `pkcs11` or `file`.
-    pub fn kind(&self) -> &'static str {
-        self.uri().kind()
-    }
-
-    /// Whether the key is a mere PEM file, which logs, metrics and readiness must say.
-    pub fn is_file(&self) -> bool {
-        self.uri().is_file()
-    }
-
     /// How it is now. Never waits for a device.
     pub fn health(&self) -> Health {
         self.0.shared.report_stuck();
         self.0.shared.health()
     }
 
-    /// An operator asks (SIGHUP): one more login is tried if the token refused our PIN, and a lost device is tried at once. Never waits.
-    pub fn retry_login(&self) {
-        self.retry_login_ordered_at(Instant::now());
-    }
-
-    /// The same for an order that many signers are given: `ordered_at` is when the operator gave it, the same for all. Those that share a
-    /// token share the one try.
+    /// An operator asked at `ordered_at` (SIGHUP), the same for all who are given the order: one more login is tried if the token refused our
+    /// PIN, and a lost device is tried at once. Those that share a token share the one try. Never waits.
     pub fn retry_login_ordered_at(&self, ordered_at: Instant) {
         self.0.shared.retry_login(ordered_at);
     }
@@ -148,8 +127,8 @@ impl Signer {
     }
 }
 
-impl std::fmt::Debug for Signer {
+impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Signer").field("uri", &self.uri().to_string()).field("public_key", self.public_key()).finish_non_exhaustive()
+        f.debug_struct("Pool").field("uri", &self.uri().to_string()).field("public_key", self.public_key()).finish_non_exhaustive()
     }
 }

@@ -1,32 +1,25 @@
-//! Builds a snapshot from a config: signers, authenticators, policy, bundle. A signer whose key has not changed is taken over from the
-//! snapshot before, sessions and all.
+//! Builds a snapshot from a config: signers, authenticators, policy, bundle.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::server::danger::ClientCertVerifier;
-use signers::{PoolOptions, SignError, Signer};
 
+use super::signers;
 use crate::authn::Authenticators;
 use crate::authn::client_cert::ClientCertificates;
 use crate::authn::jwks::Jwks;
 use crate::authn::jwt::{TokenIssuer, Tokens};
 use crate::cli::Exit;
 use crate::config::{Config, IssuerConfig};
-use crate::issue::{PERMITS, Snapshot};
+use crate::issue::Snapshot;
 use crate::issuer::{Issuer, Issuers};
-use crate::metrics::{Metrics, SignerMetrics};
+use crate::metrics::Metrics;
 use crate::policy::{Choice, Policy};
 use crate::store::ledger::StartFact;
 use crate::timestamp::Timestamp;
 use crate::x509::pem;
-
-/// Sessions per key. SoftHSM gains little beyond; network HSMs are asked for more in a later config key.
-pub(crate) const SESSIONS: usize = 4;
-
-/// A device that takes longer to open its first session is taken for dead.
-const OPENED_WITHIN: Duration = Duration::from_secs(30);
 
 /// A snapshot, and what the TLS configuration needs of it.
 pub(super) struct Parts {
@@ -36,10 +29,7 @@ pub(super) struct Parts {
 
 /// Opens and checks everything that the config names; nothing is in force yet.
 pub(super) async fn build(config: &Config, metrics: &Arc<Metrics>, now: Timestamp, before: Option<&Snapshot>) -> Result<Parts, Exit> {
-    let mut issuers = Vec::new();
-    for issuer in &config.issuers {
-        issuers.push(Issuer { chain: issuer.chain.clone(), signer: signer(issuer, metrics, before).await? });
-    }
+    let issuers = signers::open(config, metrics, before).await?;
     let roots = config.issuers.iter().flat_map(|issuer| issuer.chain.roots().iter().map(Vec::as_slice));
     let certificates = ClientCertificates::new(roots, config.trust_domains.clone()).map_err(Exit::config)?;
     let verifier = certificates.verifier();
@@ -65,37 +55,6 @@ pub(super) fn facts(config: &Config) -> Vec<StartFact> {
         key_uri: issuer.key_uri.clone(),
     });
     ceremonies.chain(issuers).collect()
-}
-
-async fn signer(issuer: &IssuerConfig, metrics: &Arc<Metrics>, before: Option<&Snapshot>) -> Result<Option<Signer>, Exit> {
-    let Some(key) = issuer.key.clone() else {
-        return Ok(None);
-    };
-    let id = issuer.chain.id();
-    let same = |signer: &&Signer| *signer.uri() == key && signer.public_key() == issuer.chain.public_key();
-    let kept = before.and_then(|snapshot| snapshot.issuers.0.iter().filter_map(|issuer| issuer.signer.as_ref()).find(same));
-    if let Some(signer) = kept {
-        return Ok(Some(signer.clone()));
-    }
-    let options = PoolOptions {
-        threads: SESSIONS,
-        queue: PERMITS,
-        expected: Some(issuer.chain.public_key().clone()),
-        observer: Arc::new(SignerMetrics::new(metrics, id)),
-        ..PoolOptions::default()
-    };
-    let started = tokio::task::spawn_blocking(move || Signer::start(key, options));
-    let started = tokio::time::timeout(OPENED_WITHIN, started).await;
-    let silent = |_| Exit::missing(format_args!("issuer {id}: its device has not answered for {} s", OPENED_WITHIN.as_secs()));
-    let signer =
-        started.map_err(silent)?.map_err(|error| Exit::missing(format_args!("issuer {id}: {error}")))?.map_err(|error| match error {
-            SignError::Lost(_) | SignError::Busy(_) | SignError::Stopped => Exit::missing(format_args!("issuer {id}: {error}")),
-            SignError::Locked(_) | SignError::Rejected(_) => Exit::config(format_args!("issuer {id}: {error}")),
-        })?;
-    if signer.is_file() {
-        tracing::warn!(issuer = id, "its key is a file: good for development and migration, no hardware protects it");
-    }
-    Ok(Some(signer))
 }
 
 fn token_issuers(config: &Config, now: Timestamp) -> Result<Vec<TokenIssuer>, Exit> {

@@ -11,6 +11,7 @@ pub mod migrate;
 pub mod quickstart;
 pub mod request;
 pub mod serve;
+pub mod signer;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -75,6 +76,8 @@ struct CommandLine {
 enum Verb {
     /// Run the daemon
     Serve(serve::Args),
+    /// Open devices and sign for a daemon; the daemon starts it by itself
+    Signer(signer::Args),
     /// Make a complete CA to try out, serve, and ask it for a first certificate
     Quickstart(quickstart::Args),
     /// Make a root and an issuing certificate from a reviewed spec
@@ -110,6 +113,7 @@ fn run(line: CommandLine) -> Result<(), Exit> {
     let config = line.config.unwrap_or_else(default_config);
     match line.verb {
         Verb::Serve(args) => serve::run(&args, &config),
+        Verb::Signer(args) => signer::run(&args),
         Verb::Quickstart(args) => quickstart::run(&args),
         Verb::Ceremony(args) => ceremony::run(&args),
         Verb::Request(args) => request::run(&args, &config),

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use signers::KeyUri;
 
-use super::file::{Device, File, Issuer, IssuerState, Jwt, Key, Ledger, Profile as ProfileFile, San};
-use super::{Config, ConfigError, Files, IssuerConfig, JwtConfig, RequestDefaults};
+use super::file::{Device, File, Isolation, Issuer, IssuerState, Jwt, Key, Ledger, Profile as ProfileFile, San};
+use super::{Config, ConfigError, DeviceConfig, Files, IssuerConfig, JwtConfig, RequestDefaults};
 use crate::authn::jwks;
 use crate::digest::sha256;
 use crate::policy::{KeyAllowed, Profile, SanRule, ServingName, TrustDomains};
@@ -18,6 +18,9 @@ use crate::spiffe::TrustDomain;
 use crate::store::ledger::{Location, ServerFiles};
 use crate::timestamp::Timestamp;
 use crate::x509::chain::IssuerChain;
+
+/// Limits on a device's `timeout`.
+const DEVICE_TIMEOUT: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 
 /// Limits on `csr.call_timeout`.
 const CALL_TIMEOUT: std::ops::RangeInclusive<u64> = 100..=60_000;
@@ -69,7 +72,7 @@ impl<'a> Checker<'a> {
             call_timeout: timeout,
             monitoring_listen: self.address("monitoring.listen", &file.monitoring.listen)?,
             ledger,
-            environment: self.environment(&file.device)?,
+            environment: self.environment(&file.device, |device| device.isolation == Isolation::Thread)?,
             issuers,
             profile: self.profile(&file.profile)?,
             jwt: self.each(&file.jwt, |jwt| self.jwt(jwt))?,
@@ -152,10 +155,14 @@ impl<'a> Checker<'a> {
         self.each(names, name)
     }
 
-    /// One process has one environment, so two devices must not want different values.
-    pub(super) fn environment(&self, devices: &BTreeMap<String, Device>) -> Result<BTreeMap<String, String>, ConfigError> {
+    /// One process has one environment, so two devices that are opened in it must not want different values.
+    pub(super) fn environment(
+        &self,
+        devices: &BTreeMap<String, Device>,
+        opened_here: fn(&Device) -> bool,
+    ) -> Result<BTreeMap<String, String>, ConfigError> {
         let mut together = BTreeMap::new();
-        for (device, section) in devices {
+        for (device, section) in devices.iter().filter(|(_, section)| opened_here(section)) {
             for (name, value) in &section.env {
                 let legal = !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
                 if !legal || together.insert(name.clone(), value.clone()).is_some_and(|other| other != *value) {
@@ -176,7 +183,7 @@ impl<'a> Checker<'a> {
             if let Some(device) = issuer.device.as_ref().filter(|device| !file.device.contains_key(*device)) {
                 return Err(self.bad(&format!("issuer.{}.device", issuer.id), format_args!("names [device.{device}], which is not there")));
             }
-            self.issuer(issuer, now, warnings)
+            self.issuer(issuer, &file.device, now, warnings)
         })?;
         if !issuers.iter().any(|issuer| issuer.key.is_some()) {
             return Err(self.bad("issuer", "has no active entry, so nothing could be issued"));
@@ -184,7 +191,13 @@ impl<'a> Checker<'a> {
         Ok(issuers)
     }
 
-    fn issuer(&self, issuer: &Issuer, now: Timestamp, warnings: &mut Vec<String>) -> Result<IssuerConfig, ConfigError> {
+    fn issuer(
+        &self,
+        issuer: &Issuer,
+        devices: &BTreeMap<String, Device>,
+        now: Timestamp,
+        warnings: &mut Vec<String>,
+    ) -> Result<IssuerConfig, ConfigError> {
         self.not_empty("issuer.id", &issuer.id)?;
         let chain = self.chain(issuer)?;
         let valid = chain.begins() <= now && now < chain.ends();
@@ -213,6 +226,31 @@ impl<'a> Checker<'a> {
             key: signs,
             key_uri: key_uri.as_ref().map(KeyUri::without_secrets).unwrap_or_default(),
             transcript: self.transcript(issuer)?,
+            device: self.device(issuer, devices)?,
+        })
+    }
+
+    fn device(&self, issuer: &Issuer, devices: &BTreeMap<String, Device>) -> Result<DeviceConfig, ConfigError> {
+        let name = issuer.device.clone().unwrap_or_default();
+        let (plain, of) = (Device::default(), |key: &str| format!("device.{name}.{key}"));
+        let device = devices.get(&name).unwrap_or(&plain);
+        if device.socket.is_some() && device.isolation == Isolation::Thread {
+            return Err(self.bad(&of("socket"), "contradicts isolation = \"thread\""));
+        }
+        if !DEVICE_TIMEOUT.contains(&device.timeout) {
+            return Err(self.bad(&of("timeout"), "lies outside 100ms–60s"));
+        }
+        let legal = |(name, value): (&String, &String)| !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
+        if !device.env.iter().all(legal) {
+            return Err(self.bad(&of("env"), "holds a variable that is not legal"));
+        }
+        Ok(DeviceConfig {
+            environment: device.env.clone(),
+            isolation: device.isolation,
+            socket: device.socket.as_deref().map(|path| self.file(path)),
+            timeout: device.timeout,
+            network: device.network,
+            name,
         })
     }
 

@@ -129,7 +129,7 @@ impl Parts<'_> {
 
     fn environment(&mut self) -> BTreeMap<String, String> {
         let devices: BTreeMap<String, Device> = self.section("device").unwrap_or_default();
-        self.checked(|checker| checker.environment(&devices)).unwrap_or_default()
+        self.checked(|checker| checker.environment(&devices, |_| true)).unwrap_or_default()
     }
 
     fn csr(&mut self) -> Vec<ServingName> {

@@ -106,6 +106,30 @@ pub struct RequestDefaults {
 pub(super) struct Device {
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+    #[serde(default)]
+    pub isolation: Isolation,
+    pub socket: Option<PathBuf>,
+    #[serde(default = "two_seconds", with = "humantime_serde")]
+    pub timeout: Duration,
+    #[serde(default)]
+    pub network: bool,
+}
+
+impl Default for Device {
+    fn default() -> Self {
+        Self { env: BTreeMap::new(), isolation: Isolation::default(), socket: None, timeout: two_seconds(), network: false }
+    }
+}
+
+/// Where a device is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// In a process of its own.
+    #[default]
+    Process,
+    /// On threads of the daemon.
+    Thread,
 }
 
 #[derive(Debug, Deserialize)]
@@ -177,6 +201,10 @@ pub(super) struct Jwt {
 
 fn info() -> String {
     "info".to_owned()
+}
+
+fn two_seconds() -> Duration {
+    Duration::from_secs(2)
 }
 
 fn five_seconds() -> Duration {

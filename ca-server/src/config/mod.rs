@@ -15,7 +15,7 @@ use std::time::Duration;
 use signers::KeyUri;
 
 pub use examine::{Examination, ExaminedIssuer, ExaminedJwt};
-pub use file::{Log, LogFormat, RequestDefaults};
+pub use file::{Isolation, Log, LogFormat, RequestDefaults};
 
 use crate::policy::{Profile, ServingName, TrustDomains};
 use crate::spiffe::TrustDomain;
@@ -60,7 +60,7 @@ pub struct Config {
     pub log: Log,
     /// `[request]`.
     pub request: RequestDefaults,
-    /// `[device.*] env`, put together: the environment that the devices' modules need.
+    /// `env` of the devices that are opened in this process, put together.
     pub environment: BTreeMap<String, String>,
     /// `[[issuer]]`, in order; at least one is active.
     pub issuers: Vec<IssuerConfig>,
@@ -83,6 +83,25 @@ pub struct IssuerConfig {
     pub key_uri: String,
     /// SHA-256 of the ceremony's transcript.
     pub transcript: Option<[u8; 32]>,
+    /// How its key's device is opened.
+    pub device: DeviceConfig,
+}
+
+/// One `[device.NAME]`, or what holds without one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceConfig {
+    /// `NAME`; empty for issuers without a device section.
+    pub name: String,
+    /// `env`.
+    pub environment: BTreeMap<String, String>,
+    /// `isolation`.
+    pub isolation: Isolation,
+    /// `socket`: where a signer of its own answers, instead of a child.
+    pub socket: Option<PathBuf>,
+    /// `timeout`: how long one signature may take.
+    pub timeout: Duration,
+    /// `network`: whether the module needs the network.
+    pub network: bool,
 }
 
 /// One `[[jwt]]`.

@@ -1,6 +1,8 @@
 //! Our own written list of what a certificate of this CA must be: RFC 5280 for every one, the SPIFFE X.509-SVID rules for a
 //! workload's. Written without the code that drafts certificates, so that `audit verify` is a second opinion on it.
 
+use std::net::IpAddr;
+
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, VerificationAlgorithm,
 };
@@ -22,7 +24,7 @@ use crate::timestamp::Timestamp;
 /// A rule that a certificate breaks, with its source.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Violation(String);
+pub struct Violation(pub String);
 
 fn broken<T>(rule: &str) -> Result<T, Violation> {
     Err(Violation(rule.to_owned()))
@@ -154,6 +156,27 @@ impl<'a> ToBeSigned<'a> {
     /// The key identifier by which they name their issuer (RFC 5280 §4.2.1.1).
     pub fn authority_key_identifier(&self) -> Result<Vec<u8>, Violation> {
         authority(&self.tbs)
+    }
+
+    /// First and last second of validity (RFC 5280 §4.1.2.5).
+    pub fn validity(&self) -> (Timestamp, Timestamp) {
+        let validity = self.tbs.validity();
+        (instant(&validity.not_before), instant(&validity.not_after))
+    }
+
+    /// The DNS names and addresses of the subject alternative name, as text; an entry that is neither is an error.
+    pub fn serving_names(&self) -> Result<Vec<String>, Violation> {
+        let text = |name: &GeneralName| match name {
+            GeneralName::DnsName(name) => Ok(name.as_str().to_owned()),
+            GeneralName::IpAddress(address) => {
+                let octets = address.as_bytes();
+                let four = <[u8; 4]>::try_from(octets).map(IpAddr::from);
+                let address = four.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from));
+                address.map(|address| address.to_string()).map_err(|_| Violation("an address has neither 4 nor 16 octets".into()))
+            }
+            _ => broken("a name is neither DNS nor address"),
+        };
+        names(&self.tbs)?.iter().map(text).collect()
     }
 
     /// Holds them against every rule.

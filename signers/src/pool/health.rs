@@ -13,6 +13,8 @@ pub enum HealthState {
     Lost,
     /// No thread has a session, because the token refused the PIN; nothing is tried until `retry_login` or a restart.
     Locked,
+    /// Its process has ended a moment ago and is being replaced; jobs wait for that.
+    Restarting,
     /// It has been stopped.
     Stopped,
 }
@@ -37,7 +39,8 @@ pub struct Health {
 impl Health {
     /// Whether it can sign now.
     pub fn is_ready(&self) -> bool {
-        self.state == HealthState::Ready
+        // A process that is replaced at once costs calls a moment and is no reason to send them elsewhere.
+        matches!(self.state, HealthState::Ready | HealthState::Restarting)
     }
 }
 

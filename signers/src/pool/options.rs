@@ -19,6 +19,8 @@ pub struct PoolOptions {
     pub observer: Arc<dyn Observer>,
     /// The longest pause between two tries to reopen a lost device.
     pub longest_pause: Duration,
+    /// How long the device may take for one signature; beyond that its thread counts as stuck, also before the job's deadline.
+    pub device_limit: Duration,
     /// How long a thread may idle before it asks whether its session still lives, so that health is honest without traffic.
     pub idle_check: Duration,
 }
@@ -31,6 +33,7 @@ impl Default for PoolOptions {
             expected: None,
             observer: Arc::new(Unobserved),
             longest_pause: Duration::from_secs(5),
+            device_limit: Duration::from_secs(60),
             idle_check: Duration::from_secs(5),
         }
     }
@@ -43,6 +46,7 @@ impl fmt::Debug for PoolOptions {
             .field("queue", &self.queue)
             .field("expected", &self.expected)
             .field("longest_pause", &self.longest_pause)
+            .field("device_limit", &self.device_limit)
             .field("idle_check", &self.idle_check)
             .finish_non_exhaustive()
     }

@@ -51,7 +51,7 @@ fn live(shared: &Shared, seat: usize, first: Option<Session>, mut was_lost: bool
             }
             if was_lost {
                 tracing::info!(uri = %shared.source.uri(), seat, "a session was opened again");
-                shared.options.observer.reopened();
+                shared.count_reopened();
             }
             continue;
         };
@@ -107,7 +107,7 @@ fn renew(shared: &Shared, seat: usize) -> Result<Session, SignError> {
         Ok(session) => {
             shared.set(seat, Seat::Serving);
             tracing::info!(uri = %shared.source.uri(), seat, "a session was opened again");
-            shared.options.observer.reopened();
+            shared.count_reopened();
             Ok(session)
         }
         Err(error) => {
@@ -119,14 +119,15 @@ fn renew(shared: &Shared, seat: usize) -> Result<Session, SignError> {
 }
 
 /// Ends one job. What comes back is the session, unless it was lost.
-fn serve(shared: &Shared, seat: usize, mut session: Session, job: Queued) -> Option<Session> {
-    shared.options.observer.waited(job.since.elapsed());
+fn serve(shared: &Shared, seat: usize, mut session: Session, mut job: Queued) -> Option<Session> {
+    job.timing.waited = job.since.elapsed();
+    shared.options.observer.waited(job.timing.waited);
     if session.is_doubtful(shared) {
         tracing::warn!(uri = %shared.source.uri(), seat, "a signature did not verify: the session is opened anew and its key compared");
         drop(session);
         return retry(shared, seat, job);
     }
-    match attempt(shared, seat, &mut session, &job) {
+    match attempt(shared, seat, &mut session, &mut job) {
         Attempt::Dropped => Some(session),
         Attempt::Late => {
             job.fail_late();
@@ -152,7 +153,7 @@ fn serve(shared: &Shared, seat: usize, mut session: Session, job: Queued) -> Opt
 }
 
 /// The bytes on a new session: once more, or for the first time where the old one was in doubt.
-fn retry(shared: &Shared, seat: usize, job: Queued) -> Option<Session> {
+fn retry(shared: &Shared, seat: usize, mut job: Queued) -> Option<Session> {
     let mut session = match renew(shared, seat) {
         Ok(session) => session,
         Err(error) => {
@@ -160,7 +161,7 @@ fn retry(shared: &Shared, seat: usize, job: Queued) -> Option<Session> {
             return None;
         }
     };
-    match attempt(shared, seat, &mut session, &job) {
+    match attempt(shared, seat, &mut session, &mut job) {
         Attempt::Dropped => Some(session),
         Attempt::Late => {
             job.fail_late();
@@ -193,7 +194,7 @@ enum Attempt {
     Failed(SignError, Failure),
 }
 
-fn attempt(shared: &Shared, seat: usize, session: &mut Session, job: &Queued) -> Attempt {
+fn attempt(shared: &Shared, seat: usize, session: &mut Session, job: &mut Queued) -> Attempt {
     let begun = Instant::now();
     if begun >= job.job.deadline {
         return Attempt::Late;
@@ -201,10 +202,11 @@ fn attempt(shared: &Shared, seat: usize, session: &mut Session, job: &Queued) ->
     if !job.enter_device() {
         return Attempt::Dropped;
     }
-    shared.enter(seat, job.job.deadline);
+    shared.enter(seat, job.job.deadline.min(begun + shared.options.device_limit));
     let result = session.device.sign(&job.job.message);
     shared.leave(seat);
-    shared.options.observer.signed(job.job.purpose, begun.elapsed(), result.is_ok());
+    job.timing.in_device = begun.elapsed();
+    shared.options.observer.signed(job.job.purpose, job.timing.in_device, result.is_ok());
     match result {
         Ok(signature) => Attempt::Signed(signature),
         Err(error) => {

@@ -30,6 +30,7 @@ pub(super) struct Shared {
     stuck_report: Mutex<()>,
     // Counts the times that every session was called into doubt; a session belongs to the count of its opening.
     generation: AtomicU64,
+    reopened: AtomicU64,
 }
 
 pub(super) struct State {
@@ -94,6 +95,7 @@ impl Shared {
             due: (0..threads).map(|_| AtomicU64::new(0)).collect(),
             stuck_report: Mutex::new(()),
             generation: AtomicU64::new(0),
+            reopened: AtomicU64::new(0),
         }
     }
 
@@ -127,6 +129,19 @@ impl Shared {
         self.job_arrived.notify_one();
         self.options.observer.queue_depth(depth);
         Ok(())
+    }
+
+    /// Answers the jobs that have waited past their deadlines.
+    pub(super) fn fail_late(&self) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        if state.jobs.iter().all(|job| job.job.deadline > now) {
+            return;
+        }
+        let (late, waiting): (VecDeque<_>, _) = std::mem::take(&mut state.jobs).into_iter().partition(|job| job.job.deadline <= now);
+        state.jobs = waiting;
+        drop(state);
+        late.into_iter().for_each(Queued::fail_late);
     }
 
     /// Waits for a job.
@@ -226,6 +241,16 @@ impl Shared {
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// A session was opened again after a loss.
+    pub(super) fn count_reopened(&self) {
+        self.reopened.fetch_add(1, Ordering::Relaxed);
+        self.options.observer.reopened();
+    }
+
+    pub(super) fn reopened(&self) -> u64 {
+        self.reopened.load(Ordering::Relaxed)
+    }
+
     pub(super) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
@@ -285,7 +310,9 @@ impl State {
     fn out_of_order(&self) -> SignError {
         match &self.trouble {
             Some(locked @ SignError::Locked(_)) => locked.clone(),
-            Some(SignError::Lost(text) | SignError::Rejected(text) | SignError::Busy(text)) => SignError::Lost(text.clone()),
+            Some(SignError::Lost(text) | SignError::Rejected(text) | SignError::Forbidden(text) | SignError::Busy(text)) => {
+                SignError::Lost(text.clone())
+            }
             Some(SignError::Stopped) | None => SignError::Lost("no session is open".into()),
         }
     }

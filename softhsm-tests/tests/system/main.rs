@@ -24,6 +24,7 @@ mod outages;
 mod overload;
 mod replicas;
 mod secrets;
+mod signer_process;
 mod seen;
 mod tls;
 mod touches;

@@ -13,7 +13,7 @@ use signers::{Algorithm, KeyUri, Pkcs11Uri, PublicKey, SignError, open_vault_for
 
 use super::Args;
 use super::finding::{Findings, span};
-use crate::app::snapshot::SESSIONS;
+use crate::app::signers::SESSIONS;
 use crate::config::ExaminedIssuer;
 
 /// A device that answers a question later is taken to hang.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use signers::{KeyKind, KeyUri, PublicKey, SignError, SigningRate, open_vault_for_reading};
 
 use super::{Case, Telling};
-use crate::app::snapshot::SESSIONS;
+use crate::app::signers::SESSIONS;
 
 /// How long each of the two measurements signs.
 const TIME: Duration = Duration::from_millis(300);

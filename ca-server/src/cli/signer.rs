@@ -1,0 +1,86 @@
+//! `ca-server signer`: the process that opens a device and signs for a daemon. The daemon starts it with a socket as standard input and tells
+//! it what to do; it ends when the daemon closes that socket. What crashes or hangs in a device's library does so here.
+
+use std::io::IsTerminal;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+
+use signers::process::wire::{KeySetup, Setup};
+use signers::process::{Keys, serve};
+use signers::{KeyUri, Pool, PoolOptions, PublicKey, SignError};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::Exit;
+use crate::config::{Log, LogFormat};
+use crate::guard::Guard;
+use crate::issue::PERMITS;
+use crate::{hardening, telemetry};
+
+/// Options of `signer`; the daemon gives them.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What is logged, as in the config's `log.level`
+    #[arg(long, default_value = "info", value_name = "FILTER")]
+    log_level: String,
+    /// The log is one JSON object a line
+    #[arg(long)]
+    log_json: bool,
+    /// The device's library needs the network
+    #[arg(long)]
+    network: bool,
+}
+
+/// Serves the daemon at standard input until it closes the socket.
+pub fn run(args: &Args) -> Result<(), Exit> {
+    let input = std::io::stdin();
+    let by_hand = "it is started by `ca-server serve`, with a socket as standard input, and does nothing by hand";
+    if input.is_terminal() {
+        return Err(Exit::config(by_hand));
+    }
+    let stream = input.as_fd().try_clone_to_owned().map(UnixStream::from).map_err(|error| Exit::missing(format_args!("{by_hand}: {error}")))?;
+    if stream.peer_addr().is_err() {
+        return Err(Exit::config(by_hand));
+    }
+    let format = if args.log_json { LogFormat::Json } else { LogFormat::Text };
+    telemetry::start(&Log { level: args.log_level.clone(), format }).map_err(Exit::config)?;
+    leave_signals_to_the_daemon()?;
+    // Before any thread starts and before the library is loaded: both inherit what is given up here.
+    for missing in hardening::enter(args.network) {
+        tracing::warn!("the signer process could not be hardened in one way: {missing}");
+    }
+    let result = serve(stream, |setup| setup.ok_or_else(|| SignError::Rejected("the daemon gave no setup".into())).and_then(|setup| open(&setup)));
+    result.map_err(|error| Exit::missing(format_args!("the daemon's socket: {error}")))
+}
+
+/// A signal to the whole group, such as systemd's or a terminal's, must not take the signer from a daemon that still finishes calls.
+fn leave_signals_to_the_daemon() -> Result<(), Exit> {
+    let failed = |error: std::io::Error| Exit::missing(format_args!("cannot watch for signals: {error}"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
+    let _inside = runtime.enter();
+    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+        // Once heard, a signal never has its default effect again, also when nobody listens any more.
+        drop(signal(kind).map_err(failed)?);
+    }
+    Ok(())
+}
+
+fn open(setup: &Setup) -> Result<Arc<Keys>, SignError> {
+    let guard = Guard::read(&setup.rules).map_err(SignError::Rejected)?;
+    let pools = setup.keys.iter().map(pool).collect::<Result<_, _>>()?;
+    Ok(Arc::new(Keys { pools, guard: Box::new(guard) }))
+}
+
+fn pool(key: &KeySetup) -> Result<Pool, SignError> {
+    // Absolute paths only: the daemon has resolved them.
+    let uri = KeyUri::parse(&key.uri, Path::new("/")).map_err(|error| SignError::Rejected(error.to_string()))?;
+    let options = PoolOptions {
+        threads: key.sessions.into(),
+        queue: PERMITS,
+        expected: Some(PublicKey::from_spki_der(&key.expected)?),
+        device_limit: key.device_limit,
+        ..PoolOptions::default()
+    };
+    Pool::start(uri, options)
+}

@@ -1,0 +1,161 @@
+//! One connection to one signer process, from its first frame on. A spawned process is killed when its link is dropped.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::{Child, Command};
+
+use super::supervisor::{KeyOfProcess, Way};
+use super::wire::{Malformed, Reply, Request, Setup, VERSION, length};
+use crate::SignError;
+
+/// How much is read at once.
+const READ: usize = 64 * 1024;
+
+/// What the daemon writes to.
+pub(super) struct Link {
+    write: OwnedWriteHalf,
+    /// `None` where the signer runs as a service.
+    child: Option<Child>,
+}
+
+/// Replies as they arrive.
+pub(super) struct Replies {
+    read: OwnedReadHalf,
+    buffer: Vec<u8>,
+    ready: std::ops::Range<usize>,
+}
+
+/// Starts, or finds, a signer and waits until its keys are open and are the expected ones. Whoever gives up waiting drops the future, and
+/// with it the process.
+pub(super) async fn open(way: &Way, setup: Option<Setup>, keys: &[KeyOfProcess]) -> Result<(Link, Replies), SignError> {
+    let lost = |what: &str, error: io::Error| SignError::Lost(format!("{what}: {error}"));
+    let (stream, child) = match way {
+        Way::Spawn { program, arguments, environment } => {
+            spawn(program, arguments, environment).map_err(|error| lost(&format!("{} cannot be started", program.display()), error))?
+        }
+        Way::Connect(path) => {
+            (connect(path).await.map_err(|error| lost(&format!("no signer answers at {}", path.display()), error))?, None)
+        }
+    };
+    let (read, write) = stream.into_split();
+    let (mut link, mut replies) = (Link { write, child }, Replies { read, buffer: vec![0; READ], ready: 0..0 });
+    link.send(&[Request::Begin { version: VERSION, setup }]).await.map_err(|error| lost("the signer ended at its start", error))?;
+    let ready = match replies.next().await {
+        Ok(Some(Reply::Ready { version: VERSION, keys })) => keys,
+        Ok(Some(Reply::NotReady(error))) => return Err(error),
+        Ok(Some(_)) => return Err(SignError::Rejected("the signer is of another version".into())),
+        Ok(None) => return Err(SignError::Lost(format!("the signer ended at its start{}", link.how_it_ended().await))),
+        Err(error) => return Err(lost("the signer did not begin", error)),
+    };
+    let same = ready.len() == keys.len() && ready.iter().zip(keys).all(|((_, found), key)| found == key.expected.spki_der());
+    if !same {
+        return Err(SignError::Rejected("the signer serves other keys than the issuers' certificates name".into()));
+    }
+    Ok((link, replies))
+}
+
+async fn connect(path: &Path) -> io::Result<UnixStream> {
+    UnixStream::connect(path).await
+}
+
+fn spawn(
+    program: &PathBuf,
+    arguments: &[std::ffi::OsString],
+    environment: &std::collections::BTreeMap<String, String>,
+) -> io::Result<(UnixStream, Option<Child>)> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    let child = Command::new(program)
+        .arg0("ca-server")
+        .args(arguments)
+        .envs(environment)
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::null())
+        // Its log goes where ours goes.
+        .stderr(Stdio::inherit())
+        .kill_on_drop(true)
+        .spawn()?;
+    Ok((UnixStream::from_std(ours)?, Some(child)))
+}
+
+impl Link {
+    /// The process, where it is a child.
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.child.as_ref().and_then(Child::id)
+    }
+
+    pub(super) async fn send(&mut self, requests: &[Request]) -> io::Result<()> {
+        let mut frames = Vec::with_capacity(1024);
+        requests.iter().for_each(|request| request.write(&mut frames));
+        self.write.write_all(&frames).await
+    }
+
+    /// For a sentence that has said that it ended.
+    pub(super) async fn how_it_ended(&mut self) -> String {
+        let Some(child) = &mut self.child else { return String::new() };
+        match tokio::time::timeout(Duration::from_secs(1), child.wait()).await {
+            Ok(Ok(status)) => format!(" ({status})"),
+            _ => " (and has closed its socket)".to_owned(),
+        }
+    }
+
+    /// Ends the process now, whatever it is doing, and waits until it is gone: nothing of it may sign later. A service is left alone.
+    pub(super) async fn kill(mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill().await;
+        }
+    }
+
+    /// Lets it end by itself, and ends it if it does not in time. Whether it did.
+    pub(super) async fn stop(self, within: Duration) -> bool {
+        let Self { write, child } = self;
+        drop(write);
+        let Some(mut child) = child else { return true };
+        match tokio::time::timeout(within, child.wait()).await {
+            Ok(_) => true,
+            Err(_) => {
+                let _ = child.kill().await;
+                false
+            }
+        }
+    }
+}
+
+impl Replies {
+    /// The next reply; `None` at the end. May be dropped while it waits: nothing is lost.
+    pub(super) async fn next(&mut self) -> io::Result<Option<Reply>> {
+        loop {
+            if let Some(reply) = self.buffered()? {
+                return Ok(Some(reply));
+            }
+            self.buffer.copy_within(self.ready.clone(), 0);
+            self.ready = 0..self.ready.len();
+            if self.ready.end == self.buffer.len() {
+                self.buffer.resize(2 * self.buffer.len(), 0);
+            }
+            match self.read.read(&mut self.buffer[self.ready.end..]).await {
+                Ok(0) => return Ok(None),
+                Ok(read) => self.ready.end += read,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// A reply that has arrived whole.
+    pub(super) fn buffered(&mut self) -> Result<Option<Reply>, Malformed> {
+        let waiting = &self.buffer[self.ready.clone()];
+        let Some((header, rest)) = waiting.split_first_chunk::<4>() else { return Ok(None) };
+        let Some(body) = rest.get(..length(*header)?) else { return Ok(None) };
+        let reply = Reply::read(body)?;
+        self.ready.start += 4 + body.len();
+        Ok(Some(reply))
+    }
+}

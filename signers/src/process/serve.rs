@@ -1,0 +1,206 @@
+//! The signer's side: opens the keys, judges what is to be signed, and answers. Reads one socket on one thread; signatures are made, and
+//! answered, on the threads of each key's pool.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::wire::{KeyHealth, Malformed, Reply, Request, Setup, VERSION, length};
+use crate::pool::job::Progress;
+use crate::{Job, Pool, Purpose, SignError, SignFailure, Timing};
+
+/// How often waiting jobs are held against their deadlines.
+const SWEEP: Duration = Duration::from_millis(50);
+
+/// How much is read at once: many requests where many come.
+const READ: usize = 64 * 1024;
+
+/// Who says whether bytes may be signed. Its rules are fixed when it is made.
+pub trait Guard: Send + Sync {
+    /// Whether the key of this number may sign these bytes for this purpose; if not, why.
+    fn judge(&self, key: usize, purpose: Purpose, message: &[u8]) -> Result<(), String>;
+}
+
+/// Open keys and the guard before them.
+pub struct Keys {
+    /// In the order of their numbers.
+    pub pools: Vec<Pool>,
+    /// The guard.
+    pub guard: Box<dyn Guard>,
+}
+
+/// Serves one daemon until it closes the socket. `open` opens the keys once the daemon has begun; what it was given to do, if anything, is
+/// handed on. An error is a broken socket or a peer that does not keep to the protocol.
+pub fn serve(stream: UnixStream, open: impl FnOnce(Option<Setup>) -> Result<Arc<Keys>, SignError>) -> io::Result<()> {
+    let answers = Answers(Arc::new(Mutex::new(stream.try_clone()?)));
+    let mut frames = Frames::new(stream);
+    let Some(Request::Begin { version, setup }) = frames.next()? else {
+        return Err(Malformed.into());
+    };
+    let opened = match version {
+        VERSION => open(setup),
+        other => Err(SignError::Rejected(format!("the daemon speaks version {other} of the signer's protocol, this signer {VERSION}"))),
+    };
+    let keys = match opened {
+        Ok(keys) => keys,
+        Err(error) => return answers.send(&Reply::NotReady(error)),
+    };
+    let names = keys.pools.iter().map(|pool| (pool.uri().to_string(), pool.public_key().spki_der().to_vec())).collect();
+    answers.send(&Reply::Ready { version: VERSION, keys: names })?;
+    let _sweeping = Sweeping::of(&keys);
+    while let Some(request) = frames.next()? {
+        match request {
+            Request::Begin { .. } => return Err(Malformed.into()),
+            Request::Sign { id, key, purpose, time_left, message } => sign(&keys, &answers, id, key, purpose, time_left, message),
+            Request::LogIn => {
+                let ordered = Instant::now();
+                keys.pools.iter().for_each(|pool| pool.retry_login_ordered_at(ordered));
+            }
+            Request::Distrust { key } => {
+                if let Some(pool) = keys.pools.get(usize::from(key)) {
+                    pool.signature_was_wrong();
+                }
+            }
+            Request::Ask => answers.send(&Reply::Health(keys.pools.iter().map(health).collect()))?,
+        }
+    }
+    Ok(())
+}
+
+fn sign(keys: &Keys, answers: &Answers, id: u64, key: u16, purpose: Purpose, time_left: Duration, message: Vec<u8>) {
+    let refuse = |error| {
+        let failure = SignFailure { error, deadline_passed: false, reached_device: false };
+        answers.send_or_end(&Reply::NotSigned { id, timing: Timing::default(), failure });
+    };
+    let number = usize::from(key);
+    let Some(pool) = keys.pools.get(number) else {
+        return refuse(SignError::Rejected(format!("there is no key {key} here")));
+    };
+    if let Err(why) = keys.guard.judge(number, purpose, &message) {
+        tracing::error!(alarm = "guard", uri = %pool.uri(), purpose = purpose.as_str(), why, "refused to sign");
+        return refuse(SignError::Forbidden(why));
+    }
+    let job = Job { purpose, deadline: Instant::now() + time_left, message };
+    let to = answers.clone();
+    let queued = pool.submit(job, Progress::default(), move |answer, timing| {
+        to.send_or_end(&match answer {
+            Ok(signature) => Reply::Signed { id, timing, signature },
+            Err(failure) => Reply::NotSigned { id, timing, failure },
+        });
+    });
+    if let Err(failure) = queued {
+        answers.send_or_end(&Reply::NotSigned { id, timing: Timing::default(), failure });
+    }
+}
+
+fn health(pool: &Pool) -> KeyHealth {
+    let health = pool.health();
+    let short = |number: usize| u16::try_from(number).unwrap_or(u16::MAX);
+    KeyHealth {
+        state: health.state,
+        threads: short(health.threads),
+        open: short(health.open),
+        stuck: short(health.stuck),
+        queued: u32::try_from(health.queued).unwrap_or(u32::MAX),
+        reopened: pool.reopened(),
+        detail: health.detail,
+    }
+}
+
+/// A thread that answers jobs at their deadlines while they wait for the device, as long as this is kept.
+struct Sweeping(Arc<AtomicBool>);
+
+impl Sweeping {
+    fn of(keys: &Arc<Keys>) -> Self {
+        let (keys, on) = (Arc::downgrade(keys), Arc::new(AtomicBool::new(true)));
+        let still = on.clone();
+        let sweep = move || {
+            while still.load(Ordering::Relaxed)
+                && let Some(keys) = keys.upgrade()
+            {
+                keys.pools.iter().for_each(Pool::fail_late);
+                drop(keys);
+                std::thread::sleep(SWEEP);
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("deadlines".to_owned()).spawn(sweep) {
+            tracing::warn!(%error, "jobs that wait past their deadlines are answered late");
+        }
+        Self(on)
+    }
+}
+
+impl Drop for Sweeping {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// The socket's other direction; each answer is one write.
+#[derive(Clone)]
+struct Answers(Arc<Mutex<UnixStream>>);
+
+impl Answers {
+    fn send(&self, reply: &Reply) -> io::Result<()> {
+        let mut frame = Vec::with_capacity(256);
+        reply.write(&mut frame);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write_all(&frame)
+    }
+
+    /// A daemon that cannot be answered any more has gone, or will close the socket, which ends `serve`.
+    fn send_or_end(&self, reply: &Reply) {
+        if let Err(error) = self.send(reply) {
+            tracing::debug!(%error, "an answer could not be sent");
+        }
+    }
+}
+
+/// Requests as they arrive.
+struct Frames {
+    stream: UnixStream,
+    buffer: Vec<u8>,
+    /// What has been read and not yet handed out.
+    ready: std::ops::Range<usize>,
+}
+
+impl Frames {
+    fn new(stream: UnixStream) -> Self {
+        Self { stream, buffer: vec![0; READ], ready: 0..0 }
+    }
+
+    /// The next one; `None` at the end of the stream. A stream that ends in the midst of a frame ends as well.
+    fn next(&mut self) -> io::Result<Option<Request>> {
+        let Some(header) = self.take(4)? else { return Ok(None) };
+        let header = self.buffer[header].try_into().expect("four bytes");
+        let Some(body) = self.take(length(header)?)? else { return Ok(None) };
+        Ok(Some(Request::read(&self.buffer[body])?))
+    }
+
+    fn take(&mut self, length: usize) -> io::Result<Option<std::ops::Range<usize>>> {
+        while self.ready.len() < length {
+            self.buffer.copy_within(self.ready.clone(), 0);
+            self.ready = 0..self.ready.len();
+            if self.buffer.len() < length {
+                self.buffer.resize(length, 0);
+            }
+            match self.stream.read(&mut self.buffer[self.ready.end..]) {
+                Ok(0) => return Ok(None),
+                Ok(read) => self.ready.end += read,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+        let taken = self.ready.start..self.ready.start + length;
+        self.ready.start = taken.end;
+        Ok(Some(taken))
+    }
+}
+
+impl From<Malformed> for io::Error {
+    fn from(malformed: Malformed) -> Self {
+        Self::new(ErrorKind::InvalidData, malformed)
+    }
+}

@@ -1,0 +1,514 @@
+//! The daemon's side: one task owns one signer process. It passes jobs on, hears the answers, asks how the process is, kills it when it hangs
+//! and replaces it when it ends. Jobs that an ended process had are given to the next one, within their deadlines.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use super::link::{self, Link, Replies};
+use super::remote::{RemoteJob, RemoteKey};
+use super::wire::{KeyHealth, KeySetup, Reply, Request, Setup};
+use crate::pool::job::{Answer, Timing};
+use crate::{Health, HealthState, KeyUri, Observer, PublicKey, SignError, SignFailure, Signer};
+
+/// How often the process is asked how it is.
+const TICK: Duration = Duration::from_millis(250);
+
+/// A process that does not say how it is for so long is taken to hang.
+const SILENT: Duration = Duration::from_secs(2);
+
+/// A process whose keys are all lost for so long is replaced: a library that is loaded anew finds a token that came back.
+const LOST: Duration = Duration::from_secs(3);
+
+/// The first pause between two attempts to replace a process; doubles up to `longest_pause`.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a new process may take until its keys are open; the very first has `ProcessOptions::opened_within`.
+const REPLACED_WITHIN: Duration = Duration::from_secs(10);
+
+/// To how many processes a job is given: what is in it may be what ends them.
+const TRIES: u32 = 5;
+/// The same where they hung.
+const TRIES_HUNG: u32 = 2;
+
+/// Requests of one write.
+const BATCH: usize = 128;
+
+/// How the signer is reached.
+#[derive(Clone, Debug)]
+pub enum Way {
+    /// A child of this process, with the socket as its standard input.
+    Spawn {
+        /// The program.
+        program: PathBuf,
+        /// Its arguments.
+        arguments: Vec<OsString>,
+        /// What is added to its environment; no secrets.
+        environment: BTreeMap<String, String>,
+    },
+    /// A service at this socket, with a config of its own.
+    Connect(PathBuf),
+}
+
+/// A key that is wanted of the process.
+#[derive(Clone)]
+pub struct KeyOfProcess {
+    /// Its URI.
+    pub uri: KeyUri,
+    /// The key that must be found there.
+    pub expected: PublicKey,
+    /// Sessions.
+    pub sessions: usize,
+    /// Who is told what happens.
+    pub observer: Arc<dyn Observer>,
+}
+
+impl fmt::Debug for KeyOfProcess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyOfProcess({})", self.uri)
+    }
+}
+
+/// What the owner of a signer process decides.
+#[derive(Clone, Debug)]
+pub struct ProcessOptions {
+    /// How it is reached.
+    pub way: Way,
+    /// Its keys.
+    pub keys: Vec<KeyOfProcess>,
+    /// The guard's rules, for a process that is spawned.
+    pub rules: Vec<u8>,
+    /// How long the device may take for one signature.
+    pub device_limit: Duration,
+    /// How long the first process may take until its keys are open.
+    pub opened_within: Duration,
+    /// The longest pause between two attempts to replace it.
+    pub longest_pause: Duration,
+}
+
+/// What calls and operators want of the task.
+pub(super) enum Order {
+    Sign(RemoteJob),
+    /// An operator's, of this time.
+    LogIn(Instant),
+    Distrust(u16),
+    Stop(std::sync::mpsc::Sender<bool>),
+}
+
+/// Starts the process, waits until its keys are open, and hands out a signer for each, in order.
+pub async fn start(options: ProcessOptions) -> Result<Vec<Signer>, SignError> {
+    let (setup, limit) = (setup(&options), options.opened_within);
+    let opened = timeout(limit, link::open(&options.way, setup.clone(), &options.keys)).await;
+    let silent = |_| SignError::Lost(format!("its device has not answered for {} s", limit.as_secs()));
+    let (link, replies) = opened.map_err(silent)??;
+    let (orders, inbox) = mpsc::unbounded_channel();
+    let now = options.keys.iter().map(|key| opened_health(key.sessions)).collect();
+    let health = Arc::new(Mutex::new(now));
+    let keys = options.keys.iter().enumerate().map(|(number, key)| {
+        let number = u16::try_from(number).expect("a config has fewer issuers");
+        Signer::remote(RemoteKey::new(key.clone(), number, orders.clone(), health.clone()))
+    });
+    let keys = keys.collect();
+    let supervisor = Supervisor {
+        reopened: vec![0; options.keys.len()],
+        options,
+        setup,
+        inbox,
+        health,
+        sent: HashMap::new(),
+        waiting: VecDeque::new(),
+        next_id: 0,
+        asked: None,
+        lost_since: None,
+        locked: false,
+        ordered_at: None,
+        pause: Duration::ZERO,
+    };
+    tokio::spawn(supervisor.run(link, replies));
+    Ok(keys)
+}
+
+fn setup(options: &ProcessOptions) -> Option<Setup> {
+    let Way::Spawn { .. } = options.way else { return None };
+    let keys = options.keys.iter().map(|key| KeySetup {
+        uri: key.uri.to_string(),
+        expected: key.expected.spki_der().to_vec(),
+        sessions: u16::try_from(key.sessions).unwrap_or(u16::MAX),
+        device_limit: options.device_limit,
+    });
+    Some(Setup { keys: keys.collect(), rules: options.rules.clone() })
+}
+
+struct Supervisor {
+    options: ProcessOptions,
+    setup: Option<Setup>,
+    inbox: mpsc::UnboundedReceiver<Order>,
+    health: Arc<Mutex<Vec<Health>>>,
+    /// What the process has been asked for and has not answered.
+    sent: HashMap<u64, RemoteJob>,
+    /// What waits for a process.
+    waiting: VecDeque<RemoteJob>,
+    next_id: u64,
+    /// Since when an answer to `Ask` is owed.
+    asked: Option<Instant>,
+    /// Since when no key has a session.
+    lost_since: Option<Instant>,
+    /// The token refused our PIN: no other process tries it until an operator says so.
+    locked: bool,
+    ordered_at: Option<Instant>,
+    /// Before the next attempt.
+    pause: Duration,
+    /// Of each key, as last heard.
+    reopened: Vec<u64>,
+}
+
+/// Why a process serves no longer.
+enum End {
+    /// It has ended, or speaks nonsense.
+    Died(String),
+    /// It does nothing, or one of its device calls does not return.
+    Hung(String),
+    /// Somebody asked for it.
+    Stop(std::sync::mpsc::Sender<bool>),
+    /// Nobody has a key of it any more.
+    Dropped,
+}
+
+impl Supervisor {
+    async fn run(mut self, mut link: Link, mut replies: Replies) {
+        loop {
+            let begun = Instant::now();
+            let (end, signed) = self.serve(&mut link, &mut replies).await;
+            let tries = match end {
+                End::Stop(done) => {
+                    self.leave(Some((link, done))).await;
+                    return;
+                }
+                End::Dropped => {
+                    link.stop(SILENT).await;
+                    return;
+                }
+                End::Died(why) => {
+                    let how = link.how_it_ended().await;
+                    tracing::error!(pid = link.pid(), why = format!("{why}{how}"), "the signer process has ended; another is started");
+                    TRIES
+                }
+                End::Hung(why) => {
+                    tracing::error!(pid = link.pid(), why, "the signer process is killed and another started");
+                    TRIES_HUNG
+                }
+            };
+            link.kill().await;
+            self.take_back(tries);
+            // One that worked is replaced at once; one after the other that does not, with pauses.
+            self.pause = if signed || begun.elapsed() > LOST { Duration::ZERO } else { self.longer() };
+            match self.reopen().await {
+                Some(opened) => (link, replies) = opened,
+                None => return,
+            }
+        }
+    }
+
+    /// Passes jobs on and answers back until the process ends. Whether it signed anything.
+    async fn serve(&mut self, link: &mut Link, replies: &mut Replies) -> (End, bool) {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        (self.asked, self.lost_since) = (None, None);
+        let (mut orders, mut signed) = (Vec::with_capacity(BATCH), false);
+        let left = std::mem::take(&mut self.waiting);
+        let mut requests: Vec<Request> = left.into_iter().filter_map(|job| self.request(job)).collect();
+        loop {
+            if !requests.is_empty() {
+                match timeout(SILENT, link.send(&requests)).await {
+                    Ok(Ok(())) => requests.clear(),
+                    Ok(Err(error)) => return (End::Died(error.to_string()), signed),
+                    Err(_) => return (End::Hung("it reads nothing".to_owned()), signed),
+                }
+            }
+            tokio::select! {
+                biased;
+                reply = replies.next() => {
+                    let mut next = reply.map_err(|error| error.to_string());
+                    loop {
+                        match next {
+                            Ok(Some(reply)) => signed |= self.heard(reply),
+                            Ok(None) => return (End::Died("it closed its socket".to_owned()), signed),
+                            Err(error) => return (End::Died(error), signed),
+                        }
+                        next = match replies.buffered() {
+                            Ok(None) => break,
+                            more => more.map_err(|error| error.to_string()),
+                        };
+                    }
+                }
+                count = self.inbox.recv_many(&mut orders, BATCH) => {
+                    if count == 0 {
+                        return (End::Dropped, signed);
+                    }
+                    for order in orders.drain(..) {
+                        match order {
+                            Order::Sign(job) => requests.extend(self.request(job)),
+                            Order::LogIn(at) => {
+                                if self.is_new(at) {
+                                    requests.push(Request::LogIn);
+                                }
+                            }
+                            Order::Distrust(key) => requests.push(Request::Distrust { key }),
+                            Order::Stop(done) => return (End::Stop(done), signed),
+                        }
+                    }
+                }
+                _ = tick.tick() => {
+                    match self.hangs() {
+                        Some(why) => return (End::Hung(why), signed),
+                        None if self.asked.is_none() => {
+                            self.asked = Some(Instant::now());
+                            requests.push(Request::Ask);
+                        }
+                        None => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// The request for a job; none if its caller has given up. From here on the device may sign.
+    fn request(&mut self, mut job: RemoteJob) -> Option<Request> {
+        let time_left = job.job.deadline.saturating_duration_since(Instant::now());
+        if !job.progress.enter_device() {
+            return None;
+        }
+        let id = self.next_id;
+        self.next_id += 1;
+        job.sent += 1;
+        let request = Request::Sign { id, key: job.key, purpose: job.job.purpose, time_left, message: job.job.message.clone() };
+        self.sent.insert(id, job);
+        Some(request)
+    }
+
+    /// Whether it was a signature.
+    fn heard(&mut self, reply: Reply) -> bool {
+        match reply {
+            Reply::Signed { id, timing, signature } => self.answer(id, timing, Ok(signature)),
+            Reply::NotSigned { id, timing, failure } => self.answer(id, timing, Err(failure)),
+            Reply::Health(keys) => {
+                self.asked = None;
+                self.report(keys);
+                return false;
+            }
+            Reply::Ready { .. } | Reply::NotReady(_) => return false,
+        }
+    }
+
+    fn answer(&mut self, id: u64, timing: Timing, mut answer: Answer) -> bool {
+        let Some(job) = self.sent.remove(&id) else { return false };
+        let observer = &self.options.keys[usize::from(job.key)].observer;
+        observer.waited(timing.waited);
+        if timing.in_device > Duration::ZERO {
+            observer.signed(job.job.purpose, timing.in_device, answer.is_ok());
+        }
+        let signed = answer.is_ok();
+        if let Err(failure) = &mut answer {
+            // What an earlier process did with the same bytes nobody knows.
+            failure.reached_device |= job.sent > 1;
+        }
+        let _ = job.answer.send(answer);
+        signed
+    }
+
+    fn report(&mut self, keys: Vec<KeyHealth>) {
+        let now: Vec<Health> = keys.iter().map(heard_health).collect();
+        if now.len() != self.options.keys.len() {
+            return;
+        }
+        for ((key, wanted), reopened) in keys.iter().zip(&self.options.keys).zip(&mut self.reopened) {
+            wanted.observer.queue_depth(key.queued as usize);
+            wanted.observer.stuck_threads(key.stuck.into());
+            (*reopened..key.reopened).for_each(|_| wanted.observer.reopened());
+            *reopened = key.reopened;
+        }
+        self.locked = now.iter().any(|health| health.state == HealthState::Locked);
+        let lost = now.iter().all(|health| health.state == HealthState::Lost);
+        self.lost_since = if lost { self.lost_since.or_else(|| Some(Instant::now())) } else { None };
+        *self.health.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+
+    /// Why the process must be replaced, as far as is known now.
+    fn hangs(&self) -> Option<String> {
+        if self.asked.is_some_and(|asked| asked.elapsed() > SILENT) {
+            return Some(format!("it has not said how it is for {} s", SILENT.as_secs()));
+        }
+        if self.lost_since.is_some_and(|since| since.elapsed() > LOST) {
+            return Some("its device is lost; the library is loaded anew".to_owned());
+        }
+        let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        let stuck: usize = health.iter().map(|health| health.stuck).sum();
+        (stuck > 0).then(|| format!("{stuck} device calls have not returned for {} s", self.options.device_limit.as_secs_f32()))
+    }
+
+    /// Jobs that an ended process had: those that are worth another try wait for the next.
+    fn take_back(&mut self, tries: u32) {
+        let mut jobs: Vec<(u64, RemoteJob)> = self.sent.drain().collect();
+        jobs.sort_unstable_by_key(|(id, _)| *id);
+        for (_, job) in jobs {
+            if job.answer.is_closed() {
+                continue;
+            }
+            if job.sent >= tries || job.job.deadline <= Instant::now() {
+                let error = SignError::Lost("the signer process ended with the job in its hands".into());
+                let failure = SignFailure { error, deadline_passed: job.job.deadline <= Instant::now(), reached_device: true };
+                let _ = job.answer.send(Err(failure));
+            } else {
+                self.waiting.push_back(job);
+            }
+        }
+    }
+
+    fn longer(&self) -> Duration {
+        (2 * self.pause).clamp(FIRST_PAUSE, self.options.longest_pause)
+    }
+
+    fn is_new(&mut self, order: Instant) -> bool {
+        let new = self.ordered_at.is_none_or(|before| before < order);
+        if new {
+            self.ordered_at = Some(order);
+        }
+        new
+    }
+
+    /// Starts other processes until one serves. `None` when nobody wants one any more. Jobs wait for the first attempt; when that has
+    /// failed, they are answered at once until one succeeds.
+    async fn reopen(&mut self) -> Option<(Link, Replies)> {
+        let mut trouble = self.locked.then(|| {
+            let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+            SignError::Locked(health.iter().map(|health| health.detail.as_str()).next().unwrap_or_default().to_owned())
+        });
+        if trouble.is_none() {
+            self.tell(HealthState::Restarting, "its process is being replaced");
+        }
+        loop {
+            if let Some(trouble) = &trouble {
+                self.give_up_waiting(trouble);
+            }
+            // A token that refused our PIN must not be asked again before an operator says so.
+            let pause = if self.locked { Duration::MAX } else { self.pause };
+            if !self.until(tokio::time::sleep(pause.min(Duration::from_secs(1 << 30))), trouble.as_ref()).await? {
+                self.locked = false;
+            }
+            let (way, setup, keys) = (self.options.way.clone(), self.setup.clone(), self.options.keys.clone());
+            let opening = async move { timeout(REPLACED_WITHIN, link::open(&way, setup, &keys)).await };
+            let (tell, mut told) = tokio::sync::oneshot::channel();
+            let attempt = async {
+                let _ = tell.send(opening.await);
+            };
+            let mut attempt = Box::pin(attempt);
+            // Orders are heard meanwhile; an operator's does not hurry what is under way.
+            while !self.until(&mut attempt, trouble.as_ref()).await? {}
+            drop(attempt);
+            let error = match told.try_recv() {
+                Ok(Ok(Ok((link, replies)))) => {
+                    tracing::info!(pid = link.pid(), "a signer process serves again");
+                    self.pause = Duration::ZERO;
+                    self.reopened.fill(0);
+                    self.options.keys.iter().for_each(|key| key.observer.reopened());
+                    let open = self.options.keys.iter().map(|key| opened_health(key.sessions)).collect();
+                    *self.health.lock().unwrap_or_else(PoisonError::into_inner) = open;
+                    return Some((link, replies));
+                }
+                Ok(Ok(Err(error))) => error,
+                Ok(Err(_)) | Err(_) => {
+                    SignError::Lost(format!("the signer process did not open its keys within {} s", REPLACED_WITHIN.as_secs()))
+                }
+            };
+            tracing::warn!(%error, "no signer process serves");
+            self.locked = matches!(error, SignError::Locked(_));
+            self.tell(if self.locked { HealthState::Locked } else { HealthState::Lost }, &error.to_string());
+            trouble = Some(error);
+            self.pause = self.longer();
+        }
+    }
+
+    /// Hears orders until `done`. False when an operator's order came first, `None` when the process is wanted no more.
+    async fn until(&mut self, done: impl Future<Output = ()>, trouble: Option<&SignError>) -> Option<bool> {
+        let mut done = std::pin::pin!(done);
+        loop {
+            tokio::select! {
+                () = &mut done => return Some(true),
+                order = self.inbox.recv() => match order? {
+                    Order::Sign(job) => match trouble {
+                        None => self.waiting.push_back(job),
+                        Some(error) => refuse(job, error),
+                    },
+                    Order::LogIn(at) => {
+                        if self.is_new(at) {
+                            return Some(false);
+                        }
+                    }
+                    // A new process has new sessions.
+                    Order::Distrust(_) => {}
+                    Order::Stop(ended) => {
+                        self.leave(None).await;
+                        let _ = ended.send(true);
+                        return None;
+                    }
+                },
+            }
+        }
+    }
+
+    fn give_up_waiting(&mut self, error: &SignError) {
+        for job in std::mem::take(&mut self.waiting) {
+            refuse(job, error);
+        }
+    }
+
+    fn tell(&self, state: HealthState, detail: &str) {
+        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        for health in health.iter_mut() {
+            *health = Health { state, threads: health.threads, open: 0, stuck: 0, queued: 0, detail: detail.to_owned() };
+        }
+    }
+
+    /// Ends in order: what the process still signs is passed on, new jobs are refused.
+    async fn leave(&mut self, link: Option<(Link, std::sync::mpsc::Sender<bool>)>) {
+        self.inbox.close();
+        self.tell(HealthState::Stopped, "stopped");
+        self.take_back(0);
+        self.give_up_waiting(&SignError::Stopped);
+        while let Ok(order) = self.inbox.try_recv() {
+            if let Order::Sign(job) = order {
+                refuse(job, &SignError::Stopped);
+            }
+        }
+        if let Some((link, done)) = link {
+            let _ = done.send(link.stop(SILENT).await);
+        }
+    }
+}
+
+fn refuse(job: RemoteJob, error: &SignError) {
+    let reached_device = job.sent > 0;
+    let _ = job.answer.send(Err(SignFailure { error: error.clone(), deadline_passed: false, reached_device }));
+}
+
+fn opened_health(sessions: usize) -> Health {
+    let detail = "its process has just begun".to_owned();
+    Health { state: HealthState::Ready, threads: sessions, open: sessions, stuck: 0, queued: 0, detail }
+}
+
+fn heard_health(key: &KeyHealth) -> Health {
+    Health {
+        state: key.state,
+        threads: key.threads.into(),
+        open: key.open.into(),
+        stuck: key.stuck.into(),
+        queued: key.queued as usize,
+        detail: key.detail.clone(),
+    }
+}
