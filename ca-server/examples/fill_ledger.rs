@@ -70,7 +70,14 @@ async fn run(args: Vec<String>) -> Result<()> {
                 if number >= count {
                     return Ok(());
                 }
-                ca.issue(&ledger, &clock, number).await.with_context(|| format!("issuance {number}"))?;
+                let begun_at = Instant::now();
+                // A database that stalls for a moment, as a busy disk makes it, is no reason to begin hours of work anew.
+                while let Err(error) = ca.issue(&ledger, &clock, number).await {
+                    if begun_at.elapsed() > PATIENCE {
+                        return Err(error.context(format!("issuance {number}")));
+                    }
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
                 if number % 100_000 == 99_999 {
                     eprintln!("{} issuances, {:.0}/s", number + 1, (number + 1) as f64 / begun.elapsed().as_secs_f64());
                 }
@@ -84,6 +91,9 @@ async fn run(args: Vec<String>) -> Result<()> {
     println!("{count} issuances in {:.1} s", begun.elapsed().as_secs_f64());
     Ok(())
 }
+
+/// How long one issuance is tried.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A root that issues by itself, and what policy needs to grant in its name.
 struct Ca {

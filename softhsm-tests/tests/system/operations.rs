@@ -366,7 +366,8 @@ async fn monitoring_tells_names_that_dashboards_know_from_the_start() {
 
 #[tokio::test]
 async fn a_request_id_leads_from_the_log_to_the_ledger() {
-    let ca = TestCa::start().await;
+    // Issuances are logged for those who ask for it.
+    let ca = TestCa::start_with(Setup::default().replace("level = \"info\"", "level = \"info,ca_server::issue=debug\"")).await;
     let chain = ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.expect("issued");
     let serial = hex::encode(leaf(&chain).tbs_certificate().serial_number().as_bytes());
     ca.logged(&serial).await;
