@@ -6,6 +6,7 @@
 mod error;
 mod inspection;
 mod key;
+mod life;
 mod module;
 mod token;
 mod vault;
@@ -34,12 +35,14 @@ pub(crate) fn open_device_as_ordered(uri: &Pkcs11Uri, known_id: Option<&[u8]>, o
 
 fn open(uri: &Pkcs11Uri, known_id: Option<&[u8]>, ordered_at: Option<Instant>) -> Result<Pkcs11Device, SignError> {
     let module = Module::load(&uri.module_path)?;
-    let (slot, token) = module.token(uri)?;
-    if let Some(ordered_at) = ordered_at {
-        token.forget_refusal(ordered_at);
-    }
-    let session = token.session(&module.context, slot, uri.pin_source.as_deref(), Access::ReadOnly)?;
-    Pkcs11Device::find(&module, slot, session, uri, known_id)
+    module.opening(|| {
+        let (slot, token) = module.token(uri)?;
+        if let Some(ordered_at) = ordered_at {
+            token.forget_refusal(ordered_at);
+        }
+        let session = token.session(module.library(), slot, uri.pin_source.as_deref(), Access::ReadOnly)?;
+        Pkcs11Device::find(&module, slot, session, uri, known_id)
+    })
 }
 
 /// SoftHSM 2 where distributions install it.

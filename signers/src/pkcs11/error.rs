@@ -13,7 +13,7 @@ pub(super) fn sign_error(what: &str, error: &Error) -> SignError {
     let text = format!("{what}: C_{function:?} returned {}", name(*rv));
     match rv {
         _ if session_gone(*rv) || device_gone(*rv) => SignError::Lost(text),
-        _ if pin_refused(*rv) => SignError::Locked(text),
+        _ if pin_refused(*rv) && looks_at_a_pin(*function) => SignError::Locked(text),
         _ => SignError::Rejected(text),
     }
 }
@@ -30,7 +30,7 @@ pub(super) fn failure(error: &Error) -> Failure {
 }
 
 /// The session, its login or its handles are gone; a fresh session may well work.
-pub(super) fn session_gone(rv: RvError) -> bool {
+fn session_gone(rv: RvError) -> bool {
     matches!(
         rv,
         RvError::SessionClosed
@@ -54,6 +54,12 @@ fn not_begun(rv: RvError) -> bool {
     session_gone(rv) && rv != RvError::SessionClosed
 }
 
+/// The session or the device is in trouble, whatever it was asked. The two vague codes are left out: some tokens have them for what they
+/// do not know.
+pub(super) fn in_trouble(rv: RvError) -> bool {
+    session_gone(rv) || (device_gone(rv) && !matches!(rv, RvError::FunctionFailed | RvError::GeneralError))
+}
+
 fn device_gone(rv: RvError) -> bool {
     matches!(
         rv,
@@ -71,6 +77,11 @@ fn device_gone(rv: RvError) -> bool {
     )
 }
 
+/// What other functions say of a PIN has cost no try of it, so they may be called again.
+fn looks_at_a_pin(function: Function) -> bool {
+    matches!(function, Function::Login | Function::InitToken | Function::InitPIN | Function::SetPIN)
+}
+
 fn pin_refused(rv: RvError) -> bool {
     matches!(
         rv,
@@ -83,14 +94,21 @@ fn pin_refused(rv: RvError) -> bool {
     )
 }
 
-/// Whether a failed C_Login may have counted as a wrong PIN. Tokens answer a wrong or locked PIN with vendors' codes, too, and with
-/// CKR_FUNCTION_FAILED or CKR_GENERAL_ERROR; so only what surely came before the PIN was looked at is free.
+/// Whether a failed C_Login may have counted as a wrong PIN. Tokens answer a wrong or locked PIN with vendors' codes, too, with
+/// CKR_FUNCTION_FAILED or CKR_GENERAL_ERROR, and with codes that the standard does not give to C_Login; so only what surely came before the
+/// PIN was looked at is free.
 pub(super) fn may_have_cost_a_try(rv: RvError) -> bool {
-    let absent = matches!(
+    !matches!(
         rv,
-        RvError::TokenNotPresent | RvError::TokenNotRecognized | RvError::SlotIdInvalid | RvError::DeviceError | RvError::DeviceRemoved
-    );
-    !absent && !session_gone(rv)
+        RvError::TokenNotPresent
+            | RvError::TokenNotRecognized
+            | RvError::SlotIdInvalid
+            | RvError::DeviceError
+            | RvError::DeviceRemoved
+            | RvError::SessionClosed
+            | RvError::SessionHandleInvalid
+            | RvError::CryptokiNotInitialized
+    )
 }
 
 /// The constant's name in the standard, from cryptoki's: `DeviceError` → `CKR_DEVICE_ERROR`.
@@ -122,7 +140,8 @@ mod tests {
             assert!(matches!(of(rv), SignError::Lost(_)), "{rv:?}");
         }
         for rv in [RvError::PinIncorrect, RvError::PinLocked, RvError::PinExpired] {
-            assert!(matches!(of(rv), SignError::Locked(_)), "{rv:?}");
+            assert!(matches!(sign_error("logging in", &Error::Pkcs11(rv, Function::Login)), SignError::Locked(_)), "{rv:?}");
+            assert!(matches!(of(rv), SignError::Rejected(_)), "{rv:?} cost no try of the PIN");
         }
         for rv in [RvError::MechanismInvalid, RvError::KeyFunctionNotPermitted, RvError::VendorDefined(1)] {
             assert!(matches!(of(rv), SignError::Rejected(_)), "{rv:?}");
@@ -133,6 +152,10 @@ mod tests {
     #[test]
     fn a_login_is_free_only_where_the_token_was_surely_away() {
         for rv in [RvError::PinIncorrect, RvError::VendorDefined(1), RvError::FunctionFailed, RvError::GeneralError, RvError::HostMemory] {
+            assert!(may_have_cost_a_try(rv), "{rv:?}");
+        }
+        // What C_Login never answers by the standard says nothing of the PIN.
+        for rv in [RvError::UserNotLoggedIn, RvError::KeyHandleInvalid, RvError::OperationNotInitialized] {
             assert!(may_have_cost_a_try(rv), "{rv:?}");
         }
         for rv in [RvError::TokenNotPresent, RvError::DeviceRemoved, RvError::DeviceError, RvError::SessionClosed] {

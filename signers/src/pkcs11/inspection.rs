@@ -82,6 +82,7 @@ pub enum SessionLimit {
 /// Loads the library and asks it for itself and its tokens.
 pub fn inspect_module(path: &Path) -> Result<ModuleFacts, SignError> {
     let module = Module::load(path)?;
+    let _inside = module.life.enter();
     let info = module.context.get_library_info().map_err(|e| module.error(&e))?;
     let tokens = module.slots()?;
     Ok(ModuleFacts {
@@ -97,6 +98,7 @@ pub fn inspect_module(path: &Path) -> Result<ModuleFacts, SignError> {
 /// Finds the one token that `uri` names and asks it what it tells everybody. `Lost` if there is none, `Rejected` if there are several.
 pub fn inspect_token(uri: &Pkcs11Uri) -> Result<TokenState, SignError> {
     let module = Module::load(&uri.module_path)?;
+    let _inside = module.life.enter();
     let (slot, token) = module.token(uri)?;
     let what = |e: Error| token.error(&e);
     let info = module.context.get_token_info(slot).map_err(what)?;

@@ -9,7 +9,7 @@ use cryptoki::slot::Slot;
 use der::asn1::UintRef;
 use der::{Encode, Sequence};
 
-use super::error::{failure, sign_error};
+use super::error::{failure, in_trouble, sign_error};
 use super::module::Module;
 use super::token::OpenSession;
 use crate::{Algorithm, Device, Failure, Pkcs11Uri, PublicKey, SignError};
@@ -244,7 +244,9 @@ impl Attributes {
         for attribute in asked {
             match session.get_attributes(key, &[attribute]) {
                 Ok(found) => read.extend(found),
-                Err(e @ Error::Pkcs11(rv, _)) if super::error::session_gone(rv) => return Err(e),
+                // Every key has these two (PKCS#11 v2.40 §4.6.2): a token that does not tell them is in trouble.
+                Err(e) if matches!(attribute, T::KeyType | T::Id) => return Err(e),
+                Err(e @ Error::Pkcs11(rv, _)) if in_trouble(rv) => return Err(e),
                 Err(_) => {}
             }
         }

@@ -1,6 +1,7 @@
-//! PKCS#11 libraries, each loaded and initialised once in this process, and the tokens in them.
+//! PKCS#11 libraries, each loaded once in this process, and the tokens in them.
 //!
-//! C_Initialize is process-wide (PKCS#11 v2.40 §5.4), so a library is never finalised: another part of the process may use it.
+//! C_Initialize is process-wide (PKCS#11 v2.40 §5.4), so a library is finalised only where that can harm nobody (`life`): some find their
+//! device again only after C_Finalize and C_Initialize, and nobody should have to restart the daemon for that.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use cryptoki::error::{Error, RvError};
 use cryptoki::slot::{Slot, TokenInfo};
 
 use super::error::sign_error;
+use super::life::{Library, Life};
 use super::token::Token;
 use crate::{Pkcs11Uri, SignError, TokenFacts};
 
@@ -19,6 +21,7 @@ static MODULES: Mutex<BTreeMap<PathBuf, Arc<Module>>> = Mutex::new(BTreeMap::new
 /// One initialised library.
 pub(super) struct Module {
     pub(super) context: Pkcs11,
+    pub(super) life: Arc<Life>,
     path: PathBuf,
     // Tokens that were logged into. By identity, because a token that returns may sit in another slot.
     tokens: Mutex<Vec<Arc<Token>>>,
@@ -37,7 +40,7 @@ impl Module {
             .map_err(|e| SignError::Rejected(format!("{} could not be loaded as a PKCS#11 library: {e}", canonical.display())))?;
         // A library that failed to initialise may have left threads behind: it must stay mapped.
         std::mem::forget(context.clone());
-        let module = Arc::new(Self { context, path: canonical.clone(), tokens: Mutex::default() });
+        let module = Arc::new(Self { context, life: Arc::default(), path: canonical.clone(), tokens: Mutex::default() });
         module.initialize()?;
         modules.insert(canonical, module.clone());
         Ok(module)
@@ -45,10 +48,55 @@ impl Module {
 
     /// C_Initialize; an initialised library is left as it is.
     fn initialize(&self) -> Result<(), SignError> {
+        let _one_at_a_time = self.life.initializing();
         match self.context.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
-            Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => Ok(()),
+            Ok(()) => {
+                self.life.begun();
+                Ok(())
+            }
+            Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => Ok(()),
             Err(e) => Err(self.error(&e)),
         }
+    }
+
+    /// An opening, from its first call of the library to its last. When openings keep failing and the library has no session left, it is
+    /// finalised, initialised and asked once more.
+    pub(super) fn opening<T>(&self, open: impl Fn() -> Result<T, SignError>) -> Result<T, SignError> {
+        let once = || {
+            let _inside = self.life.enter();
+            let opened = open();
+            self.life.opened(opened.is_ok());
+            opened
+        };
+        match once() {
+            // It was our PIN that was refused: the library works.
+            Err(error)
+                if !matches!(error, SignError::Locked(_)) && self.life.renew(|| self.release_anchors(), || self.begin_anew(&error)) =>
+            {
+                once()
+            }
+            opened => opened,
+        }
+    }
+
+    /// An anchor that still answers shows that the library works.
+    fn release_anchors(&self) {
+        let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        tokens.iter().for_each(|token| token.release_dead_anchor());
+    }
+
+    fn begin_anew(&self, because: &SignError) {
+        tracing::warn!(library = %self.path.display(), error = %because, "no session can be opened: the PKCS#11 library is initialised anew");
+        // Whatever it answers, C_Initialize tells whether it can be used.
+        let _ = self.context.clone().finalize();
+        if let Err(error) = self.initialize() {
+            tracing::warn!(library = %self.path.display(), %error, "the PKCS#11 library could not be initialised");
+        }
+    }
+
+    /// For those who open sessions.
+    pub(super) fn library(&self) -> Library<'_> {
+        Library { context: &self.context, life: &self.life }
     }
 
     /// The library's file, links followed.

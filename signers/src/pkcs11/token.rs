@@ -9,12 +9,12 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use cryptoki::context::Pkcs11;
 use cryptoki::error::{Error, RvError};
 use cryptoki::session::{Session, SessionState, UserType};
 use cryptoki::slot::Slot;
 
 use super::error::{handle_gone, may_have_cost_a_try, name, sign_error};
+use super::life::{Library, Member};
 use crate::{SignError, TokenFacts, read_pin};
 
 /// One token, wherever it sits.
@@ -46,15 +46,17 @@ pub(super) enum Access {
 /// A session that is closed when dropped, unless the token has dropped it first.
 pub(super) struct OpenSession {
     session: Option<Session>,
+    member: Member,
 }
 
 impl OpenSession {
-    pub(super) fn open(context: &Pkcs11, slot: Slot, access: Access) -> Result<Self, Error> {
+    pub(super) fn open(library: Library<'_>, slot: Slot, access: Access) -> Result<Self, Error> {
+        let member = library.life.join();
         let session = match access {
-            Access::ReadOnly => context.open_ro_session_no_drop(slot),
-            Access::ReadWrite => context.open_rw_session_no_drop(slot),
+            Access::ReadOnly => library.context.open_ro_session_no_drop(slot),
+            Access::ReadWrite => library.context.open_rw_session_no_drop(slot),
         }?;
-        Ok(Self { session: Some(session) })
+        Ok(Self { session: Some(session), member })
     }
 
     /// After an error: a handle that the token no longer knows must not be closed, since by then it may name another thread's session.
@@ -70,15 +72,16 @@ impl OpenSession {
         Ok(matches!(info.session_state(), SessionState::RoUser | SessionState::RwUser))
     }
 
-    /// The session; `CKR_SESSION_CLOSED` once it is known to be gone.
+    /// The session; `CKR_SESSION_HANDLE_INVALID` once it is known to be gone.
     pub(super) fn get(&self) -> Result<&Session, Error> {
-        self.session.as_ref().ok_or(Error::Pkcs11(RvError::SessionClosed, cryptoki::context::Function::GetSessionInfo))
+        let gone = Error::Pkcs11(RvError::SessionHandleInvalid, cryptoki::context::Function::GetSessionInfo);
+        self.session.as_ref().filter(|_| self.member.is_alive()).ok_or(gone)
     }
 }
 
 impl Drop for OpenSession {
     fn drop(&mut self) {
-        if let Some(session) = self.session.take() {
+        if let Some(session) = self.session.take().filter(|_| self.member.is_alive()) {
             // Nothing depends on the answer: a token that is away has closed it already.
             let _ = session.close();
         }
@@ -93,18 +96,23 @@ impl Token {
     /// A session that is logged in as the user.
     pub(super) fn session(
         &self,
-        context: &Pkcs11,
+        library: Library<'_>,
         slot: Slot,
         pin_source: Option<&Path>,
         access: Access,
     ) -> Result<OpenSession, SignError> {
-        self.log_in(context, slot, pin_source)?;
-        OpenSession::open(context, slot, access).map_err(|e| self.error(&e))
+        self.log_in(library, slot, pin_source)?;
+        OpenSession::open(library, slot, access).map_err(|e| self.error(&e))
     }
 
     /// An operator has asked at `ordered_at` for one more login. A refusal of a later try stands: the order has been carried out.
     pub(super) fn forget_refusal(&self, ordered_at: Instant) {
         self.lock().refused.take_if(|refusal| refusal.tried_at < ordered_at);
+    }
+
+    /// The session that keeps the login is given up if it is dead.
+    pub(super) fn release_dead_anchor(&self) {
+        self.lock().anchor.take_if(|anchor| anchor.logged_in().is_err());
     }
 
     pub(super) fn error(&self, error: &Error) -> SignError {
@@ -116,14 +124,14 @@ impl Token {
     }
 
     /// Held locked from the question to the answer, so that any number of threads costs one try.
-    fn log_in(&self, context: &Pkcs11, slot: Slot, pin_source: Option<&Path>) -> Result<(), SignError> {
+    fn log_in(&self, library: Library<'_>, slot: Slot, pin_source: Option<&Path>) -> Result<(), SignError> {
         let mut login = self.lock();
         let kept = login.anchor.as_mut().map(OpenSession::logged_in);
         let logged_in = match kept {
             Some(Ok(logged_in)) => logged_in,
             Some(Err(_)) | None => {
                 login.anchor = None;
-                let mut anchor = OpenSession::open(context, slot, Access::ReadOnly).map_err(|e| self.error(&e))?;
+                let mut anchor = OpenSession::open(library, slot, Access::ReadOnly).map_err(|e| self.error(&e))?;
                 let logged_in = anchor.logged_in().map_err(|e| self.error(&e))?;
                 login.anchor = Some(anchor);
                 logged_in

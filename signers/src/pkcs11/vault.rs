@@ -39,17 +39,22 @@ pub fn open_vault_for_reading(uri: &KeyUri) -> Result<Pkcs11Vault, SignError> {
 
 fn open(uri: &Pkcs11Uri, access: Access, ordered_at: Option<Instant>) -> Result<Pkcs11Vault, SignError> {
     let module = Module::load(&uri.module_path)?;
-    let (slot, token) = module.token(uri)?;
-    if let Some(ordered_at) = ordered_at {
-        token.forget_refusal(ordered_at);
-    }
-    let session = token.session(&module.context, slot, uri.pin_source.as_deref(), access)?;
+    let (slot, token, session) = module.opening(|| {
+        let (slot, token) = module.token(uri)?;
+        if let Some(ordered_at) = ordered_at {
+            token.forget_refusal(ordered_at);
+        }
+        let session = token.session(module.library(), slot, uri.pin_source.as_deref(), access)?;
+        Ok((slot, token, session))
+    })?;
     Ok(Pkcs11Vault { module, slot, token, session })
 }
 
 /// The initialised tokens of a library.
 pub fn list_tokens(module: &Path) -> Result<Vec<TokenFacts>, SignError> {
-    Ok(Module::load(module)?.slots()?.iter().map(|(_, info)| facts(info)).collect())
+    let module = Module::load(module)?;
+    let _inside = module.life.enter();
+    Ok(module.slots()?.iter().map(|(_, info)| facts(info)).collect())
 }
 
 /// Initialises a token in a slot whose token never was (SoftHSM always offers one) and sets the user's PIN. A token of that label that exists
@@ -59,6 +64,7 @@ pub fn init_token(module: &Path, label: &str, so_pin: &SecretString, user_pin: &
         return Err(SignError::Rejected(format!("{label:?} cannot be a token's label: it must have 1 to 32 bytes and not end in a blank")));
     }
     let module = Module::load(module)?;
+    let _inside = module.life.enter();
     let slots = module.all_slots()?;
     if slots.iter().any(|(_, info)| info.token_initialized() && info.label() == label) {
         return Err(SignError::Rejected(format!("a token with the label {label:?} exists already and is never initialised again")));
@@ -69,7 +75,7 @@ pub fn init_token(module: &Path, label: &str, so_pin: &SecretString, user_pin: &
     let what = format!("initialising the token {label:?}");
     let in_token = || -> Result<TokenFacts, cryptoki::error::Error> {
         module.context.init_token(slot, so_pin, label)?;
-        let session = OpenSession::open(&module.context, slot, Access::ReadWrite)?;
+        let session = OpenSession::open(module.library(), slot, Access::ReadWrite)?;
         session.get()?.login(UserType::So, Some(so_pin))?;
         session.get()?.init_pin(user_pin)?;
         session.get()?.logout()?;
@@ -158,7 +164,7 @@ impl Vault for Pkcs11Vault {
 
     fn signing_rate(&mut self, kind: KeyKind, time: Duration) -> Result<SigningRate, SignError> {
         let what = format!("a throw-away {kind} key in token {:?}", self.token.facts.label);
-        let session = OpenSession::open(&self.module.context, self.slot, Access::ReadOnly).map_err(|e| sign_error(&what, &e))?;
+        let session = OpenSession::open(self.module.library(), self.slot, Access::ReadOnly).map_err(|e| sign_error(&what, &e))?;
         let (mechanism, parameters) = generation(kind);
         // Not in the token: it goes with the session if nothing else takes it away.
         let names = [Attribute::Id(random_id()?), Attribute::Label(b"ca-server doctor, throw-away".to_vec()), Attribute::Token(false)];
@@ -175,7 +181,7 @@ impl Vault for Pkcs11Vault {
 
     fn open(&mut self, uri: &KeyUri) -> Result<Box<dyn Device>, SignError> {
         let uri = self.here(uri)?;
-        let session = self.token.session(&self.module.context, self.slot, uri.pin_source.as_deref(), Access::ReadOnly)?;
+        let session = self.token.session(self.module.library(), self.slot, uri.pin_source.as_deref(), Access::ReadOnly)?;
         Ok(Box::new(Pkcs11Device::find(&self.module, self.slot, session, uri, None)?))
     }
 }

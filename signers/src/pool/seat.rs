@@ -1,7 +1,8 @@
 //! One thread with one session: takes jobs, signs, and gets itself a new session when the old one is lost.
 //!
-//! The first reopening happens at once and unseen by callers; the same bytes are tried once more, if the device made nothing of them. When
-//! that fails the thread joins those who wait for the device to return (`Shared::turn_to_probe`). A session that was called into doubt
+//! A session that failed once is not used again, whatever the device called its trouble: a vendor's code may well mean a dead session. The
+//! first reopening happens at once and unseen by callers; the same bytes are tried once more, if the device made nothing of them. When that
+//! fails the thread joins those who wait for the device to return (`Shared::turn_to_probe`). A session that was called into doubt
 //! (`Shared::distrust_sessions`) is replaced before it signs again.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -137,17 +138,13 @@ fn serve(shared: &Shared, seat: usize, mut session: Session, mut job: Queued) ->
             job.succeed(signature);
             Some(session)
         }
-        Attempt::Failed(error @ SignError::Lost(_), failure) => {
+        Attempt::Failed(error, failure) => {
             drop(session);
             if failure.worth_a_retry {
                 return retry(shared, seat, job);
             }
             job.fail(error);
             renew(shared, seat).ok()
-        }
-        Attempt::Failed(error, _) => {
-            job.fail(error);
-            Some(session)
         }
     }
 }
@@ -172,15 +169,11 @@ fn retry(shared: &Shared, seat: usize, mut job: Queued) -> Option<Session> {
             Some(session)
         }
         Attempt::Failed(error, _) => {
-            let lost = matches!(error, SignError::Lost(_));
+            drop(session);
             job.fail(error.clone());
-            if lost {
-                drop(session);
-                // Lost twice in a row: no hurry any more.
-                shared.lost(seat, &error);
-                return None;
-            }
-            Some(session)
+            // Twice in a row: no hurry any more.
+            shared.lost(seat, &error);
+            None
         }
     }
 }

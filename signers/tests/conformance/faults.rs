@@ -16,16 +16,16 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap()
 }
 
-fn sign(signer: &Signer) -> Result<Vec<u8>, SignFailure> {
+pub(crate) fn sign(signer: &Signer) -> Result<Vec<u8>, SignFailure> {
     runtime().block_on(signer.sign(job(PATIENCE)))
 }
 
-fn signed(signer: &Signer) {
+pub(crate) fn signed(signer: &Signer) {
     let signature = sign(signer).unwrap();
     assert!(signer.public_key().verify(b"to be signed", &signature));
 }
 
-fn wait_until(what: &str, is: impl Fn() -> bool) {
+pub(crate) fn wait_until(what: &str, is: impl Fn() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !is() {
         assert!(Instant::now() < end, "waited in vain until {what}");
@@ -34,7 +34,7 @@ fn wait_until(what: &str, is: impl Fn() -> bool) {
 }
 
 /// A token with one P-256 key and a pool of `threads` sessions, all open.
-fn pool(house: &House, threads: usize) -> Signer {
+pub(crate) fn pool(house: &House, threads: usize) -> Signer {
     house.token();
     let uri = house.key("issuing", KeyKind::P256);
     let signer = Signer::start(uri, PoolOptions { threads, ..PoolOptions::default() }).unwrap();

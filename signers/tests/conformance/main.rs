@@ -2,6 +2,7 @@
 
 mod common;
 mod faults;
+mod healing;
 mod vault;
 
 use common::{PIN, in_child};

@@ -1,11 +1,9 @@
-//! The files of a fault directory, from both sides: rules as the module reads them, and `Control` for the tests that write them.
+//! A test's hand on a fault directory: it writes the rules and reads the counters.
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::SystemTime;
 
 /// A test's hand on a fault directory.
 #[derive(Clone, Debug)]
@@ -20,9 +18,13 @@ impl Control {
     }
 
     /// Replaces all rules; see the crate's page for their form.
+    #[allow(clippy::disallowed_methods, reason = "decides nothing: it tells two versions of a file apart")]
     pub fn set(&self, rules: &str) -> io::Result<()> {
         let new = self.directory.join("control.new");
-        fs::write(&new, rules)?;
+        let mut file = File::create(&new)?;
+        file.write_all(rules.as_bytes())?;
+        // The kernel's own stamps are milliseconds apart, and inodes come back.
+        file.set_modified(SystemTime::now())?;
         fs::rename(new, self.directory.join("control"))
     }
 
@@ -41,9 +43,19 @@ impl Control {
         self.count("signed")
     }
 
-    /// C_Login calls.
+    /// C_Login calls: each may be a try of the PIN.
     pub fn logins(&self) -> u64 {
         self.count("logins")
+    }
+
+    /// Calls of a function, by its name in the standard, ruled or not.
+    pub fn calls(&self, function: &str) -> u64 {
+        self.octets("calls", function)
+    }
+
+    /// Those of them that a rule applied to: whether a fault was met at all, and how often.
+    pub fn met(&self, function: &str) -> u64 {
+        self.octets("met", function)
     }
 
     /// What C_Sign was given, call by call, as lower-case hex: for ECDSA the digest of the to-be-signed bytes.
@@ -59,6 +71,11 @@ impl Control {
         // Before the first event there is no file.
         fs::read_to_string(self.directory.join(counter)).unwrap_or_default()
     }
+
+    /// These counters hold a single octet an event, so that a test may ask often.
+    fn octets(&self, kind: &str, function: &str) -> u64 {
+        fs::metadata(self.directory.join(kind).join(function)).map_or(0, |file| file.len())
+    }
 }
 
 /// The module's file, where cargo puts it for a test that depends on this package: beside the test's executable or one directory above.
@@ -71,161 +88,4 @@ pub fn library() -> io::Result<PathBuf> {
     found.pop().ok_or_else(|| {
         io::Error::new(io::ErrorKind::NotFound, "libpkcs11_fault.so is not beside the test: depend on the package pkcs11-fault")
     })
-}
-
-/// What a rule does to a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Action {
-    Return(u64),
-    ReturnLate(u64),
-    Sleep(Duration),
-    Logout,
-    CloseSessions,
-    Corrupt,
-    Flags(u64),
-    Sessions(u64),
-}
-
-#[derive(Debug, PartialEq, Eq)]
-struct Rule {
-    function: String,
-    action: Action,
-    left: Option<u64>,
-}
-
-/// The rules as last read.
-pub(crate) struct Rules {
-    path: PathBuf,
-    read: Mutex<Read>,
-}
-
-#[derive(Default)]
-struct Read {
-    version: Option<(u64, i64, i64, u64)>,
-    rules: Vec<Rule>,
-    unreadable: bool,
-}
-
-/// CKR_ARGUMENTS_BAD.
-const UNREADABLE: u64 = 7;
-
-impl Rules {
-    pub(crate) fn new(directory: &Path) -> Self {
-        Self { path: directory.join("control"), read: Mutex::default() }
-    }
-
-    /// What is to be done to a call of `function`; uses up one of a rule's counts. One stat(2) while the file is unchanged.
-    pub(crate) fn take(&self, function: &str) -> Option<Action> {
-        let version = fs::metadata(&self.path).ok().as_ref().map(version);
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        if read.version != version {
-            let parsed = parse(&fs::read_to_string(&self.path).unwrap_or_default());
-            *read = Read { version, unreadable: parsed.is_none(), rules: parsed.unwrap_or_default() };
-        }
-        if read.unreadable {
-            return Some(Action::Return(UNREADABLE));
-        }
-        let rule = read.rules.iter_mut().find(|rule| rule.function == function && rule.left != Some(0))?;
-        rule.left = rule.left.map(|left| left - 1);
-        Some(rule.action)
-    }
-}
-
-fn version(file: &Metadata) -> (u64, i64, i64, u64) {
-    (file.ino(), file.mtime(), file.mtime_nsec(), file.len())
-}
-
-fn parse(text: &str) -> Option<Vec<Rule>> {
-    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(parse_rule).collect()
-}
-
-fn parse_rule(line: &str) -> Option<Rule> {
-    let mut words = line.split_whitespace();
-    let function = words.next()?.to_owned();
-    let action = match words.next()? {
-        "rv" => Action::Return(number(words.next()?)?),
-        "late_rv" => Action::ReturnLate(number(words.next()?)?),
-        "sleep_ms" => Action::Sleep(Duration::from_millis(number(words.next()?)?)),
-        "logout" => Action::Logout,
-        "close_sessions" => Action::CloseSessions,
-        "corrupt" if function == "C_Sign" => Action::Corrupt,
-        "flags" if function == "C_GetTokenInfo" => Action::Flags(number(words.next()?)?),
-        "sessions" if function == "C_GetTokenInfo" => Action::Sessions(number(words.next()?)?),
-        _ => return None,
-    };
-    let left = match words.next() {
-        None => None,
-        Some("count") => Some(number(words.next()?)?),
-        Some(_) => return None,
-    };
-    words.next().is_none().then_some(Rule { function, action, left })
-}
-
-fn number(text: &str) -> Option<u64> {
-    match text.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16).ok(),
-        None => text.parse().ok(),
-    }
-}
-
-/// A file with a line an event.
-pub(crate) struct Counter(File);
-
-impl Counter {
-    pub(crate) fn open(directory: &Path, name: &str) -> io::Result<Self> {
-        OpenOptions::new().append(true).create(true).open(directory.join(name)).map(Self)
-    }
-
-    /// One line, by one write: the hex of `what`, which may be empty.
-    pub(crate) fn add(&self, what: &[u8]) -> io::Result<()> {
-        let mut line: String = what.iter().map(|byte| format!("{byte:02x}")).collect();
-        line.push('\n');
-        (&self.0).write_all(line.as_bytes())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rules_are_read_and_typing_errors_noticed() {
-        let rules = parse("# none\n\nC_Sign rv 0x32 count 1\nC_Sign sleep_ms 3000\n C_Login logout count 2 ").unwrap();
-        assert_eq!(rules[0], Rule { function: "C_Sign".into(), action: Action::Return(0x32), left: Some(1) });
-        assert_eq!(rules[1], Rule { function: "C_Sign".into(), action: Action::Sleep(Duration::from_secs(3)), left: None });
-        assert_eq!(rules[2], Rule { function: "C_Login".into(), action: Action::Logout, left: Some(2) });
-        for bad in [
-            "C_Sign",
-            "C_Sign rv",
-            "C_Sign rv x",
-            "C_Sign vr 1",
-            "C_Sign rv 1 count",
-            "C_Sign rv 1 2",
-            "C_Sign logout count 1 1",
-            "C_Login corrupt",
-            "C_Sign flags 1",
-        ] {
-            assert_eq!(parse(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_counted_rule_is_used_up_until_the_file_changes() {
-        let directory = std::env::temp_dir().join(format!("pkcs11-fault-{}", std::process::id()));
-        fs::create_dir_all(&directory).unwrap();
-        let (control, rules) = (Control::new(&directory), Rules::new(&directory));
-        assert_eq!(rules.take("C_Sign"), None);
-        control.set("C_Sign rv 5 count 1\nC_Sign rv 6 count 1").unwrap();
-        assert_eq!(rules.take("C_Login"), None);
-        assert_eq!(rules.take("C_Sign"), Some(Action::Return(5)));
-        assert_eq!(rules.take("C_Sign"), Some(Action::Return(6)));
-        assert_eq!(rules.take("C_Sign"), None);
-        control.set("C_Sign rv 5 count 1").unwrap();
-        assert_eq!(rules.take("C_Sign"), Some(Action::Return(5)));
-        control.set("nonsense").unwrap();
-        assert_eq!(rules.take("C_Login"), Some(Action::Return(UNREADABLE)));
-        control.clear().unwrap();
-        assert_eq!(rules.take("C_Login"), None);
-        fs::remove_dir_all(&directory).unwrap();
-    }
 }

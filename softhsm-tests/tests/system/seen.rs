@@ -1,8 +1,13 @@
 //! What a client sees in an answer, read with an X.509 library, never with our own code.
 
+use std::sync::Arc;
+
 use der::{Decode, Encode};
-use rustls::pki_types::CertificateDer;
+use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use tonic::{Code, Status};
 use x509_cert::Certificate;
 use x509_cert::ext::pkix::SubjectAltName;
@@ -71,6 +76,30 @@ pub fn openssl_verifies(chain: &[String], roots: &str) {
     }
     let output = command.arg(leaf).output().expect("openssl runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Verifies many answers up to the root, as a peer of the workload would, with no process for each.
+pub struct Chains(Arc<dyn ClientCertVerifier>);
+
+impl Chains {
+    /// Of answers under these roots, PEM.
+    pub fn under(roots: &str) -> Self {
+        let mut store = RootCertStore::empty();
+        for root in CertificateDer::pem_slice_iter(roots.as_bytes()) {
+            store.add(root.expect("PEM")).expect("a root");
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        Self(WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider).build().expect("a verifier"))
+    }
+
+    /// The leaf of an answer bears signatures up to a root.
+    pub fn assert_verified(&self, chain: &[String]) {
+        let der = |pem: &String| CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM");
+        let middle: Vec<_> = chain[1..chain.len() - 1].iter().map(der).collect();
+        if let Err(error) = self.0.verify_client_cert(&der(&chain[0]), &middle, UnixTime::now()) {
+            panic!("a certificate that does not verify: {error}\n{}", chain[0]);
+        }
+    }
 }
 
 /// SubjectPublicKeyInfo of a certificate, DER.

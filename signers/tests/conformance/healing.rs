@@ -1,0 +1,131 @@
+//! What heals by itself, with no restart and no order: dead sessions under any name, libraries that must be initialised anew, keys whose
+//! handles have moved, sessions that run short.
+
+use crate::common::in_child;
+use crate::faults::{pool, sign, signed, wait_until};
+use signers::{HealthState, KeyKind, PoolOptions, SignError, Signer, Vault, pkcs11};
+
+#[test]
+fn a_session_that_failed_in_an_unknown_way_is_not_used_again() {
+    in_child("healing::a_session_that_failed_in_an_unknown_way_is_not_used_again", "", |house| {
+        let (signer, control) = (pool(house, 1), house.control());
+        for code in ["0x80000001", "0x70", "0xA0"] {
+            let (opened, logins) = (control.calls("C_OpenSession"), control.logins());
+            control.set(&format!("C_SignInit rv {code} count 1")).unwrap();
+            let failure = sign(&signer).unwrap_err();
+            assert!(matches!(failure.error, SignError::Rejected(_)) && !failure.reached_device, "{code}: {failure:?}");
+            signed(&signer);
+            assert!(control.calls("C_OpenSession") > opened, "{code}: another session signs");
+            assert_eq!(control.logins(), logins, "{code}");
+        }
+    });
+}
+
+#[test]
+fn a_library_that_has_gone_stale_is_initialised_anew_and_nobody_restarts_anything() {
+    in_child("healing::a_library_that_has_gone_stale_is_initialised_anew_and_nobody_restarts_anything", "", |house| {
+        let (signer, control) = (pool(house, 4), house.control());
+        for code in ["0x32", "0x30", "5", "0x80000001"] {
+            let finalized = control.calls("C_Finalize");
+            control.set(&format!("C_SignInit stale {code} count 1")).unwrap();
+            wait_until("it was finalised and serves again", || {
+                let _ = sign(&signer);
+                control.calls("C_Finalize") > finalized && signer.health().open == 4
+            });
+            signed(&signer);
+        }
+    });
+}
+
+#[test]
+fn a_library_that_forgot_everything_is_initialised_again() {
+    in_child("healing::a_library_that_forgot_everything_is_initialised_again", "", |house| {
+        let (signer, control) = (pool(house, 4), house.control());
+        let initialized = control.calls("C_Initialize");
+        control.set("C_SignInit forget count 1").unwrap();
+        signed(&signer);
+        wait_until("every session is open", || {
+            signed(&signer);
+            signer.health().open == 4
+        });
+        assert_eq!((control.calls("C_Initialize") - initialized, control.calls("C_Finalize")), (1, 0));
+        // While it cannot be initialised, it is tried again and again.
+        control.set("C_SignInit forget count 1\nC_Initialize rv 5").unwrap();
+        wait_until("it is lost", || {
+            assert!(!sign(&signer).is_err_and(|failure| failure.reached_device));
+            signer.health().state == HealthState::Lost
+        });
+        control.clear().unwrap();
+        wait_until("every session is open", || signer.health().open == 4);
+        signed(&signer);
+    });
+}
+
+#[test]
+fn what_other_functions_say_of_a_pin_locks_nobody_out() {
+    in_child("healing::what_other_functions_say_of_a_pin_locks_nobody_out", "", |house| {
+        let (signer, control) = (pool(house, 2), house.control());
+        for rule in ["C_OpenSession rv 0xA4", "C_FindObjectsInit rv 0xA0", "C_GetTokenInfo rv 0xA0"] {
+            let logins = control.logins();
+            control.set(&format!("C_SignInit close_sessions count 1\n{rule}")).unwrap();
+            wait_until("it is lost", || {
+                assert!(!sign(&signer).unwrap_err().reached_device, "{rule}");
+                signer.health().state == HealthState::Lost
+            });
+            control.clear().unwrap();
+            wait_until("every session is open without an order", || signer.health().open == 2);
+            signed(&signer);
+            assert_eq!(control.logins() - logins, 1, "{rule}: the one login that the lost sessions cost");
+        }
+    });
+}
+
+#[test]
+fn a_key_whose_attributes_cannot_be_read_is_in_trouble_and_not_of_another_kind() {
+    in_child("healing::a_key_whose_attributes_cannot_be_read_is_in_trouble_and_not_of_another_kind", "", |house| {
+        let (signer, control) = (pool(house, 1), house.control());
+        for (code, name) in [("0x30", "CKR_DEVICE_ERROR"), ("5", "CKR_GENERAL_ERROR"), ("0x80000001", "the vendor's code 0x80000001")] {
+            control.set(&format!("C_SignInit close_sessions count 1\nC_GetAttributeValue rv {code}")).unwrap();
+            let failure = sign(&signer).unwrap_err();
+            assert!(failure.to_string().contains(name), "{failure:?}");
+            control.clear().unwrap();
+            wait_until("it is ready again", || signer.health().is_ready());
+            signed(&signer);
+        }
+    });
+}
+
+#[test]
+fn a_handle_that_came_to_name_another_key_is_found_again_after_one_wrong_signature() {
+    in_child("healing::a_handle_that_came_to_name_another_key_is_found_again_after_one_wrong_signature", "", |house| {
+        let (signer, control) = (pool(house, 1), house.control());
+        let uri = house.uri("other");
+        let other = pkcs11::open_vault(&uri).unwrap().generate(&uri, KeyKind::P256).unwrap();
+        control.set(&format!("C_SignInit swap_handles {} count 1", hex::encode(other.id))).unwrap();
+        // The session lives. The first bytes after it are signed by the other key, and nothing but the signature tells.
+        let wrong = sign(&signer).unwrap();
+        assert!(!signer.public_key().verify(b"to be signed", &wrong));
+        assert!(other.public_key.verify(b"to be signed", &wrong));
+        signer.signature_was_wrong();
+        (0..8).for_each(|_| signed(&signer));
+    });
+}
+
+#[test]
+fn a_token_that_runs_short_of_sessions_serves_with_those_it_gives() {
+    in_child("healing::a_token_that_runs_short_of_sessions_serves_with_those_it_gives", "", |house| {
+        house.token();
+        let uri = house.key("issuing", KeyKind::P256);
+        // One of the two keeps the login.
+        house.control().set("C_OpenSession limit 2").unwrap();
+        let signer = Signer::start(uri, PoolOptions { threads: 4, ..PoolOptions::default() }).unwrap();
+        wait_until("the others were refused", || house.control().met("C_OpenSession") >= 5);
+        assert_eq!(signer.health().open, 1);
+        (0..20).for_each(|_| signed(&signer));
+        // The one that serves loses its session: it or another gets the place back.
+        house.control().set("C_OpenSession limit 2\nC_SignInit logout count 1").unwrap();
+        wait_until("it serves", || sign(&signer).is_ok());
+        house.control().clear().unwrap();
+        wait_until("every session is open", || signer.health().open == 4);
+    });
+}
