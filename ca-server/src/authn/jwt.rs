@@ -178,7 +178,8 @@ impl<'a> Unverified<'a> {
         if claims.nbf.is_some_and(|not_before| not_before > now.seconds().saturating_add(NOT_BEFORE_LEEWAY_SECONDS)) {
             return Err("not valid yet".to_owned());
         }
-        let account = ServiceAccount::parse_username(&claims.sub).ok_or_else(|| format!("sub {:?} names no service account", claims.sub))?;
+        let account =
+            ServiceAccount::parse_username(&claims.sub).ok_or_else(|| format!("sub {:?} names no service account", claims.sub))?;
         let pod = match claims.kubernetes {
             None => None,
             Some(bound) if bound.namespace != account.namespace() || bound.serviceaccount.name != account.name() => {
