@@ -22,11 +22,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::cli::Exit;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::front::OnRefusal;
 use crate::front::call_limit::CallLimit;
 use crate::front::grpc::Certificates;
 use crate::front::monitoring;
 use crate::front::tls::{self, Connection, ServingCertificate};
+use crate::front::{Admits, OnRefusal};
 use crate::issue::{PERMITS, Pipeline};
 use crate::metrics::Metrics;
 use crate::policy::ServingName;
@@ -225,10 +225,13 @@ async fn serve_csr(daemon: Arc<Daemon>, listener: TcpListener, stop: watch::Rece
     let (metrics, mut stopped) = (daemon.metrics.clone(), stop.clone());
     let pipeline = daemon.pipeline.clone();
     let refused: OnRefusal = Arc::new(move |reason, peer| pipeline.refused_outside(reason, peer));
-    let accepting = tokio::spawn(tls::accept(listener, daemon.tls.clone(), metrics.clone(), refused.clone(), connections, stop));
+    let pipeline = daemon.pipeline.clone();
+    let admits: Admits = Arc::new(move |arrival, peer| pipeline.admits(arrival, peer));
+    let accept = tls::accept(listener, daemon.tls.clone(), metrics.clone(), admits.clone(), refused.clone(), connections, stop);
+    let accepting = tokio::spawn(accept);
     let service = Certificates::service(daemon.pipeline.clone(), metrics.clone(), daemon.clock.clone());
     let result = tonic::transport::Server::builder()
-        .layer(CallLimit::new(daemon.call_timeout, metrics, refused))
+        .layer(CallLimit::new(daemon.call_timeout, metrics, admits, refused))
         .max_concurrent_streams(MAX_STREAMS)
         .http2_max_header_list_size(MAX_HEADERS)
         .http2_keepalive_interval(Some(PING_EVERY))

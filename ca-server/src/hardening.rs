@@ -1,12 +1,12 @@
 //! What a signer process gives up before it loads a device's library: new privileges, capabilities, core files, being traced, swapping,
 //! other programs, and the network unless its device is on it. What the kernel does not let it give up is returned as sentences.
 
+use landlock::{AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetStatus};
 use rlimit::{INFINITY, Resource, setrlimit};
 use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 use seccompiler::{BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule};
-use landlock::{AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetStatus};
 
 /// Gives up what can be given up. Call before any other thread starts.
 pub fn enter(network: bool) -> Vec<String> {

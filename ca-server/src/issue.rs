@@ -2,27 +2,36 @@
 //!
 //! Each value has one private maker, so holding it proves that its step happened: `Caller → Csr → Grant → Draft → Recorded<Draft> →
 //! Signed → Issued`. From the intent on the call belongs to the server: its steps run in a task that no reset, time limit or shutdown drops.
+//! A call that is made again leaves the path after policy, with the certificate that is recorded: `Repeated`.
+
+mod answer;
+mod hold;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::sync::{Semaphore, TryAcquireError};
+use tokio::task::JoinHandle;
 use tracing::Instrument;
+
+pub use self::answer::Answer;
+use self::hold::{Hold, Permit};
 
 use crate::authn::{Authenticators, Caller, Credentials};
 use crate::clock::Clock;
 use crate::evidence::{Evidence, RequestId};
+use crate::fairness::{Arrival, Fairness, Limits};
 use crate::issuer::Issuers;
 use crate::metrics::{Metrics, Step};
 use crate::policy::{Policy, ServingName, Wishes};
 use crate::refusal::{Reason, Refusal};
-use crate::store::ledger::{Issued, Ledger, NotOpened, Recorded};
+use crate::repeats::{Question, Repeats, Turn};
+use crate::store::ledger::{Issued, Ledger, NotOpened, Recorded, Remembered};
 use crate::telemetry::LogBudget;
 use crate::timestamp::Timestamp;
 use crate::x509::csr::Csr;
-use crate::x509::pem;
 use crate::x509::subject_key::SubjectKey;
 use crate::x509::template::{Draft, SerialRandom};
 
@@ -53,30 +62,10 @@ pub struct Snapshot {
     pub policy: Policy,
     /// Who signs.
     pub issuers: Issuers,
+    /// How much one address and one identity may ask for.
+    pub limits: Limits,
     /// Every root, active and retiring, PEM, in one text.
     pub bundle: Arc<str>,
-}
-
-/// A recorded certificate and the roots to send with it.
-#[derive(Debug)]
-pub struct Answer {
-    issued: Issued,
-    bundle: Arc<str>,
-}
-
-impl Answer {
-    /// As Istio's clients read it (ISTIO-CONTRACT §1): leaf, intermediates one a string, all roots together in the last.
-    pub fn chain(&self) -> Vec<String> {
-        let mut chain = vec![pem::certificate(self.issued.certificate().der())];
-        chain.extend_from_slice(self.issued.draft().issuer().intermediates_pem());
-        chain.push(self.bundle.to_string());
-        chain
-    }
-
-    /// The recorded certificate.
-    pub fn issued(&self) -> &Issued {
-        &self.issued
-    }
 }
 
 /// The pipeline: one for the life of the daemon.
@@ -87,6 +76,8 @@ pub struct Pipeline {
     ledger: Ledger,
     clock: Clock,
     metrics: Arc<Metrics>,
+    repeats: Repeats,
+    fairness: Arc<Fairness>,
     log_budget: LogBudget,
 }
 
@@ -94,7 +85,8 @@ impl Pipeline {
     /// A pipeline over this ledger, with this first snapshot.
     pub fn new(snapshot: Snapshot, ledger: Ledger, clock: Clock, metrics: Arc<Metrics>) -> Self {
         let (permits, snapshot) = (Arc::new(Semaphore::new(PERMITS)), ArcSwap::from_pointee(snapshot));
-        Self { permits, snapshot, ledger, clock, metrics, log_budget: LogBudget::default() }
+        let (repeats, fairness, log_budget) = (Repeats::default(), Arc::default(), LogBudget::default());
+        Self { permits, snapshot, ledger, clock, metrics, repeats, fairness, log_budget }
     }
 
     /// What is in force now.
@@ -120,12 +112,7 @@ impl Pipeline {
             },
         };
         match &outcome {
-            Ok(answer) => {
-                let (draft, caller) = (answer.issued.draft(), caller.as_ref().map(Caller::evidence));
-                // The ledger is the record of issuances; the log is for what an operator must see.
-                tracing::debug!(serial = %draft.serial(), identity = draft.identity().map(tracing::field::display), issuer = draft.issuer_id(),
-                    credential = caller.map(|evidence| evidence.credential.as_str()), not_after = %draft.validity().1, "issued");
-            }
+            Ok(answer) => answer.log(caller.as_ref()),
             Err(refusal) => self.record(call, caller.as_ref(), refusal),
         }
         outcome
@@ -137,11 +124,20 @@ impl Pipeline {
         self.ledger.accepting(now)?;
         let caller = metrics.step(Step::Authenticate, ca.authenticators.authenticate(&call.credentials, now)).await?;
         let caller = proven.insert(caller);
+        self.fairness.call(&ca.limits, caller.identity(), now)?;
         let csr = metrics.quick_step(Step::Csr, || Csr::parse(&call.csr))?;
         let grant = metrics.quick_step(Step::Policy, || ca.policy.grant(caller.identity(), &csr, &call.wishes, now, random.jitter))?;
+        let question = Question::new(caller.identity(), &call.csr, call.wishes.lifetime, &grant);
+        let place = match self.repeats.turn(question, now).await {
+            Turn::First(place) => place,
+            Turn::Again(known) => return self.repeat(permit, ca, known, caller.evidence().clone(), call.request).await,
+        };
+        let key = self.fairness.key(&ca.limits, caller.identity(), csr.key(), now)?;
         let period = self.ledger.period(now);
         let draft = metrics.quick_step(Step::Draft, || Draft::new(grant, csr.into_key(), period, now, random.serial));
-        self.finish(permit, ca, draft, caller.evidence().clone(), call.request, call.deadline).await
+        let hold = Hold::of_caller(permit, place, key, now);
+        let issued = self.finish(hold, ca.clone(), draft, caller.evidence().clone(), call.request, call.deadline).await?;
+        Ok(Answer::issued(issued, ca.bundle.clone()))
     }
 
     /// The daemon's own serving certificate: enters where policy grants, and takes the same path from there.
@@ -151,38 +147,54 @@ impl Pipeline {
         key: SubjectKey,
         request: RequestId,
         deadline: Instant,
-    ) -> Result<Answer, Refusal> {
+    ) -> Result<Issued, Refusal> {
         let (ca, now, random) = (self.snapshot(), self.clock.now(), Randomness::fresh());
         let permit = self.permit()?;
         let grant = ca.policy.serving(names, now)?;
         let draft = Draft::new(grant, key, self.ledger.period(now), now, random.serial);
-        self.finish(permit, ca, draft, Evidence::daemon(), request, deadline).await
+        self.finish(Hold::of_daemon(permit), ca, draft, Evidence::daemon(), request, deadline).await
     }
 
     /// Hands the call to the server: intent, signature and outcome run to their end whatever becomes of the caller.
     async fn finish(
         &self,
-        permit: Permit,
+        hold: Hold,
         ca: Arc<Snapshot>,
         draft: Draft,
         evidence: Evidence,
         request: RequestId,
         deadline: Instant,
-    ) -> Result<Answer, Refusal> {
+    ) -> Result<Issued, Refusal> {
         let (ledger, metrics, clock) = (self.ledger.clone(), self.metrics.clone(), self.clock.clone());
         let task = async move {
             let recorded = metrics.step(Step::Open, open(&ledger, draft, &evidence, request, &clock)).await?;
             let outcome = metrics.step(Step::Sign, ca.issuers.sign(recorded, deadline)).await;
             let issued = metrics.step(Step::Close, ledger.close(outcome)).await?;
             metrics.issued(issued.draft().issuer_id(), issued.draft().purpose());
-            // The permit comes back when the outcome is durable, not when the caller has lost patience.
-            drop(permit);
-            Ok(Answer { issued, bundle: ca.bundle.clone() })
+            // What is held comes back when the outcome is durable, not when the caller has lost patience.
+            hold.end(&issued);
+            Ok(issued)
         };
-        match tokio::spawn(task.in_current_span()).await {
-            Ok(outcome) => outcome,
-            Err(error) => Err(Refusal::new(Reason::Internal, format_args!("the issuing task ended early: {error}"))),
-        }
+        of(tokio::spawn(task.in_current_span())).await
+    }
+
+    /// The same for a certificate that is there: its row, and nothing to sign.
+    async fn repeat(
+        &self,
+        permit: Permit,
+        ca: Arc<Snapshot>,
+        known: Arc<Remembered>,
+        evidence: Evidence,
+        request: RequestId,
+    ) -> Result<Answer, Refusal> {
+        let (ledger, metrics) = (self.ledger.clone(), self.metrics.clone());
+        let task = async move {
+            let repeated = metrics.step(Step::Repeat, ledger.repeat(known, &evidence, request)).await?;
+            metrics.repeated(repeated.issuer().id());
+            drop(permit);
+            Ok(Answer::repeated(repeated, ca.bundle.clone()))
+        };
+        of(tokio::spawn(task.in_current_span())).await
     }
 
     fn permit(&self) -> Result<Permit, Refusal> {
@@ -212,6 +224,15 @@ impl Pipeline {
         }
     }
 
+    /// Whether a peer may have one more, by the limits in force; that it may not is recorded here.
+    pub fn admits(&self, arrival: Arrival, peer: IpAddr) -> bool {
+        let admitted = self.fairness.admits(&self.snapshot.load().limits, arrival, peer, self.clock.now());
+        if !admitted {
+            self.refused_outside(Reason::PeerLimit, Some(peer));
+        }
+        admitted
+    }
+
     /// A caller was refused before there was a call: in the handshake, by its message, by a body that never ended.
     pub fn refused_outside(&self, reason: Reason, peer: Option<IpAddr>) {
         self.metrics.refused(&Refusal::new(reason, "before there was a call"));
@@ -232,6 +253,11 @@ impl Pipeline {
     }
 }
 
+/// The end of a task that runs to its end whatever becomes of the caller.
+async fn of<T>(task: JoinHandle<Result<T, Refusal>>) -> Result<T, Refusal> {
+    task.await.unwrap_or_else(|error| Err(Refusal::new(Reason::Internal, format_args!("the issuing task ended early: {error}"))))
+}
+
 /// Makes the intent durable; a draft whose month the ledger has left is drafted again with a new serial.
 async fn open(
     ledger: &Ledger,
@@ -246,25 +272,6 @@ async fn open(
             Err(NotOpened::Refused(refusal)) => return Err(refusal),
             Err(NotOpened::PeriodMoved(old, period)) => draft = old.again(period, clock.now(), Randomness::fresh().serial),
         }
-    }
-}
-
-/// The right to be under way; counted while it is held.
-struct Permit {
-    _permit: OwnedSemaphorePermit,
-    metrics: Arc<Metrics>,
-}
-
-impl Permit {
-    fn new(permit: OwnedSemaphorePermit, metrics: Arc<Metrics>) -> Self {
-        metrics.call_began();
-        Self { _permit: permit, metrics }
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.metrics.call_ended();
     }
 }
 

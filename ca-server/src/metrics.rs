@@ -25,10 +25,12 @@ pub enum Step {
     Open,
     Sign,
     Close,
+    /// Instead of the four before it, where the certificate is there already.
+    Repeat,
 }
 
 impl Step {
-    const ALL: [Step; 7] = [Step::Authenticate, Step::Csr, Step::Policy, Step::Draft, Step::Open, Step::Sign, Step::Close];
+    const ALL: [Step; 8] = [Step::Authenticate, Step::Csr, Step::Policy, Step::Draft, Step::Open, Step::Sign, Step::Close, Step::Repeat];
 
     fn name(self) -> &'static str {
         match self {
@@ -39,6 +41,7 @@ impl Step {
             Self::Open => "open",
             Self::Sign => "sign",
             Self::Close => "close",
+            Self::Repeat => "repeat",
         }
     }
 
@@ -64,6 +67,7 @@ pub struct Metrics {
     step_seconds: HistogramVec,
     in_flight: IntGauge,
     issued: IntCounterVec,
+    repeated: IntCounterVec,
     signer_queue: IntGaugeVec,
     signer_wait: HistogramVec,
     signer_sign: HistogramVec,
@@ -117,6 +121,12 @@ impl Metrics {
             step_seconds: histograms(r, "ca_server_step_seconds", "Time in each step of the path of a CSR.", &["step"]),
             in_flight: gauge(r, "ca_server_calls_in_flight", "Calls that hold a permit."),
             issued: counters(r, "ca_server_certificates_issued_total", "Certificates issued and recorded.", &["issuer", "purpose"]),
+            repeated: counters(
+                r,
+                "ca_server_certificates_repeated_total",
+                "Calls made again that got the certificate already recorded.",
+                &["issuer"],
+            ),
             signer_queue: gauges(r, "ca_server_signer_queue_jobs", "Jobs waiting for a session.", &["issuer"]),
             signer_wait: histograms(r, "ca_server_signer_wait_seconds", "Time a job waited for a session.", &["issuer"]),
             signer_sign: histograms(r, "ca_server_signer_sign_seconds", "Time in the device for one signature.", &["issuer", "purpose"]),
@@ -152,7 +162,7 @@ impl Metrics {
             registry,
         };
         Step::ALL.iter().for_each(|step| drop(metrics.step_seconds.with_label_values(&[step.name()])));
-        ["timeout", "tls", "limit"].iter().for_each(|reason| drop(metrics.handshake_failures.with_label_values(&[reason])));
+        ["timeout", "tls", "limit", "peer_limit"].iter().for_each(|reason| drop(metrics.handshake_failures.with_label_values(&[reason])));
         ["ok", "refused"].iter().for_each(|result| drop(metrics.reloads.with_label_values(&[result])));
         metrics
     }
@@ -217,7 +227,7 @@ impl Metrics {
                 sign_error("CA_NOT_READY")
             }
             Reason::IssuerExpired | Reason::GuardRefused | Reason::Internal | Reason::Deadline => sign_error("CERT_GEN_ERROR"),
-            Reason::Overloaded => {}
+            Reason::Overloaded | Reason::PeerLimit | Reason::IdentityLimit | Reason::KeyLimit => {}
         }
     }
 
@@ -227,6 +237,11 @@ impl Metrics {
         if purpose == Purpose::Leaf {
             self.citadel.success.inc();
         }
+    }
+
+    /// A call that was made again got its certificate again.
+    pub fn repeated(&self, issuer: &str) {
+        self.repeated.with_label_values(&[issuer]).inc();
     }
 
     /// Forgets what was said of issuers, before a reload says it anew.
@@ -263,7 +278,7 @@ impl Metrics {
         self.connections.set(clamp(open));
     }
 
-    /// A connection ended before a call: `timeout`, `tls` or `limit`.
+    /// A connection ended before a call: `timeout`, `tls`, `limit` or `peer_limit`.
     pub fn handshake_failed(&self, reason: &'static str) {
         self.handshake_failures.with_label_values(&[reason]).inc();
     }

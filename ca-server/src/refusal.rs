@@ -62,6 +62,12 @@ pub enum Reason {
     // Trying again later helps.
     /// No permit, or a full queue.
     Overloaded,
+    /// More calls or connections from one address than `[limits]` allows.
+    PeerLimit,
+    /// More calls of one identity than `[limits]` allows.
+    IdentityLimit,
+    /// More distinct public keys of one identity than `[limits]` allows.
+    KeyLimit,
     /// The call's time limit passed.
     Deadline,
     /// The ledger cannot record.
@@ -101,6 +107,9 @@ impl Reason {
             Self::SanMismatch => "san_mismatch",
             Self::MalformedRequest => "malformed_request",
             Self::Overloaded => "overloaded",
+            Self::PeerLimit => "peer_limit",
+            Self::IdentityLimit => "identity_limit",
+            Self::KeyLimit => "key_limit",
             Self::Deadline => "deadline",
             Self::LedgerDown => "ledger_down",
             Self::DeviceDown => "device_down",
@@ -125,7 +134,7 @@ impl Reason {
             | Self::UnknownSigner
             | Self::SanMismatch
             | Self::MalformedRequest => Code::InvalidArgument,
-            Self::Overloaded => Code::ResourceExhausted,
+            Self::Overloaded | Self::PeerLimit | Self::IdentityLimit | Self::KeyLimit => Code::ResourceExhausted,
             Self::Deadline => Code::DeadlineExceeded,
             Self::LedgerDown | Self::DeviceDown | Self::TokenCheckDown | Self::Stopping | Self::Clock | Self::DeviceRefused => {
                 Code::Unavailable

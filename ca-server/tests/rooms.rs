@@ -134,6 +134,7 @@ fn nobody_below_names_the_command_line_or_the_composition_root() {
 fn no_import_runs_back_up() {
     never("ca-server", &["authn", "policy", "x509", "issuer", "store"], &["crate::front", "crate::issue"]);
     never("ca-server", &["policy", "x509", "store"], &["crate::issuer", "crate::authn"]);
+    never("ca-server", &["fairness", "repeats"], &["crate::front", "crate::issue", "crate::config", "crate::clock"]);
     never("ca-server", &["refusal", "timestamp", "spiffe", "digest"], &["crate::front", "crate::issue", "crate::store", "crate::policy"]);
 }
 

@@ -14,8 +14,14 @@ use crate::{csrs, tokens};
 const PATH: &str = "/istio.v1.auth.IstioCertificateService/CreateCertificate";
 /// A gRPC message follows one byte (not compressed) and its length in four.
 pub const PREFIX: usize = 5;
+/// Seconds that calls ask for: a day, and less by up to as many, so that a CSR that is used again is another call to a CA that answers the
+/// same call with the same certificate. A prime, so that CSRs and lifetimes meet again as late as can be.
+const DAY: i64 = 86_400;
+const LIFETIMES: u64 = 43_201;
+/// Octets of each such lifetime, which stands last in its message (varint, seven bits an octet).
+const LIFETIME_OCTETS: usize = 3;
 
-/// What calls send. Call `n` takes the `n`th CSR and the `n`th token, in turn; both are the same identity's.
+/// What calls send. Call `n` takes the `n`th CSR, token and lifetime, in turn; CSR and token are the same identity's.
 #[derive(Debug)]
 pub struct Requests {
     csrs: Vec<String>,
@@ -54,7 +60,7 @@ impl Requests {
         let mut headers = self.headers.clone();
         headers.insert(AUTHORIZATION, at(&self.authorizations, n).clone());
         *request.headers_mut() = headers;
-        (request, at(&self.messages, n).clone())
+        (request, asking_for(lifetime(n), at(&self.messages, n)))
     }
 
     /// The CSR of call `n`, PEM.
@@ -78,8 +84,23 @@ fn at<T>(all: &[T], n: u64) -> &T {
     &all[(n % all.len() as u64) as usize]
 }
 
+fn lifetime(n: u64) -> i64 {
+    DAY - (n % LIFETIMES) as i64
+}
+
+/// The message with another lifetime in the place of the one it was made with.
+fn asking_for(lifetime: i64, message: &Bytes) -> Bytes {
+    let mut message = BytesMut::from(&message[..]);
+    let begin = message.len() - LIFETIME_OCTETS;
+    for (at, octet) in message[begin..].iter_mut().enumerate() {
+        let more = if at + 1 < LIFETIME_OCTETS { 0x80 } else { 0 };
+        *octet = (lifetime >> (7 * at)) as u8 & 0x7f | more;
+    }
+    message.freeze()
+}
+
 fn message(csr: &str) -> Bytes {
-    let request = IstioCertificateRequest { csr: csr.to_owned(), validity_duration: 0, metadata: None };
+    let request = IstioCertificateRequest { csr: csr.to_owned(), validity_duration: DAY, metadata: None };
     let length = request.encoded_len();
     let mut framed = BytesMut::with_capacity(PREFIX + length);
     framed.put_u8(0);
@@ -106,6 +127,16 @@ mod tests {
         assert_eq!(framed[0], 0);
         assert_eq!(u32::from_be_bytes(framed[1..PREFIX].try_into().unwrap()) as usize, framed.len() - PREFIX);
         assert_eq!(IstioCertificateRequest::decode(&framed[PREFIX..]).unwrap().csr, "a CSR");
+    }
+
+    #[test]
+    fn a_csr_that_is_used_again_asks_for_another_lifetime() {
+        for n in [0, 1, 127, 128, LIFETIMES - 1, LIFETIMES, u64::MAX] {
+            let framed = asking_for(lifetime(n), &message("a CSR"));
+            let asked = IstioCertificateRequest::decode(&framed[PREFIX..]).unwrap();
+            assert_eq!((asked.csr.as_str(), asked.validity_duration), ("a CSR", lifetime(n)));
+            assert!((DAY / 2..=DAY).contains(&asked.validity_duration) && lifetime(n) != lifetime(n.wrapping_sub(1)));
+        }
     }
 
     #[test]

@@ -43,6 +43,14 @@ impl Authority {
         Self { certificate, issuer: Issuer::new(params, key) }
     }
 
+    /// The certificate of an intermediate under this one made anew: the same name and key, ending `life` from now.
+    pub fn renewed(&self, name: &str, life: Duration, intermediate: &Self) -> Self {
+        let key = KeyPair::from_pem(&intermediate.key()).expect("a key");
+        let params = ca_params(name, life);
+        let certificate = params.signed_by(&key, &self.issuer).expect("signed").pem();
+        Self { certificate, issuer: Issuer::new(params, key) }
+    }
+
     /// Its certificate, PEM.
     pub fn certificate(&self) -> &str {
         &self.certificate

@@ -29,7 +29,7 @@ impl Ledger {
 
 impl TestCa {
     /// Re-reads the ledger beside the daemon, or after it: `audit verify` is content, no serial stands twice, no intent has two outcomes,
-    /// and every certificate that a client received is there. With the fault module, signatures made equal intents signed or unknown.
+    /// only what was issued is given out again, and every certificate that a client received is there. With the fault module, signatures made equal intents signed or unknown.
     pub fn check(&self) -> Ledger {
         self.check_with(&[])
     }
@@ -51,6 +51,10 @@ impl TestCa {
                 assert!(intents.contains(serial), "an outcome without an intent: {outcome}");
                 assert_eq!(outcomes.insert(serial, kind), None, "two outcomes: {outcome}");
             }
+        }
+        for repeated in ledger.kind("repeated") {
+            let serial = repeated["serial"].as_str().expect("serial");
+            assert_eq!(outcomes.get(serial), Some(&"issued"), "given out again and never issued: {repeated}");
         }
         let issued: BTreeSet<&str> =
             ledger.kind("issued").iter().map(|row| row["certificate_sha256"].as_str().expect("a digest")).collect();

@@ -218,6 +218,15 @@ impl Csr {
         Self { pem, key: key.serialize_pem() }
     }
 
+    /// Another CSR for the same key: an ECDSA signature is never the same twice.
+    pub fn again(&self) -> Self {
+        let key = KeyPair::from_pem(&self.key).expect("a key");
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        let pem = params.serialize_request(&key).expect("a CSR").pem().expect("PEM");
+        Self { pem, key: self.key.clone() }
+    }
+
     /// Made by the `openssl` command in `directory`, for what rcgen refuses to write. `arguments` follow `openssl req -new`.
     pub fn openssl(directory: &Path, arguments: &[&str]) -> Self {
         let (key, csr) = (directory.join("openssl-csr.key"), directory.join("openssl-csr.pem"));

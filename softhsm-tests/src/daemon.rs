@@ -27,6 +27,8 @@ pub struct Setup {
     pub append: String,
     /// Whether the device is reached through the fault module.
     pub faults: bool,
+    /// `[limits]`; where nothing is said there is no limit, so that the load of a fast machine meets none.
+    pub limits: BTreeMap<String, u32>,
     /// Environment of the process.
     pub environment: BTreeMap<String, String>,
     /// More arguments of `serve`.
@@ -39,6 +41,12 @@ impl Setup {
     /// One more replacement in `ca.toml`.
     pub fn replace(mut self, from: &str, to: &str) -> Self {
         self.replace.push((from.to_owned(), to.to_owned()));
+        self
+    }
+
+    /// A key of `[limits]`.
+    pub fn limit(mut self, key: &str, limit: u32) -> Self {
+        self.limits.insert(key.to_owned(), limit);
         self
     }
 
@@ -109,6 +117,10 @@ impl TestCa {
         let listen = |line: &str| line.trim_start().starts_with("listen").then(|| "listen = \"127.0.0.1:0\"".to_owned());
         text = text.lines().map(|line| listen(line).unwrap_or(line.to_owned()) + "\n").collect();
         text = replaced(&text, "format = \"text\"", "format = \"json\"");
+        for key in ["identity_calls_a_minute", "identity_keys_an_hour", "peer_calls_a_minute", "peer_connections_a_minute"] {
+            let limit = self.setup.limits.get(key).copied().unwrap_or(0);
+            text = replaced(&text, &format!("{key} = 100000"), &format!("{key} = {limit}"));
+        }
         if self.setup.faults {
             let module = signers::pkcs11::find_softhsm().expect("SoftHSM is installed by ./run-tests");
             text = replaced(

@@ -51,7 +51,6 @@ impl Load {
         let clients = (0..clients).map(|client| {
             let (shared, config, ask, received) = (shared.clone(), config.clone(), ask.clone(), ca.received_here());
             tokio::spawn(async move {
-                let csr = Csr::pilot_agent(KeyChoice::P256, super::daemon::DEMO).pem;
                 let mut turn = client;
                 while !shared.stop.load(Ordering::Relaxed) {
                     let address = shared.address(turn);
@@ -61,6 +60,8 @@ impl Load {
                         continue;
                     };
                     while !shared.stop.load(Ordering::Relaxed) {
+                        // Each another one: the daemon answers the same within a minute with the certificate that is there.
+                        let csr = Csr::pilot_agent(KeyChoice::P256, super::daemon::DEMO).pem;
                         match channel.call(&csr, &ask).await {
                             Ok(chain) => {
                                 received.lock().expect("unpoisoned").push(chain[0].clone());

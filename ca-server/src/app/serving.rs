@@ -73,8 +73,8 @@ async fn renew(daemon: &Daemon) -> Result<Timestamp, Refusal> {
 
     let now = daemon.clock.now();
     let deadline = Instant::now() + daemon.call_timeout;
-    let answer = daemon.pipeline.issue_serving(&daemon.names, subject_key, fresh_request_id(now), deadline).await?;
-    let (certificate, draft) = (answer.issued().certificate(), answer.issued().draft());
+    let issued = daemon.pipeline.issue_serving(&daemon.names, subject_key, fresh_request_id(now), deadline).await?;
+    let (certificate, draft) = (issued.certificate(), issued.draft());
     let above = draft.issuer().intermediates().iter().map(|der| CertificateDer::from(der.clone()));
     let chain = std::iter::once(CertificateDer::from(certificate.der().to_vec())).chain(above).collect();
     daemon.serving.swap(CertifiedKey::new(chain, signing_key));

@@ -30,11 +30,8 @@ const BACKDATED_AT_MOST: Duration = Duration::from_secs(120);
 
 /// The issuers of a config, in its order, those that sign with open keys.
 pub(super) async fn open(config: &Config, metrics: &Arc<Metrics>, before: Option<&Snapshot>) -> Result<Vec<Issuer>, Exit> {
-    let mut issuers: Vec<Issuer> = config
-        .issuers
-        .iter()
-        .map(|issuer| Issuer { chain: issuer.chain.clone(), signer: None, started_with: "".into() })
-        .collect();
+    let mut issuers: Vec<Issuer> =
+        config.issuers.iter().map(|issuer| Issuer { chain: issuer.chain.clone(), signer: None, started_with: "".into() }).collect();
     for device in devices(config) {
         let wanted = Wanted::of(config, &device);
         let started_with: Arc<str> = wanted.description().into();
@@ -100,9 +97,7 @@ impl<'a> Wanted<'a> {
 
     fn kept(&self, before: &Snapshot, started_with: &Arc<str>) -> Option<Vec<Signer>> {
         let kept = |issuer: &IssuerConfig| {
-            let same = |former: &&Issuer| {
-                former.started_with == *started_with && former.chain.public_key() == issuer.chain.public_key()
-            };
+            let same = |former: &&Issuer| former.started_with == *started_with && former.chain.public_key() == issuer.chain.public_key();
             before.issuers.0.iter().find(same).and_then(|former| former.signer.clone())
         };
         self.issuers.iter().map(|(_, issuer)| kept(issuer)).collect()

@@ -38,6 +38,7 @@ pub(super) async fn build(config: &Config, metrics: &Arc<Metrics>, now: Timestam
     let snapshot = Snapshot {
         authenticators: Authenticators::new(certificates, tokens),
         policy: Policy::new(config.profile.clone(), choices),
+        limits: config.limits,
         bundle: bundle(&config.issuers),
         issuers: Issuers(issuers),
     };

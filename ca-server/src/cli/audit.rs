@@ -127,6 +127,12 @@ fn describe(entry: &Entry, outcome: Option<&Entry>) -> String {
             lines.push(("outcome", outcome.map_or_else(|| "none yet: perhaps issued".into(), describe_outcome)));
             Some(&intent.evidence)
         }
+        Event::Repeated { intent, identity, evidence } => {
+            lines.push(("repeated", format!("the certificate of the intent at {intent}")));
+            lines.push(("identity", identity.clone()));
+            lines.push(("at", format!("{} at {}", entry.header.time, entry.reference())));
+            Some(evidence)
+        }
         Event::Refused { why, identity, evidence } => {
             lines.push(("refused", format!("{} ({}): {}", why.reason, why.code, why.detail)));
             lines.push(("identity", identity.clone().unwrap_or_else(|| "none".into())));

@@ -39,7 +39,8 @@ pub fn run(args: &Args) -> Result<(), Exit> {
     if input.is_terminal() {
         return Err(Exit::config(by_hand));
     }
-    let stream = input.as_fd().try_clone_to_owned().map(UnixStream::from).map_err(|error| Exit::missing(format_args!("{by_hand}: {error}")))?;
+    let stream =
+        input.as_fd().try_clone_to_owned().map(UnixStream::from).map_err(|error| Exit::missing(format_args!("{by_hand}: {error}")))?;
     if stream.peer_addr().is_err() {
         return Err(Exit::config(by_hand));
     }
@@ -50,7 +51,8 @@ pub fn run(args: &Args) -> Result<(), Exit> {
     for missing in hardening::enter(args.network) {
         tracing::warn!("the signer process could not be hardened in one way: {missing}");
     }
-    let result = serve(stream, |setup| setup.ok_or_else(|| SignError::Rejected("the daemon gave no setup".into())).and_then(|setup| open(&setup)));
+    let result =
+        serve(stream, |setup| setup.ok_or_else(|| SignError::Rejected("the daemon gave no setup".into())).and_then(|setup| open(&setup)));
     result.map_err(|error| Exit::missing(format_args!("the daemon's socket: {error}")))
 }
 

@@ -75,6 +75,7 @@ impl<'a> Checker<'a> {
             environment: self.environment(&file.device, |device| device.isolation == Isolation::Thread)?,
             issuers,
             profile: self.profile(&file.profile)?,
+            limits: file.limits,
             jwt: self.each(&file.jwt, |jwt| self.jwt(jwt))?,
             request: self.request(file.request),
             log: file.log,

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::fairness::Limits;
+
 /// The whole file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -25,6 +27,8 @@ pub(super) struct File {
     pub device: BTreeMap<String, Device>,
     pub issuer: Vec<Issuer>,
     pub profile: Profile,
+    #[serde(default)]
+    pub limits: Limits,
     #[serde(default)]
     pub jwt: Vec<Jwt>,
 }

@@ -17,6 +17,7 @@ use signers::KeyUri;
 pub use examine::{Examination, ExaminedIssuer, ExaminedJwt};
 pub use file::{Isolation, Log, LogFormat, RequestDefaults};
 
+use crate::fairness::Limits;
 use crate::policy::{Profile, ServingName, TrustDomains};
 use crate::spiffe::TrustDomain;
 use crate::store::ledger::Location;
@@ -66,6 +67,8 @@ pub struct Config {
     pub issuers: Vec<IssuerConfig>,
     /// `[profile]`.
     pub profile: Profile,
+    /// `[limits]`.
+    pub limits: Limits,
     /// `[[jwt]]`.
     pub jwt: Vec<JwtConfig>,
     /// What is worth a line in the log, and no reason to refuse.

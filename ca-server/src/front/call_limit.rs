@@ -17,8 +17,9 @@ use tonic::{Code, Status};
 use tower::Service;
 use tower_layer::Layer;
 
-use super::OnRefusal;
 use super::tls::Peer;
+use super::{Admits, OnRefusal};
+use crate::fairness::Arrival;
 use crate::metrics::Metrics;
 use crate::refusal::Reason;
 
@@ -30,6 +31,9 @@ const SMALL_BODY: usize = 16 * 1024;
 
 /// What all larger bodies together may hold, in kilobytes. Nobody has authenticated yet when they are read.
 const LARGE_BODIES: usize = 64 * 1024;
+
+/// What whoever meets a limit here is told.
+const AT_LIMIT: &str = "the CA is at its limit, try again later";
 
 /// When the call will have been answered; the layer puts it into the request's extensions.
 #[derive(Clone, Copy, Debug)]
@@ -55,14 +59,15 @@ impl Reached {
 pub struct CallLimit {
     limit: Duration,
     metrics: Arc<Metrics>,
+    admits: Admits,
     refused: OnRefusal,
     large: Arc<Semaphore>,
 }
 
 impl CallLimit {
     /// `limit` runs from a call's headers to its answer.
-    pub fn new(limit: Duration, metrics: Arc<Metrics>, refused: OnRefusal) -> Self {
-        Self { limit, metrics, refused, large: Arc::new(Semaphore::new(LARGE_BODIES)) }
+    pub fn new(limit: Duration, metrics: Arc<Metrics>, admits: Admits, refused: OnRefusal) -> Self {
+        Self { limit, metrics, admits, refused, large: Arc::new(Semaphore::new(LARGE_BODIES)) }
     }
 }
 
@@ -99,6 +104,12 @@ where
         let begun = Instant::now();
         let deadline = begun + self.limit.limit;
         let peer = request.extensions().get::<Peer>().map(|peer| peer.address.ip());
+        // Before the body is read: what an address sends beyond its limit costs as little as can be.
+        if peer.is_some_and(|peer| !(self.limit.admits)(Arrival::Call, peer)) {
+            let status = Status::resource_exhausted(AT_LIMIT);
+            self.limit.metrics.answered(&format!("{:?}", status.code()), begun.elapsed());
+            return Box::pin(async move { Ok(status.into_http()) });
+        }
         let reached = Reached::default();
         let large = self.limit.large.clone();
         let mut request = request.map(|inner| Body::new(Bounded { inner, read: 0, large, held: None }));
@@ -161,7 +172,7 @@ impl HttpBody for Bounded {
         {
             let bytes = data.len();
             if !self.admit(bytes) {
-                return Poll::Ready(Some(Err(Status::resource_exhausted("the CA is at its limit, try again later"))));
+                return Poll::Ready(Some(Err(Status::resource_exhausted(AT_LIMIT))));
             }
         }
         Poll::Ready(frame)

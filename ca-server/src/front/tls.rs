@@ -22,7 +22,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
-use super::OnRefusal;
+use super::{Admits, OnRefusal};
+use crate::fairness::Arrival;
 use crate::metrics::Metrics;
 use crate::refusal::Reason;
 
@@ -85,6 +86,7 @@ pub async fn accept(
     listener: TcpListener,
     config: Arc<ArcSwap<ServerConfig>>,
     metrics: Arc<Metrics>,
+    admits: Admits,
     refused: OnRefusal,
     connections: mpsc::Sender<io::Result<Connection>>,
     mut stop: watch::Receiver<bool>,
@@ -104,6 +106,11 @@ pub async fn accept(
                 continue;
             }
         };
+        // Before the handshake, which is what costs.
+        if !admits(Arrival::Connection, address.ip()) {
+            metrics.handshake_failed("peer_limit");
+            continue;
+        }
         let Ok(place) = places.clone().try_acquire_owned() else {
             metrics.handshake_failed("limit");
             continue;

@@ -90,6 +90,7 @@ async fn case_23_a_certificate_that_expires_on_a_kept_connection_counts_no_more(
     let ca = ca_trusting(&authority).await;
     let short = authority.client(&[San::Uri(DEMO)], Duration::from_secs(4));
     let channel = ca.connect_as(&Identity { chain: &short.certificate, key: &short.key }).await.expect("connected");
+    // The same CSR each time: that its certificate is there already is no reason to give it to whoever proves nothing any more.
     let csr = Csr::demo().pem;
     ca.remember(&channel.call(&csr, &Ask::default()).await.expect("valid still"));
     ca.until("expired", || async { channel.call(&csr, &Ask::default()).await.is_err() }).await;

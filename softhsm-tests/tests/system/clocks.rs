@@ -18,7 +18,7 @@ const LIBRARIES: [&str; 3] = [
 ];
 
 /// Moves the daemon's clock by this offset from the real one, such as `-10s` or `+13h`.
-fn move_clock(material: &Material, offset: &str) {
+pub(crate) fn move_clock(material: &Material, offset: &str) {
     material.write("clock.new", offset);
     std::fs::rename(material.file("clock.new"), clock_file(material)).expect("renamed");
 }
@@ -39,14 +39,14 @@ fn under_faketime(material: &Material, setup: Setup) -> Setup {
     faketime().into_iter().fold(setup, |setup, (name, value)| setup.env(name, value))
 }
 
-async fn start(setup: Setup) -> TestCa {
+pub(crate) async fn start(setup: Setup) -> TestCa {
     let material = Material::new();
     let setup = under_faketime(&material, setup);
     TestCa::start_on(material, setup).await
 }
 
 /// A token that is valid at every time these tests move to.
-fn timeless(ca: &TestCa) -> Ask {
+pub(crate) fn timeless(ca: &TestCa) -> Ask {
     let mut claims = ca.minter().claims("default", "demo");
     claims["exp"] = serde_json::json!(4_000_000_000_i64);
     claims["nbf"] = serde_json::json!(1_000_000_000);

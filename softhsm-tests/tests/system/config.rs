@@ -41,6 +41,8 @@ fn each_mistake_in_the_file_is_named_with_its_key() {
         ("pin-source=", "pin-value=1234&pin-source=", "pin-value"),
         ("audiences = [\"istio-ca\"]", "audiences = []", "`jwt.audiences`"),
         ("[profile]", "[profile", "ca.toml:"),
+        ("[limits]", "[limits]\npods_a_minute = 7", "pods_a_minute"),
+        ("peer_calls_a_minute = 0", "peer_calls_a_minute = -1", "peer_calls_a_minute"),
     ] {
         let ca = TestCa::configured(Material::new(), Setup::default().replace(from, to));
         for verb in ["check-config", "serve"] {

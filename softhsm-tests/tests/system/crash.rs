@@ -24,10 +24,10 @@ impl Sequence {
 async fn ten_thousand_calls_cancelled_at_random_moments_leave_no_open_intent() {
     const CALLS: usize = 10_000;
     let ca = TestCa::start_with(Setup::default().with_faults()).await;
-    let (ask, csr, config) = (Ask::bearer(&ca.token()), Csr::demo().pem, tls(&ca.roots(), None));
+    let (ask, config) = (Ask::bearer(&ca.token()), tls(&ca.roots(), None));
     let (begun, cancelled) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let workers = (0..64u64).map(|worker| {
-        let (ca, ask, csr, config, begun, cancelled) = (&ca, &ask, &csr, &config, &begun, &cancelled);
+        let (ca, ask, config, begun, cancelled) = (&ca, &ask, &config, &begun, &cancelled);
         async move {
             let mut random = Sequence(worker);
             let mut channel = None;
@@ -36,8 +36,8 @@ async fn ten_thousand_calls_cancelled_at_random_moments_leave_no_open_intent() {
                     Some(open) => open,
                     None => Channel::open(ca.csr_address(), config.clone()).await.expect("the daemon accepts"),
                 };
-                let patience = Duration::from_micros(random.next() % 30_000);
-                match tokio::time::timeout(patience, open.call(csr, ask)).await {
+                let (csr, patience) = (Csr::demo().pem, Duration::from_micros(random.next() % 30_000));
+                match tokio::time::timeout(patience, open.call(&csr, ask)).await {
                     Ok(Ok(chain)) => {
                         ca.remember(&chain);
                         channel = Some(open);
@@ -65,7 +65,7 @@ async fn ten_thousand_calls_cancelled_at_random_moments_leave_no_open_intent() {
     ));
     assert!(cancelled > CALLS / 10, "the test cancels: {cancelled}");
     assert_eq!((ca.open_intents(&ledger), ledger.count("start")), (0, 1), "with no restart");
-    ca.call(&csr, &ask).await.expect("and it serves on");
+    ca.call(&Csr::demo().pem, &ask).await.expect("and it serves on");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -81,7 +81,7 @@ async fn kill_nine_under_load_twenty_times_loses_and_invents_nothing_on_postgres
 async fn kill_nine_under_load(setup: Setup, ledger_on: &str) {
     const KILLS: u64 = 20;
     let mut ca = TestCa::start_with(setup.with_faults()).await;
-    let (ask, csr) = (Ask::bearer(&ca.token()), Csr::demo().pem);
+    let ask = Ask::bearer(&ca.token());
     let mut random = Sequence(7);
     let mut received = 0;
     for _ in 0..KILLS {
@@ -89,13 +89,13 @@ async fn kill_nine_under_load(setup: Setup, ledger_on: &str) {
         let kill_after = 1 + usize::try_from(random.next() % 300).expect("small");
         let config = tls(&ca.roots(), None);
         {
-            let (ca, ask, csr, stop, answered) = (&ca, &ask, &csr, &stop, &answered);
+            let (ca, ask, stop, answered) = (&ca, &ask, &stop, &answered);
             let load = (0..32).map(|_| {
                 let config = config.clone();
                 async move {
                     let Ok(channel) = Channel::open(ca.csr_address(), config).await else { return };
                     while !stop.load(Ordering::Relaxed) {
-                        match channel.call(csr, ask).await {
+                        match channel.call(&Csr::demo().pem, ask).await {
                             Ok(chain) => {
                                 ca.remember(&chain);
                                 answered.fetch_add(1, Ordering::Relaxed);

@@ -137,8 +137,8 @@ async fn resume(ca: &mut TestCa, lasts: Lasts, point: &str, found: &mut Found) {
         ca.kill();
         ca.restart().await;
     }
-    let (begun, csr, ask) = (Instant::now(), Csr::demo().pem, Ask::bearer(&ca.token()));
-    ca.until("issues again", || async { ca.call(&csr, &ask).await.is_ok() }).await;
+    let (begun, ask) = (Instant::now(), Ask::bearer(&ca.token()));
+    ca.until("issues again", || async { ca.call(&Csr::demo().pem, &ask).await.is_ok() }).await;
     found.is_longest(begun.elapsed(), point);
     ca.until("recorded", || async { ca.open_intents(&ca.export()) == 0 }).await;
     assert_eq!(ca.ended(), None, "{point}: the daemon lives");

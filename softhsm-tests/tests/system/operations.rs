@@ -46,8 +46,8 @@ async fn a_wrong_pin_costs_one_try_and_waits_for_the_operator() {
     let before = ca.faults().logins();
     ca.command_faults(&format!("C_SignInit logout count 4\nC_Login rv {CKR_PIN_INCORRECT}"));
     let connection = ca.connect().await;
-    let csr = Csr::demo().pem;
-    let calls = (0..16).map(|_| connection.call(&csr, &ask));
+    let csrs: Vec<String> = (0..16).map(|_| Csr::demo().pem).collect();
+    let calls = csrs.iter().map(|csr| connection.call(csr, &ask));
     for answer in futures_util::future::join_all(calls).await {
         match answer {
             Ok(chain) => ca.remember(&chain),
@@ -56,12 +56,12 @@ async fn a_wrong_pin_costs_one_try_and_waits_for_the_operator() {
     }
     ca.until("locked", || async { ca.get("/healthz/ready").await.0 == 503 }).await;
     assert_eq!(ca.faults().logins() - before, 1, "many threads, one try");
-    assert_refused(ca.call(&csr, &ask).await, Code::Unavailable);
+    assert_refused(ca.call(&Csr::demo().pem, &ask).await, Code::Unavailable);
     assert_eq!(ca.faults().logins() - before, 1, "and none by itself afterwards");
     ca.command_faults("");
     assert!(ca.reload().await);
     ca.until_ready().await;
-    ca.call(&csr, &ask).await.expect("after the operator's word");
+    ca.call(&Csr::demo().pem, &ask).await.expect("after the operator's word");
     ca.check();
 }
 
@@ -78,13 +78,13 @@ async fn case_69_a_hanging_device_costs_its_call_and_no_other() {
 
     ca.command_faults("C_Sign sleep_ms 4000 count 4");
     let connection = ca.connect().await;
-    let csr = Csr::demo().pem;
-    for answer in futures_util::future::join_all((0..4).map(|_| connection.call(&csr, &ask))).await {
+    let csrs: Vec<String> = (0..4).map(|_| Csr::demo().pem).collect();
+    for answer in futures_util::future::join_all(csrs.iter().map(|csr| connection.call(csr, &ask))).await {
         assert_refused(answer, Code::DeadlineExceeded);
     }
     assert_eq!(ca.get("/healthz/ready").await.0, 503, "every thread is stuck");
     ca.until_ready().await;
-    ca.call(&csr, &ask).await.expect("served again");
+    ca.call(&Csr::demo().pem, &ask).await.expect("served again");
     let ledger = ca.check();
     assert_eq!(ledger.count("unknown"), 5);
     assert_eq!(ca.open_intents(&ledger), 0);
@@ -351,6 +351,7 @@ async fn monitoring_tells_names_that_dashboards_know_from_the_start() {
     assert_eq!(ca.metric("citadel_server_success_cert_issuance_count").await, 1.0);
     assert_eq!(ca.metric("citadel_server_csr_parsing_err_count").await, 1.0);
     assert_eq!(ca.metric("citadel_server_authentication_failure_count").await, 1.0);
+    assert!(text.contains("ca_server_handshake_failures_total{reason=\"peer_limit\"} 0"));
     for step in ["authenticate", "csr", "policy", "draft", "open", "sign", "close"] {
         assert!(ca.metric(&format!("ca_server_step_seconds_count{{step=\"{step}\"}}")).await >= 1.0, "{step}");
     }

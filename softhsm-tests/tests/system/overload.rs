@@ -19,13 +19,14 @@ async fn case_71_overload_is_refused_at_once_and_every_admitted_call_gets_its_ce
     // A connection carries 250 calls at a time.
     const CONNECTIONS: usize = 8;
     let ca = TestCa::start_with(Setup::default().with_faults().replace("call_timeout = \"5s\"", "call_timeout = \"60s\"")).await;
-    let (ask, csr) = (Ask::bearer(&ca.token()), Csr::demo().pem);
+    let ask = Ask::bearer(&ca.token());
+    let csrs: Vec<String> = (0..CALLS).map(|_| Csr::demo().pem).collect();
     let channels = join_all((0..CONNECTIONS).map(|_| ca.connect())).await;
     // Four sessions give four signatures a second, until every call is either admitted or refused.
     ca.command_faults("C_Sign sleep_ms 1000");
     let (answered, held) = (AtomicUsize::new(0), AtomicBool::new(true));
     let calls = (0..CALLS).map(|call| {
-        let (channel, csr, ask, answered, held) = (&channels[call % CONNECTIONS], &csr, &ask, &answered, &held);
+        let (channel, csr, ask, answered, held) = (&channels[call % CONNECTIONS], &csrs[call], &ask, &answered, &held);
         async move {
             let answer = channel.call(csr, ask).await;
             answered.fetch_add(1, Ordering::Relaxed);
@@ -57,7 +58,8 @@ async fn case_71_overload_is_refused_at_once_and_every_admitted_call_gets_its_ce
     assert!(certificates >= ADMITTED && refused > 0, "{certificates} certificates, {refused} refusals");
     assert!(10 * refused_at_once >= 9 * refused, "a refusal does not wait for the device: {refused_at_once} of {refused}");
     ca.until("idle", || async { ca.metric("ca_server_calls_in_flight").await == 0.0 }).await;
-    for chain in join_all((0..100).map(|call| channels[call % CONNECTIONS].call(&csr, &ask))).await {
+    let csrs: Vec<String> = (0..100).map(|_| Csr::demo().pem).collect();
+    for chain in join_all((0..100).map(|call| channels[call % CONNECTIONS].call(&csrs[call], &ask))).await {
         ca.remember(&chain.expect("afterwards as before"));
     }
     let ledger = ca.check();
@@ -80,7 +82,7 @@ async fn ten_thousand_idle_connections_take_memory_and_fail_no_call() {
     );
 
     let ca = TestCa::start_with(Setup::default().with_faults()).await;
-    let (ask, csr, config) = (Ask::bearer(&ca.token()), Csr::demo().pem, tls(&ca.roots(), None));
+    let (ask, config) = (Ask::bearer(&ca.token()), tls(&ca.roots(), None));
     let alone = work(&ca).await;
     let before = resident(ca.pid());
     let mut idle = Vec::with_capacity(IDLE);
@@ -93,7 +95,7 @@ async fn ten_thousand_idle_connections_take_memory_and_fail_no_call() {
     let (beside, with) = (work(&ca).await, resident(ca.pid()));
     // They are alive, each hundredth.
     for channel in idle.iter().step_by(100) {
-        ca.remember(&channel.call(&csr, &ask).await.unwrap_or_else(|status| panic!("{status}\n{}", ca.log_text())));
+        ca.remember(&channel.call(&Csr::demo().pem, &ask).await.unwrap_or_else(|status| panic!("{status}\n{}", ca.log_text())));
     }
     ca.until("alone with them, of which none was closed", || async { ca.metric("ca_server_connections").await == IDLE as f64 }).await;
     drop(idle);
@@ -114,14 +116,15 @@ async fn ten_thousand_idle_connections_take_memory_and_fail_no_call() {
 
 /// Sixteen clients that want fifty certificates each; every call succeeds. Returns the median of what a call took.
 async fn work(ca: &TestCa) -> Duration {
-    let (ask, csr) = (Ask::bearer(&ca.token()), Csr::demo().pem);
+    let ask = Ask::bearer(&ca.token());
     let clients = (0..16).map(|_| {
-        let (ask, csr) = (&ask, &csr);
+        let ask = &ask;
         async move {
             let (channel, mut took) = (ca.connect().await, Vec::new());
             for _ in 0..50 {
+                let csr = Csr::demo().pem;
                 let begun = Instant::now();
-                let chain = channel.call(csr, ask).await.unwrap_or_else(|status| panic!("{status}\n{}", ca.log_text()));
+                let chain = channel.call(&csr, ask).await.unwrap_or_else(|status| panic!("{status}\n{}", ca.log_text()));
                 took.push(begun.elapsed());
                 ca.remember(&chain);
             }

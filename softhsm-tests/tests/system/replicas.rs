@@ -70,24 +70,25 @@ async fn what_a_killed_daemon_left_open_is_closed_by_another_within_a_minute() {
     let database = LedgerDatabase::new();
     let (mut dead, heir) = (patient_daemon(&database.url()).await, daemon(&database.url()).await);
     dead.command_faults("C_Sign sleep_ms 60000");
-    let (csr, ask, channel) = (Csr::demo().pem, Ask::bearer(&dead.token()), dead.connect().await);
+    let (ask, channel) = (Ask::bearer(&dead.token()), dead.connect().await);
+    let csrs: Vec<String> = (0..4).map(|_| Csr::demo().pem).collect();
     let open = async {
         heir.until("open", || async { heir.open_intents(&heir.export()) == 4 }).await;
         dead.signal("KILL");
     };
-    let calls = futures_util::future::join_all((0..4).map(|_| channel.call(&csr, &ask)));
+    let calls = futures_util::future::join_all(csrs.iter().map(|csr| channel.call(csr, &ask)));
     let (answers, ()) = tokio::join!(calls, open);
     assert!(answers.iter().all(Result::is_err), "nothing leaves");
     let died = Instant::now();
     dead.kill();
     heir.until("closed", || async { heir.export().count("unknown") == 4 }).await;
     softhsm_tests::tell(&format!("4 orphans of a killed daemon: closed by another after {} s", died.elapsed().as_secs()));
-    heir.call(&csr, &ask).await.expect("it serves on");
+    heir.call(&csrs[0], &ask).await.expect("it serves on");
     let ledger = heir.check_with(&[&dead]);
     assert_eq!((ledger.count("chain_ended"), heir.open_intents(&ledger)), (1, 0));
     dead.command_faults("");
     dead.restart().await;
-    dead.call(&csr, &ask).await.expect("and the killed one is back");
+    dead.call(&csrs[0], &ask).await.expect("and the killed one is back");
     let ledger = heir.check_with(&[&dead]);
     assert_eq!((ledger.count("start"), ledger.count("chain_ended"), ledger.count("unknown")), (3, 1, 4), "nothing is filed twice");
 }
@@ -104,7 +105,7 @@ enum Loss<'a> {
 async fn stands_still_and_goes_on(database: &LedgerDatabase<'_>, loss: &Loss<'_>, paused: TestCa) {
     let heir = daemon(&database.url()).await;
     let (csr, ask, channel) = (Csr::demo().pem, Ask::bearer(&paused.token()), paused.connect().await);
-    paused.remember(&channel.call(&csr, &ask).await.expect("issued"));
+    paused.remember(&channel.call(&Csr::demo().pem, &ask).await.expect("issued"));
     paused.command_faults("C_Sign sleep_ms 20000 count 1");
     let interrupted = async {
         heir.until("open", || async { heir.open_intents(&heir.export()) == 1 }).await;

@@ -226,7 +226,11 @@ async fn a_signer_that_is_asked_directly_signs_nothing_that_no_profile_gives() {
         ("a smuggled extension", Purpose::Leaf, with("300e06062b0601040101040430020500")),
         ("a workload as serving certificate", Purpose::Serving, message.clone()),
         ("a certificate as CRL", Purpose::Crl, message.clone()),
-        ("a CRL under a leaf's purpose", Purpose::Leaf, hex::decode("301e020101300a06082a8648ce3d040302300d310b3009060355040313024341").expect("hexadecimal")),
+        (
+            "a CRL under a leaf's purpose",
+            Purpose::Leaf,
+            hex::decode("301e020101300a06082a8648ce3d040302300d310b3009060355040313024341").expect("hexadecimal"),
+        ),
         ("a CA certificate", Purpose::CaCertificate, message.clone()),
         ("nothing", Purpose::Leaf, Vec::new()),
     ];
@@ -258,5 +262,8 @@ async fn a_signer_that_is_asked_directly_signs_nothing_that_no_profile_gives() {
     let alarms = log.lines().filter(|line| line.contains("\"alarm\":\"guard\"")).count();
     assert_eq!(alarms, forbidden.len() + refused, "each refusal is an alarm");
     assert!(refused > MUTATED / 2, "{refused} refused");
-    tell(&format!("guard: {} forbidden kinds refused, {refused} of {MUTATED} mutated bodies refused, {alike} within the rules", forbidden.len()));
+    tell(&format!(
+        "guard: {} forbidden kinds refused, {refused} of {MUTATED} mutated bodies refused, {alike} within the rules",
+        forbidden.len()
+    ));
 }

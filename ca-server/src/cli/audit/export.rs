@@ -20,13 +20,13 @@ pub(super) struct ExportArgs {
     /// Only rows before this time.
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
-    /// Only what this identity asked for: spiffe://…, its intents, each followed by its outcome, and its refusals.
+    /// Only what this identity asked for: spiffe://…, its intents, each followed by its outcome, its repeats and its refusals.
     #[arg(long, value_name = "IDENTITY")]
     identity: Option<String>,
     /// Only intents that name this issuer by its id, their outcomes, and the issuer's own rows.
     #[arg(long, value_name = "ID")]
     issuer: Option<String>,
-    /// Only rows of this kind (intent, issued, failed, unknown, refused, …); may be given more than once.
+    /// Only rows of this kind (intent, issued, failed, unknown, repeated, refused, …); may be given more than once.
     #[arg(long = "kind", value_name = "KIND")]
     kinds: Vec<String>,
 }

@@ -118,6 +118,7 @@ fn summary(report: &Report) -> String {
         (report.failed, "  failed before a signature"),
         (report.unknown, "  are unknown: a signature may exist, none was released"),
         (report.open, "  have no outcome yet"),
+        (report.repeated, "times a certificate was given out again"),
         (report.refusals, "rows of refusals"),
     ] {
         text += &format!("{count:>12}  {what}\n");

@@ -31,7 +31,7 @@ pub(super) fn run(runtime: &Runtime, plan: &Plan, count: u32, concurrency: u32) 
     let (count, concurrency) = (count as usize, concurrency.min(count) as usize);
     let requests = Arc::new(requests(plan, count)?);
     if requests.len() < count {
-        println!("{} keys are used in turn", requests.len());
+        println!("{} keys are used in turn; a CSR that a CA has just answered may get the same certificate again", requests.len());
     }
     let connections = runtime.block_on(dial(plan, concurrency.div_ceil(CALLS_PER_CONNECTION)))?;
     let bar = bar(count, "calling");

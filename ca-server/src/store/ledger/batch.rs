@@ -88,14 +88,14 @@ impl Batch {
                     drop(permit);
                     answer_to(reply, Ok(()));
                 }
-                Answer::Fact(reply) => answer_to(reply, Ok(())),
+                Answer::Fact(reply) | Answer::Repeat(reply) => answer_to(reply, Ok(())),
                 Answer::WhileClaimed | Answer::Nobody => {}
             }
         }
         (self.chain, retained)
     }
 
-    /// The rows are not durable: intents and reloads are refused. What is returned must be recorded later.
+    /// The rows are not durable: intents, reloads and repeats are refused. What is returned must be recorded later.
     pub(super) fn fail(self, refusal: &Refusal) -> Vec<Item> {
         let mut rows: Vec<Option<Row>> = self.rows.into_iter().map(Some).collect();
         let items = self.waiting.into_iter().filter_map(|(at, answer)| {
@@ -105,13 +105,18 @@ impl Batch {
         refuse(items.collect(), refusal)
     }
 
-    /// Nobody knows whether the rows are durable: intents are refused, and closed as failed should they turn out to be.
+    /// Nobody knows whether the rows are durable: intents are refused, and closed as failed should they turn out to be. Repeats are refused
+    /// too; a row that says that a certificate could leave again does no harm.
     pub(super) fn withhold(&mut self, refusal: &Refusal) {
         for (_, answer) in &mut self.waiting {
             *answer = match std::mem::replace(answer, Answer::Nobody) {
                 Answer::Intent { reply, permit, .. } => {
                     let _ = reply.send(Err(NotFiled::Refused(refusal.clone())));
                     Answer::Withheld { permit }
+                }
+                Answer::Repeat(reply) => {
+                    answer_to(reply, Err(refusal.clone()));
+                    Answer::Repeat(None)
                 }
                 other => other,
             };
@@ -127,7 +132,7 @@ pub(super) fn refuse(items: Vec<Item>, refusal: &Refusal) -> Vec<Item> {
             Answer::Intent { reply, .. } => {
                 let _ = reply.send(Err(NotFiled::Refused(refusal.clone())));
             }
-            Answer::Fact(reply) => answer_to(reply, Err(refusal.clone())),
+            Answer::Fact(reply) | Answer::Repeat(reply) => answer_to(reply, Err(refusal.clone())),
             Answer::Withheld { .. } | Answer::WhileClaimed => {}
             Answer::Outcome { .. } | Answer::Nobody => kept.push(Item { event, request, answer }),
         }

@@ -81,6 +81,11 @@ fn write(e: &mut Out<'_>, header: &Header, event: &Event) -> Written {
             reference(e, intent)?;
             why(e, cause)
         }
+        Event::Repeated { intent, identity, evidence } => {
+            reference(e, intent)?;
+            e.str(identity)?;
+            proof(e, evidence)
+        }
         Event::Refused { why: cause, identity, evidence } => {
             why(e, cause)?;
             text(e, identity.as_deref())?;
@@ -100,7 +105,7 @@ fn own_fields(event: &Event) -> u64 {
         Event::End | Event::Other { .. } => 0,
         Event::Period { .. } | Event::ChainEnded { .. } | Event::Ceremony { .. } | Event::Reload { .. } => 1,
         Event::Clock { .. } | Event::Dropped { .. } => 1,
-        Event::Issued { .. } => 3,
+        Event::Issued { .. } | Event::Repeated { .. } => 3,
         Event::Start { .. } | Event::Issuer(_) | Event::Failed { .. } | Event::Unknown { .. } => 4,
         Event::Refused { .. } | Event::RefusedGroup(_) => 5,
         Event::Intent(_) => 7,
@@ -220,6 +225,7 @@ fn own(d: &mut In<'_>, kind: &str) -> Result<Event, BadBody> {
         "issued" => Event::Issued { intent: reference_of(d)?, signature: octets(d)?, certificate: fixed(d)? },
         "failed" => Event::Failed { intent: reference_of(d)?, why: why_of(d)? },
         "unknown" => Event::Unknown { intent: reference_of(d)?, why: why_of(d)? },
+        "repeated" => Event::Repeated { intent: reference_of(d)?, identity: owned(d)?, evidence: proof_of(d)? },
         "refused" => Event::Refused { why: why_of(d)?, identity: optional(d)?, evidence: proof_of(d)? },
         "refused_group" => {
             Event::RefusedGroup(Group { reason: owned(d)?, code: owned(d)?, prefix: owned(d)?, from: micros(d)?, count: d.u64()? })

@@ -136,6 +136,15 @@ pub enum Event {
         /// Why.
         why: Why,
     },
+    /// A call was made again, and got the certificate that was recorded for the first one.
+    Repeated {
+        /// The certificate's intent.
+        intent: RowRef,
+        /// Who asked again.
+        identity: String,
+        /// What proved it this time.
+        evidence: Proof,
+    },
     /// An authenticated caller was refused.
     Refused {
         /// Why.
@@ -282,6 +291,7 @@ impl Event {
             Self::Issued { .. } => "issued",
             Self::Failed { .. } => "failed",
             Self::Unknown { .. } => "unknown",
+            Self::Repeated { .. } => "repeated",
             Self::Refused { .. } => "refused",
             Self::RefusedGroup(_) => "refused_group",
             Self::Dropped { .. } => "dropped",
@@ -297,6 +307,14 @@ impl Event {
         }
     }
 
+    /// The intent whose certificate was given out again.
+    pub fn gives_again(&self) -> Option<RowRef> {
+        match self {
+            Self::Repeated { intent, .. } => Some(*intent),
+            _ => None,
+        }
+    }
+
     /// The columns that repeat what the body says.
     pub fn projection(&self) -> Projection<'_> {
         match self {
@@ -307,6 +325,7 @@ impl Event {
                 profile: Some(&intent.profile),
             },
             Self::Issuer(facts) => Projection { issuer: Some(&facts.id), ..Projection::default() },
+            Self::Repeated { identity, .. } => Projection { identity: Some(identity), ..Projection::default() },
             Self::Refused { identity, .. } => Projection { identity: identity.as_deref(), ..Projection::default() },
             _ => Projection::default(),
         }

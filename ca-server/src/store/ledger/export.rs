@@ -28,7 +28,7 @@ pub struct Selection {
     pub since: Option<Timestamp>,
     /// Rows before that time.
     pub until: Option<Timestamp>,
-    /// What an identity asked for: its intents, each followed by its outcome, and its refusals.
+    /// What an identity asked for: its intents, each followed by its outcome, its repeats and its refusals.
     pub identity: Option<String>,
     /// Intents that name this issuer, their outcomes, and the issuer's own rows.
     pub issuer: Option<String>,
@@ -80,12 +80,13 @@ impl LedgerReader {
         if let Event::Intent(intent) = &entry.event {
             awaited.add(entry.header.chain, entry.header.place, intent);
         }
-        let intent = match entry.event.closes() {
-            Some(reference) => match awaited.take(reference.chain, reference.place) {
+        let intent = match (entry.event.closes(), entry.event.gives_again()) {
+            (Some(reference), _) => match awaited.take(reference.chain, reference.place) {
                 Some(intent) => Some(intent),
                 None => self.intent(reference).await?,
             },
-            None => None,
+            (None, Some(reference)) => self.intent(reference).await?,
+            (None, None) => None,
         };
         writer.write(entry, intent)
     }
@@ -106,7 +107,11 @@ impl LedgerReader {
                     _ => None,
                 };
                 if entry.header.time >= from {
-                    writer.write(entry, None)?;
+                    let intent = match entry.event.gives_again() {
+                        Some(reference) => self.intent(reference).await?,
+                        None => None,
+                    };
+                    writer.write(entry, intent)?;
                 }
                 if let Some((outcome, intent)) = outcome.filter(|(outcome, _)| (from..until).contains(&outcome.header.time)) {
                     writer.write(outcome, Some(intent))?;

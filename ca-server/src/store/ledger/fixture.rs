@@ -225,7 +225,7 @@ impl Recorded<Made> {
 
 /// A chain by somebody who keeps no rule but that every row is bound to the one before.
 pub(super) struct Forged<'a> {
-    world: &'a World,
+    pub(super) world: &'a World,
     chain: Chain,
     rows: Vec<Row>,
     open: OpenIntents,

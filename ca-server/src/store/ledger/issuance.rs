@@ -140,7 +140,7 @@ impl Drafted {
 }
 
 /// Invariant 4: the identity is the one that the evidence proves.
-fn proven(identity: Option<&str>, evidence: &Proof) -> Result<(), String> {
+pub(super) fn proven(identity: Option<&str>, evidence: &Proof) -> Result<(), String> {
     let subject = evidence.subject.as_deref();
     let holds = match evidence.credential.as_str() {
         "jwt" => {

@@ -22,6 +22,7 @@ mod postgres;
 mod query;
 mod recovery;
 mod refusals;
+mod repeat;
 mod schema;
 mod sqlite;
 mod status;
@@ -48,6 +49,7 @@ pub use migrate::{Logins, Migrated, MigrationError, migrate};
 pub use open_intent::{Issued, NotOpened, Recorded, Signed, Unsigned};
 pub use options::{LedgerHealth, LedgerObserver, LedgerOptions, LedgerStartError, StartFact, Unobserved};
 pub use query::{Entry, Found, LedgerReader, ReadError};
+pub use repeat::{Remembered, Repeated};
 pub use verify::{BadCheckpoint, Begin, Broken, Checkpoint, Report, VerifyOptions};
 
 use self::begin::{Begun, begin};

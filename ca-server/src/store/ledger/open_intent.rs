@@ -65,7 +65,8 @@ impl Signed {
             signature: self.certificate.signature().to_vec(),
             certificate: self.certificate.sha256(),
         };
-        (self.intent, event, Issued { draft: self.draft, certificate: self.certificate })
+        let intent = self.intent.row();
+        (self.intent, event, Issued { draft: self.draft, certificate: self.certificate, intent })
     }
 }
 
@@ -95,6 +96,7 @@ impl Unsigned {
 pub struct Issued {
     draft: Draft,
     certificate: Certificate,
+    intent: RowRef,
 }
 
 impl Issued {
@@ -111,6 +113,11 @@ impl Issued {
     /// Its serial number.
     pub fn serial(&self) -> &Serial {
         self.draft.serial()
+    }
+
+    /// Its intent's row.
+    pub(super) fn intent(&self) -> RowRef {
+        self.intent
     }
 }
 

@@ -128,7 +128,7 @@ impl LedgerReader {
         self.found(Sought::Serial(serial)).await
     }
 
-    /// The newest `limit` intents and refusals of an identity, newest first; intents with their outcomes.
+    /// The newest `limit` intents, repeats and refusals of an identity, newest first; intents with their outcomes.
     pub async fn entries_of_identity(&mut self, identity: &str, limit: u32) -> Result<Vec<Found>, ReadError> {
         self.found(Sought::Identity(identity, limit)).await
     }
@@ -164,47 +164,13 @@ impl LedgerReader {
     /// The outcome of an intent. It follows in the intent's own chain, soon; or, if that chain was found dead, in the chain that
     /// declared it ended.
     pub(super) async fn outcome_of(&mut self, intent: &Entry, successors: &mut Successors) -> Result<Option<Entry>, ReadError> {
-        if let Some(outcome) = self.outcome_in_own_chain(intent.reference()).await? {
+        if let Some(outcome) = outcome_in_own_chain(&mut self.database, intent.reference()).await? {
             return Ok(Some(outcome));
         }
         match self.successor(intent, successors).await? {
             Some(declaration) => self.outcome_before(declaration, intent.reference()).await,
             None => Ok(None),
         }
-    }
-
-    async fn outcome_in_own_chain(&mut self, intent: RowRef) -> Result<Option<Entry>, ReadError> {
-        let mut rows = FIRST_ROWS;
-        let mut next = Place { seq: intent.place.seq + 1, ..intent.place };
-        loop {
-            let until = next.seq.saturating_add(rows);
-            for row in self.database.outcomes_naming(&intent.hash, intent.chain, next, until).await? {
-                let entry = Entry::try_from(&row)?;
-                if entry.event.closes() == Some(intent) {
-                    return Ok(Some(entry));
-                }
-            }
-            match self.database.chain_page(intent.chain, Place { seq: until, ..next }, 1).await?.first() {
-                // A later row that does not count it as open says that its outcome stands before: it was passed, or is missing.
-                Some(row) if Entry::try_from(row)?.header.oldest_open.is_none_or(|oldest| oldest > intent.place) => return Ok(None),
-                Some(_) => next.seq = until,
-                None => match self.periods().await?.into_iter().find(|period| *period > next.period) {
-                    Some(period) => next = Place { period, seq: 0 },
-                    None => return Ok(None),
-                },
-            }
-            // Before many rows are read: the chain's last one may say that it is the oldest without an outcome.
-            if rows == FIRST_ROWS && self.is_left_open(intent).await? {
-                return Ok(None);
-            }
-            rows = MOST_ROWS.min(rows * 8);
-        }
-    }
-
-    async fn is_left_open(&mut self, intent: RowRef) -> Result<bool, ReadError> {
-        let Some(last) = self.database.last_row(intent.chain).await? else { return Ok(false) };
-        let last = Entry::try_from(&last)?;
-        Ok(last.header.oldest_open == Some(intent.place) && last.event.closes() != Some(intent))
     }
 
     /// Where a chain was declared ended: mostly soon after the intent. Only where an operator accepted a clock that was behind can the
@@ -265,7 +231,7 @@ impl LedgerReader {
         Ok(None)
     }
 
-    /// The intent that an outcome names.
+    /// The intent that an outcome or a repeat names.
     pub(super) async fn intent(&mut self, reference: RowRef) -> Result<Option<Intent>, ReadError> {
         let Some(row) = self.database.row(reference.chain, reference.place).await? else { return Ok(None) };
         match Entry::try_from(&row)?.event {
@@ -275,7 +241,46 @@ impl LedgerReader {
     }
 
     pub(super) async fn periods(&mut self) -> Result<Vec<Period>, ReadError> {
-        let periods = self.database.periods().await?;
-        Ok(periods.into_iter().filter_map(|period| Period::new(u32::try_from(period).ok()?)).collect())
+        periods(&mut self.database).await
     }
+}
+
+/// The outcome of an intent, if it stands in the intent's own chain.
+pub(super) async fn outcome_in_own_chain(database: &mut Database, intent: RowRef) -> Result<Option<Entry>, ReadError> {
+    let mut rows = FIRST_ROWS;
+    let mut next = Place { seq: intent.place.seq + 1, ..intent.place };
+    loop {
+        let until = next.seq.saturating_add(rows);
+        for row in database.outcomes_naming(&intent.hash, intent.chain, next, until).await? {
+            let entry = Entry::try_from(&row)?;
+            if entry.event.closes() == Some(intent) {
+                return Ok(Some(entry));
+            }
+        }
+        match database.chain_page(intent.chain, Place { seq: until, ..next }, 1).await?.first() {
+            // A later row that does not count it as open says that its outcome stands before: it was passed, or is missing.
+            Some(row) if Entry::try_from(row)?.header.oldest_open.is_none_or(|oldest| oldest > intent.place) => return Ok(None),
+            Some(_) => next.seq = until,
+            None => match periods(database).await?.into_iter().find(|period| *period > next.period) {
+                Some(period) => next = Place { period, seq: 0 },
+                None => return Ok(None),
+            },
+        }
+        // Before many rows are read: the chain's last one may say that it is the oldest without an outcome.
+        if rows == FIRST_ROWS && is_left_open(database, intent).await? {
+            return Ok(None);
+        }
+        rows = MOST_ROWS.min(rows * 8);
+    }
+}
+
+async fn is_left_open(database: &mut Database, intent: RowRef) -> Result<bool, ReadError> {
+    let Some(last) = database.last_row(intent.chain).await? else { return Ok(false) };
+    let last = Entry::try_from(&last)?;
+    Ok(last.header.oldest_open == Some(intent.place) && last.event.closes() != Some(intent))
+}
+
+async fn periods(database: &mut Database) -> Result<Vec<Period>, ReadError> {
+    let periods = database.periods().await?;
+    Ok(periods.into_iter().filter_map(|period| Period::new(u32::try_from(period).ok()?)).collect())
 }

@@ -1,7 +1,7 @@
 //! Refusals on their way into the ledger: one row each after authentication, groups before it. A full queue drops and counts;
 //! nothing here ever blocks a call.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -37,6 +37,8 @@ pub(super) struct Refusals {
 struct Groups {
     from: Option<Timestamp>,
     counts: HashMap<(Reason, Prefix), u64>,
+    /// Identities beyond a limit that have a row of their own in this window.
+    named: HashSet<(Reason, SpiffeId)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,7 +55,8 @@ impl Refusals {
         (Self { queue, dropped: AtomicU64::new(0), groups: Mutex::default() }, waiting)
     }
 
-    /// One authenticated caller's refusal. False if it was dropped. Overload is counted in a group: one row each would feed it.
+    /// One authenticated caller's refusal. False if it was dropped. Overload is counted in a group: one row each would feed it. So is what an
+    /// identity asks for beyond its limits, after a first row in each window that says whose limit it is.
     pub(super) fn one(
         &self,
         refusal: &Refusal,
@@ -62,7 +65,12 @@ impl Refusals {
         evidence: &Evidence,
         now: Timestamp,
     ) -> bool {
-        if refusal.reason() == Reason::Overloaded {
+        let in_group = match refusal.reason() {
+            Reason::Overloaded => true,
+            Reason::IdentityLimit | Reason::KeyLimit => !self.is_first(refusal.reason(), identity, now),
+            _ => false,
+        };
+        if in_group {
             self.count(refusal.reason(), evidence.peer.map(|peer| peer.ip()), now);
             return true;
         }
@@ -73,6 +81,13 @@ impl Refusals {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
         kept
+    }
+
+    /// Whether this is the first of its identity in the window; of more identities than there may be groups it is not asked.
+    fn is_first(&self, reason: Reason, identity: Option<&SpiffeId>, now: Timestamp) -> bool {
+        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        groups.from.get_or_insert(now);
+        groups.named.len() < GROUPS && identity.is_some_and(|identity| groups.named.insert((reason, identity.clone())))
     }
 
     /// One refusal of a caller who proved nothing.
@@ -93,6 +108,7 @@ impl Refusals {
         // A clock that stepped back must not hold a window open for long.
         if let Some(from) = groups.from.filter(|from| all || now.since(*from) >= WINDOW || now < *from) {
             groups.from = None;
+            groups.named.clear();
             events.extend(groups.counts.drain().map(|((reason, prefix), count)| Event::RefusedGroup(group(reason, prefix, from, count))));
         }
         drop(groups);

@@ -10,6 +10,7 @@ mod findings;
 mod judge;
 mod pass;
 mod reading;
+mod repeated;
 mod settle;
 mod since;
 mod standing;
@@ -80,6 +81,8 @@ pub struct Report {
     /// Intents without an outcome: in flight, or left by a dead process that no other has succeeded yet. One in a chain that
     /// has ended is broken and is not among these.
     pub open: u64,
+    /// Times that a certificate was given out again.
+    pub repeated: u64,
     /// Rows of refusals.
     pub refusals: u64,
     /// The first broken rows.
@@ -155,6 +158,7 @@ async fn verify(
     };
     let (interrupted, ()) = tokio::try_join!(read, judge)?;
     drop(crew);
+    pass.look_up_repeats(database).await?;
     if !interrupted {
         pass.finish(resumed, database).await?;
     }

@@ -42,6 +42,8 @@ pub(super) enum Answer {
     WhileClaimed,
     /// A reload; the reply stands with its last row.
     Fact(Option<Reply>),
+    /// A call that is to get a certificate again, if the row is recorded now; none once it was refused.
+    Repeat(Option<Reply>),
     /// Nobody; the row is kept until it is recorded.
     Nobody,
 }

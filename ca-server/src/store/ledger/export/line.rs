@@ -28,7 +28,7 @@ pub(super) struct Line {
     pub(super) own: Option<OwnLine>,
 }
 
-/// What intents and outcomes say.
+/// What intents, outcomes and repeats say.
 #[derive(Serialize)]
 pub(super) struct CertificateLine {
     pub(super) purpose: String,
@@ -124,6 +124,11 @@ pub(super) fn line(entry: Entry, intent: Option<Intent>) -> Line {
             line.certificate = intent.map(|intent| certificate_line(intent, closes));
             line.refused = Some(refused_line(why));
         }
+        Event::Repeated { intent: reference, identity, evidence } => {
+            // The evidence is what proved the identity this time.
+            line.certificate =
+                intent.map(|intent| certificate_line(Intent { identity: Some(identity), evidence, ..intent }, Some(reference)));
+        }
         Event::Refused { why, identity, evidence } => {
             line.refused = Some(refused_line(why));
             line.own = Some(OwnLine::Refused { identity, evidence: evidence_line(evidence) });
@@ -158,7 +163,7 @@ fn own_line(event: Event) -> Option<OwnLine> {
     })
 }
 
-fn certificate_line(intent: Intent, closes: Option<RowRef>) -> CertificateLine {
+fn certificate_line(intent: Intent, named: Option<RowRef>) -> CertificateLine {
     CertificateLine {
         purpose: intent.purpose,
         serial: hex::encode(intent.serial),
@@ -167,7 +172,7 @@ fn certificate_line(intent: Intent, closes: Option<RowRef>) -> CertificateLine {
         profile: hex::encode(intent.profile),
         evidence: evidence_line(intent.evidence),
         to_be_signed_sha256: hex::encode(sha256(&intent.to_be_signed)),
-        intent: closes.map(reference_line),
+        intent: named.map(reference_line),
     }
 }
 

@@ -19,7 +19,7 @@ fn header(seq: u64, request: Option<u8>, oldest_open: Option<u64>) -> Header {
     }
 }
 
-/// The rows that the document shows: a start, an intent, its issued row. Their certificate bytes are stand-ins.
+/// The rows that the document shows: a start, an intent, its issued row, a repeat of it. Their certificate bytes are stand-ins.
 fn vectors() -> Vec<(Header, Event)> {
     let start = Event::Start { host: "ca-0".into(), version: "0.1.0".into(), config: [5; 32], heads: Vec::new() };
     let intent = Event::Intent(Intent {
@@ -37,6 +37,8 @@ fn vectors() -> Vec<(Header, Event)> {
     let reference = RowRef { chain: rows[1].0.chain, place: rows[1].0.place, hash };
     let issued = Event::Issued { intent: reference, signature: b"a signature".to_vec(), certificate: [9; 32] };
     rows.push((header(2, Some(1), Some(1)), issued));
+    let identity = "spiffe://cluster.local/ns/default/sa/demo".into();
+    rows.push((header(3, Some(2), None), Event::Repeated { intent: reference, identity, evidence: Proof::from(&evidence()) }));
     rows
 }
 

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::world;
 use crate::refusal::{Reason, Refusal};
 use crate::spiffe::SpiffeId;
-use crate::store::ledger::event::{Event, Why};
+use crate::store::ledger::event::{Event, Proof, Why};
 use crate::store::ledger::fixture::{IDENTITY, NOON, evidence, request};
 use crate::store::ledger::{Format, LedgerReader, Selection};
 
@@ -183,4 +183,34 @@ async fn the_export_has_the_published_fields() {
     let pem = issued["certificate"].as_str().unwrap();
     assert_eq!(x509_cert::Certificate::load_pem_chain(pem.as_bytes()).unwrap().len(), 1);
     assert!(intent.get("certificate").is_none());
+}
+
+#[tokio::test]
+async fn what_was_given_out_again_is_shown_and_exported_with_its_certificate_and_its_own_evidence() {
+    let world = world();
+    let mut forged = world.forge(1, Vec::new());
+    let intent = forged.issue();
+    let again = Proof { token: Some("another token".into()), ..Proof::from(&evidence()) };
+    forged.row(Event::Repeated { intent, identity: IDENTITY.into(), evidence: again });
+    forged.row(Event::End);
+    forged.write().await;
+    let found = world.reader().await.entries_of_identity(IDENTITY, 10).await.unwrap();
+    assert!(matches!(found[0].0.event, Event::Repeated { .. }) && found[0].1.is_none(), "the newest first");
+    for selection in [
+        Selection::default(),
+        Selection { identity: Some(IDENTITY.into()), ..Selection::default() },
+        Selection { issuer: Some("default".into()), ..Selection::default() },
+    ] {
+        let lines = world.export(&selection, Format::JsonLines).await;
+        let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let of = |kind: &str| lines.iter().find(|line| line["kind"] == kind).unwrap();
+        let (issued, repeated) = (of("issued"), of("repeated"));
+        for field in ["serial", "identity", "issuer", "purpose", "intent", "to_be_signed_sha256"] {
+            assert_eq!(issued[field], repeated[field], "{field}");
+        }
+        assert_eq!(repeated["evidence"]["token"], "another token");
+        assert!(repeated.get("certificate").is_none());
+        let table = world.export(&selection, Format::Csv).await;
+        assert!(table.lines().any(|line| line.starts_with("repeated,") && line.contains("another token")), "{table}");
+    }
 }

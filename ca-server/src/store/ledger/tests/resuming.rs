@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::world;
-use crate::store::ledger::event::{Event, RowRef, Why};
-use crate::store::ledger::fixture::{Forged, NOON, World};
+use crate::store::ledger::event::{Event, Proof, RowRef, Why};
+use crate::store::ledger::fixture::{Forged, IDENTITY, NOON, World, evidence};
 use crate::store::ledger::{Begin, Checkpoint, VerifyOptions};
 use crate::timestamp::Timestamp;
 
@@ -343,4 +343,26 @@ async fn an_outcome_and_the_intents_own_outcome_are_two() {
         let findings = world.findings().await;
         assert!(findings.iter().any(|found| found.contains("two outcomes")), "{findings:?}");
     }
+}
+
+#[tokio::test]
+async fn a_later_run_looks_up_what_was_issued_before_and_given_out_again_since() {
+    let world = world();
+    let mut one = world.forge(1, Vec::new());
+    let made = world.make_now();
+    let (issued, open) = (one.issue(), one.row(Event::Intent(made.intent())));
+    one.write_so_far().await;
+    let (_, begin) = checkpoint(&world, Begin::FirstRow).await;
+    one.row(Event::Issued { intent: open, signature: made.signature.clone(), certificate: made.sha256() });
+    for intent in [issued, open] {
+        one.row(Event::Repeated { intent, identity: IDENTITY.into(), evidence: Proof::from(&evidence()) });
+    }
+    one.write_so_far().await;
+    let (rows, begin) = checkpoint(&world, begin).await;
+    assert_eq!(rows, 3);
+    let unissued = one.row(Event::Intent(world.make_now().intent()));
+    one.row(Event::Repeated { intent: unissued, identity: IDENTITY.into(), evidence: Proof::from(&evidence()) });
+    one.write().await;
+    let findings = world.findings_from(begin).await;
+    assert!(findings.len() == 1 && findings[0].contains("has not become a certificate"), "{findings:?}");
 }

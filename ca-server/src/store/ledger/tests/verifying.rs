@@ -4,8 +4,8 @@ use rcgen::{KeyUsagePurpose, SanType};
 
 use super::world;
 use crate::refusal::{Reason, Refusal};
-use crate::store::ledger::event::{Event, Intent, Proof, Why};
-use crate::store::ledger::fixture::{Ca, Made, NOON, World, request};
+use crate::store::ledger::event::{ChainId, Event, Intent, Proof, RowRef, Why};
+use crate::store::ledger::fixture::{Ca, Forged, IDENTITY, Made, NOON, World, evidence, request};
 
 async fn story() -> World {
     let world = world();
@@ -305,5 +305,77 @@ async fn whoever_declares_a_chain_ended_files_its_open_intents() {
             let found = findings.iter().filter(|found| found.contains("has ended and it has no outcome")).count();
             assert_eq!((found, findings.len()), if files { (0, 0) } else { (1, 1) }, "{findings:?}");
         }
+    }
+}
+
+/// What `verify` says of a chain with an issuance, an intent that failed and one that is open, and a row that gives out one of them again.
+async fn of_repeat(repeat: impl FnOnce(&mut Forged<'_>, [RowRef; 3]) -> Event) -> String {
+    let world = world();
+    let mut forged = world.forge(1, Vec::new());
+    let issued = forged.issue();
+    let failed = forged.row(Event::Intent(world.make_now().intent()));
+    forged.row(Event::Failed { intent: failed, why: Why::process_died() });
+    let open = forged.row(Event::Intent(world.make_now().intent()));
+    let event = repeat(&mut forged, [issued, failed, open]);
+    forged.row(event);
+    forged.write().await;
+    world.findings().await.join("; ")
+}
+
+fn repeated(intent: RowRef) -> Event {
+    Event::Repeated { intent, identity: IDENTITY.into(), evidence: Proof::from(&evidence()) }
+}
+
+#[tokio::test]
+async fn a_certificate_may_be_given_out_again_to_its_identity() {
+    assert_eq!(of_repeat(|_, [issued, ..]| repeated(issued)).await, "");
+}
+
+#[tokio::test]
+async fn a_repeat_of_what_was_not_issued_before_is_found() {
+    let not_issued = "the intent that it names has not become a certificate";
+    assert!(of_repeat(|_, [_, failed, _]| repeated(failed)).await.contains(not_issued));
+    assert!(of_repeat(|_, [_, _, open]| repeated(open)).await.contains(not_issued));
+    let found = of_repeat(|forged, _| {
+        let made = forged.world.make_now();
+        let intent = forged.row(Event::Intent(made.intent()));
+        forged.row(repeated(intent));
+        Event::Issued { intent, signature: made.signature.clone(), certificate: made.sha256() }
+    });
+    assert!(found.await.contains("before the certificate that it gives out again"));
+    let found = of_repeat(|_, [issued, ..]| repeated(RowRef { hash: [1; 32], ..issued })).await;
+    assert!(found.contains("has another hash"), "{found}");
+    let found = of_repeat(|_, [issued, ..]| repeated(RowRef { chain: ChainId([9; 16]), ..issued })).await;
+    assert!(found.contains("does not exist"), "{found}");
+}
+
+#[tokio::test]
+async fn a_repeat_to_another_identity_is_found() {
+    let other = "spiffe://cluster.local/ns/default/sa/other";
+    let found = of_repeat(|_, [intent, ..]| Event::Repeated { intent, identity: other.into(), evidence: Proof::from(&evidence()) }).await;
+    assert!(found.contains("does not prove the identity") && found.contains("is another identity's"), "{found}");
+    let theirs = Proof { subject: Some("system:serviceaccount:default:other".into()), ..Proof::from(&evidence()) };
+    let found = of_repeat(|_, [intent, ..]| Event::Repeated { intent, identity: other.into(), evidence: theirs }).await;
+    assert!(found.contains("is another identity's") && !found.contains("does not prove"), "{found}");
+}
+
+#[tokio::test]
+async fn a_daemon_that_has_lost_its_chain_may_give_out_what_that_chain_recorded() {
+    // The lost chain's rows are read before or after those of the new one.
+    for (lost, new) in [(1, 2), (2, 1)] {
+        let world = world();
+        let mut forged = world.forge(lost, Vec::new());
+        let issued = forged.issue();
+        let head = forged.row(Event::Intent(world.make_now().intent()));
+        forged.write().await;
+        let mut forged = world.forge(new, vec![head]);
+        forged.row(repeated(issued));
+        forged.write().await;
+        assert_eq!(world.holds().await.repeated, 1);
+        let mut forged = world.forge(3, vec![head]);
+        forged.row(repeated(head));
+        forged.write().await;
+        let findings = world.findings().await;
+        assert!(findings.len() == 1 && findings[0].contains("has not become a certificate"), "{findings:?}");
     }
 }

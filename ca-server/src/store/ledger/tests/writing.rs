@@ -305,3 +305,45 @@ async fn rows_are_stamped_by_the_clock_that_was_given() {
     let times: Vec<i64> = world.rows().await.iter().map(|row| row.time / 1_000_000 - NOON).collect();
     assert_eq!(times, [0, 0, 0, 60, 60]);
 }
+
+#[tokio::test]
+async fn a_certificate_goes_out_again_when_that_is_durable_and_not_otherwise() {
+    let world = world();
+    let ledger = world.start().await;
+    let open = world.open(&ledger).await;
+    let intent = open.intent();
+    open.issue().await.unwrap();
+    ledger.file_repeat(intent, IDENTITY.into(), &evidence(), request(2)).await.unwrap();
+    assert_eq!(world.kinds().await[3..], ["intent", "issued", "repeated"]);
+    world.hands.set(NOON - 3);
+    let refused = ledger.file_repeat(intent, IDENTITY.into(), &evidence(), request(3)).await;
+    assert_eq!(refused.unwrap_err().reason(), Reason::Clock);
+    world.hands.set(NOON);
+    ledger.shutdown().await;
+    let refused = ledger.file_repeat(intent, IDENTITY.into(), &evidence(), request(4)).await;
+    assert_eq!(refused.unwrap_err().reason(), Reason::Stopping);
+    assert_eq!(world.kinds().await[6..], ["end"]);
+    assert_eq!(world.holds().await.repeated, 1);
+}
+
+#[tokio::test]
+async fn an_identity_beyond_its_limit_has_a_row_in_ten_seconds_and_a_count() {
+    let world = world();
+    let ledger = world.start().await;
+    let refusal = Refusal::new(Reason::IdentityLimit, "more than 5 calls in a minute");
+    let names = ["a", "b"].map(|name| SpiffeId::parse(&format!("spiffe://cluster.local/ns/default/sa/{name}")).unwrap());
+    for _ in 0..50 {
+        names.iter().for_each(|identity| ledger.refused(&refusal, request(1), Some(identity), &evidence()));
+    }
+    world.hands.set(NOON + 10);
+    world.issue(&ledger).await;
+    ledger.refused(&refusal, request(1), Some(&names[0]), &evidence());
+    ledger.shutdown().await;
+    let events = world.events().await;
+    let named = events.iter().filter_map(|event| if let Event::Refused { identity, .. } = event { identity.clone() } else { None });
+    let (mut named, counted): (Vec<String>, u64) = (named.collect(), world.groups().await.iter().map(|group| group.count).sum());
+    named.sort();
+    assert_eq!(named, [names[0].to_string(), names[0].to_string(), names[1].to_string()]);
+    assert_eq!(counted, 98);
+    world.holds().await;
+}

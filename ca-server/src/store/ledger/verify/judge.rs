@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::super::body::{GENESIS, decode, is_deterministic, link};
 use super::super::event::{ChainId, Event, Hash, Header, Place, RowRef, StoredRow};
-use super::super::issuance::{Drafted, Issuers, Named, Signature, certificate_of, drafted};
+use super::super::issuance::{Drafted, Issuers, Named, Signature, certificate_of, drafted, proven};
 use super::findings::Finding;
 use crate::timestamp::{Period, Timestamp};
 
@@ -59,6 +59,7 @@ pub(super) enum Meaning {
     },
     Intent {
         serial: Vec<u8>,
+        identity: Option<String>,
         /// None if an outcome in the same stretch was held against it.
         drafted: Option<Box<Drafted>>,
     },
@@ -72,6 +73,10 @@ pub(super) enum Meaning {
     },
     Unknown {
         intent: RowRef,
+    },
+    Repeated {
+        intent: RowRef,
+        identity: String,
     },
     Refusal,
     /// Nothing that another row depends on.
@@ -163,20 +168,24 @@ impl Judged {
                 Meaning::Statement
             }
             Event::Intent(intent) => {
-                let serial = intent.serial.clone();
+                let (serial, identity) = (intent.serial.clone(), intent.identity.clone());
                 // A serial that begins with its row's period can be used again in that period alone, where it is looked for.
                 if leading_period(&serial) != Some(row.place.period.yyyymm()) {
                     self.findings.push(Finding::new(row, "its serial does not begin with its period"));
                 }
                 let (drafted, objection) = drafted(intent, issuers, header);
                 self.findings.extend(objection.map(|what| Finding::new(row, what)));
-                Meaning::Intent { serial, drafted: Some(Box::new(drafted)) }
+                Meaning::Intent { serial, identity, drafted: Some(Box::new(drafted)) }
             }
             Event::Issued { intent, signature, certificate } => {
                 Meaning::Issued { intent, signature: Some(Signature { signature, certificate }) }
             }
             Event::Failed { intent, .. } => Meaning::Failed { intent },
             Event::Unknown { intent, .. } => Meaning::Unknown { intent },
+            Event::Repeated { intent, identity, evidence } => {
+                self.findings.extend(proven(Some(&identity), &evidence).err().map(|what| Finding::new(row, what)));
+                Meaning::Repeated { intent, identity }
+            }
             Event::Refused { .. } | Event::RefusedGroup(_) | Event::Dropped { .. } => Meaning::Refusal,
             Event::Ceremony { .. } | Event::Reload { .. } | Event::Clock { .. } | Event::Other { .. } => Meaning::Statement,
         }

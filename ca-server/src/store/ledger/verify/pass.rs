@@ -8,6 +8,7 @@ use super::super::issuance::{Drafted, Signature};
 use super::Report;
 use super::findings::{Finding, Findings};
 use super::judge::{Judged, JudgedRow, Meaning, Pair, Read};
+use super::repeated::Certificates;
 use super::standing::NamedHead;
 use crate::timestamp::{Period, Timestamp};
 use crate::x509::Serial;
@@ -30,6 +31,7 @@ pub(super) struct Chain {
 /// An intent whose outcome is still to come.
 pub(super) struct Open {
     pub(super) hash: Hash,
+    pub(super) identity: Option<String>,
     /// None if a later row of the same page was held against it.
     pub(super) drafted: Option<Box<Drafted>>,
 }
@@ -54,6 +56,7 @@ pub(super) struct Pass {
     /// Outcomes, and the intents that they name, which were read and are not open.
     pub(super) unexplained: Vec<(RowRef, RowRef)>,
     pub(super) serials: Serials,
+    pub(super) certificates: Certificates,
     pairs: Vec<Pair>,
 }
 
@@ -137,10 +140,16 @@ impl Pass {
                 self.named.extend(heads.into_iter().map(|head| NamedHead { head, is_last: false, by: row }));
             }
             Meaning::ChainEnded { head } => self.declared(row, head),
-            Meaning::Intent { serial, drafted } => self.intent(row, serial, drafted),
+            Meaning::Intent { serial, identity, drafted } => self.intent(row, serial, identity, drafted),
             Meaning::Issued { intent, signature } => self.closed(row, intent, Outcome::Issued(signature)),
             Meaning::Failed { intent } => self.closed(row, intent, Outcome::Failed),
             Meaning::Unknown { intent } => self.closed(row, intent, Outcome::Unknown),
+            Meaning::Repeated { intent, identity } => {
+                self.report.repeated += 1;
+                if let Err(what) = self.certificates.repeated(row, intent, identity) {
+                    self.broken(row, what);
+                }
+            }
             Meaning::Refusal => self.report.refusals += 1,
             Meaning::Period { .. } | Meaning::End | Meaning::Statement => {}
         }
@@ -157,7 +166,7 @@ impl Pass {
         self.named.push(NamedHead { head, is_last: true, by: row });
     }
 
-    fn intent(&mut self, row: RowRef, serial: Vec<u8>, drafted: Option<Box<Drafted>>) {
+    fn intent(&mut self, row: RowRef, serial: Vec<u8>, identity: Option<String>, drafted: Option<Box<Drafted>>) {
         self.report.intents += 1;
         if !self.serials.is_new(row.place.period, serial) {
             self.broken(row, "its serial was used before");
@@ -167,7 +176,7 @@ impl Pass {
             Some((_, outcome)) => self.broken(outcome, "the intent that it names has another hash"),
             None => {
                 let chain = self.chains.entry(row.chain).or_default();
-                chain.open.insert(row.place, Open { hash: row.hash, drafted });
+                chain.open.insert(row.place, Open { hash: row.hash, identity, drafted });
             }
         }
     }
@@ -190,6 +199,9 @@ impl Pass {
         if let Some(open) = chain.and_then(|chain| chain.open.remove(&intent.place)) {
             if open.hash != intent.hash {
                 self.broken(row, "the intent that it names has another hash");
+            }
+            if let (Outcome::Issued(_), true) = (&outcome, own) {
+                self.certificates.issued(intent, open.identity);
             }
             if let Outcome::Issued(Some(signature)) = outcome {
                 match open.drafted {

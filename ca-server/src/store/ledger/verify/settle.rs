@@ -10,6 +10,7 @@ use super::super::schema::DatabaseError;
 use super::findings::Finding;
 use super::pass::{Chain, Open, Pass};
 use super::reading::Reading;
+use super::repeated::looked_up;
 use super::standing::{ChainStanding, NamedHead, Standing};
 
 impl Pass {
@@ -28,8 +29,8 @@ impl Pass {
             for (place, hash) in &known.open {
                 let intent = RowRef { chain: *id, place: *place, hash: *hash };
                 match read_again(intent, reading, database).await? {
-                    Some(drafted) => {
-                        chain.open.insert(*place, Open { hash: *hash, drafted: Some(Box::new(drafted)) });
+                    Some((identity, drafted)) => {
+                        chain.open.insert(*place, Open { hash: *hash, identity, drafted: Some(Box::new(drafted)) });
                     }
                     None => pass.broken(intent, "it is not the intent that the checkpoint has there"),
                 }
@@ -80,6 +81,20 @@ impl Pass {
             self.serials_of_earlier_rows(database).await?;
         }
         self.left_open();
+        Ok(())
+    }
+
+    /// Settles what could not be said of repeats by the rows just before them. The rows that they name stand in the snapshot, whether they were
+    /// read or not.
+    pub(super) async fn look_up_repeats(&mut self, database: &mut Database) -> Result<(), DatabaseError> {
+        for (intent, identity, row) in self.certificates.take_elsewhere() {
+            match looked_up(row, intent, &identity, database).await {
+                Ok(None) => {}
+                Ok(Some(what)) => self.broken(row, what),
+                Err(ReadError::Database(error)) => return Err(error),
+                Err(error) => self.broken(row, format!("what it names cannot be looked up: {error}")),
+            }
+        }
         Ok(())
     }
 
@@ -146,7 +161,7 @@ impl Pass {
 }
 
 /// An open intent of an earlier run, if its row is still the one that was judged then.
-async fn read_again(intent: RowRef, reading: &Reading, database: &mut Database) -> Result<Option<Drafted>, ReadError> {
+async fn read_again(intent: RowRef, reading: &Reading, database: &mut Database) -> Result<Option<(Option<String>, Drafted)>, ReadError> {
     let Some(seq) = intent.place.seq.checked_sub(1) else { return Ok(None) };
     let before = database.row(intent.chain, Place { seq, ..intent.place }).await?;
     let before = before.and_then(|row| Hash::try_from(row.hash.as_slice()).ok());
@@ -157,5 +172,5 @@ async fn read_again(intent: RowRef, reading: &Reading, database: &mut Database) 
     let Entry { header, event, .. } = Entry::try_from(&row)?;
     let Event::Intent(event) = event else { return Ok(None) };
     // What is wrong with it was found when it was read first.
-    Ok(Some(drafted(event, &reading.issuers(&intent.chain), &header).0))
+    Ok(Some((event.identity.clone(), drafted(event, &reading.issuers(&intent.chain), &header).0)))
 }
