@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Sourced by loadgen/report and loadgen/flamegraph: demonstration CAs, private PostgreSQL servers and daemons in a temporary directory,
-# which end with the script. Reads `bin`, where the built programs are.
+# which end with the script. Reads `bin`, where the built programs are, and `ledger`, sqlite or postgres.
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/ca-server-measured.XXXXXX")
 # PostgreSQL's unprivileged user passes through it.
@@ -161,6 +161,15 @@ stop_daemon() {
     kill "$daemon" 2>/dev/null || true
     wait "$daemon" 2>/dev/null || true
     daemon=""
+}
+
+# load ARGUMENTS...: loadgen against the daemon, with tokens of its CA's issuer; CPU of the daemon, and of the database where `ledger` is one.
+load() {
+    local pids=daemon=$daemon
+    [ -z "$postmaster" ] || [ "$ledger" != postgres ] || pids=$pids,database=$postmaster
+    # A key id may begin with a dash.
+    "$bin/loadgen" --address "localhost:$csr" --roots "$ca/root-cert.pem" --token-issuer-key "$ca/jwt-issuer.key" \
+        --token-issuer https://demo-issuer.ca-server.invalid "--token-key-id=$(key_id)" --pid "$pids" "$@"
 }
 
 # The key id of the CA's token issuer.
