@@ -56,6 +56,11 @@ impl Setup {
         self
     }
 
+    /// With the device on threads of the daemon.
+    pub fn on_threads(self) -> Self {
+        self.replace("[device.softhsm]", "[device.softhsm]\nisolation = \"thread\"")
+    }
+
     /// With the ledger in a fresh database of this test process's own PostgreSQL server.
     pub fn on_postgres(self) -> Self {
         self.on_ledger(&LedgerDatabase::new().url())

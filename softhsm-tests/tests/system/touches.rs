@@ -40,9 +40,10 @@ impl Touched {
 /// nothing else makes them during an issuance.
 const ACCEPTING: &str = "accept4,accept,setsockopt,epoll_ctl";
 
-/// One thread for all that is not blocking, so that the n-th call of the thread is the n-th of the issuance.
+/// One thread for all that is not blocking, so that the n-th call of the thread is the n-th of the issuance; the device in the same process,
+/// so that its calls are among them.
 pub fn countable(setup: Setup) -> Setup {
-    setup.with_faults().env("TOKIO_WORKER_THREADS", "1")
+    setup.with_faults().on_threads().env("TOKIO_WORKER_THREADS", "1")
 }
 
 /// A call to look for, or to tamper with.
