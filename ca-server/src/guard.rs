@@ -123,3 +123,129 @@ impl signers::process::Guard for Guard {
         self.examine(key, purpose, message).map_err(|violation| violation.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use der::{Decode, Encode};
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+        KeyUsagePurpose, SanType,
+    };
+    use signers::process::Guard as _;
+
+    use super::key_rules::{Extension, Usage};
+    use super::pattern::IdentityPattern;
+    use super::*;
+    use crate::timestamp::Timestamp;
+
+    const NOW: i64 = 1_800_000_000;
+    const DEMO: &str = "spiffe://cluster.local/ns/default/sa/demo";
+
+    fn params() -> CertificateParams {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name = DistinguishedName::new();
+        params
+    }
+
+    fn issuer() -> CertifiedIssuer<'static, KeyPair> {
+        let mut params = params();
+        params.distinguished_name.push(DnType::CommonName, "Guard's CA");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.not_before = Timestamp::from_seconds(NOW - 1_000_000).date_time();
+        params.not_after = Timestamp::from_seconds(NOW + 1_000_000).date_time();
+        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    }
+
+    /// A guard that allows accounts of one namespace for an hour, and one serving name.
+    fn guard(issuer: &CertifiedIssuer<'static, KeyPair>) -> Guard {
+        let limits = || Limits { longest: 3600, key_usages: Usage::USUAL.to_vec(), extensions: Extension::ALL.to_vec() };
+        let identities = vec![IdentityPattern::parse("spiffe://cluster.local/ns/default/sa/*").unwrap()];
+        let rules = KeyRules {
+            issuer: Issuer::parse(issuer.der()).unwrap(),
+            leaf: Some(LeafRules { trust_domains: Vec::new(), identities, limits: limits() }),
+            serving: Some(ServingRules { names: vec!["ca.example".to_owned()], limits: limits() }),
+        };
+        Guard::of_keys(vec![rules], Clock::from_fn(|| Timestamp::from_seconds(NOW)))
+    }
+
+    /// To-be-signed bytes of an hour's certificate of the demo account, with something changed.
+    fn bytes(issuer: &CertifiedIssuer<'static, KeyPair>, change: impl FnOnce(&mut CertificateParams)) -> Vec<u8> {
+        let mut params = params();
+        params.subject_alt_names = vec![SanType::URI(DEMO.try_into().unwrap())];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.use_authority_key_identifier_extension = true;
+        valid(&mut params, NOW - 60, NOW + 3540);
+        change(&mut params);
+        let der = params.signed_by(&KeyPair::generate().unwrap(), issuer).unwrap().der().to_vec();
+        x509_cert::Certificate::from_der(&der).unwrap().tbs_certificate().to_der().unwrap()
+    }
+
+    fn valid(params: &mut CertificateParams, from: i64, to: i64) {
+        params.not_before = Timestamp::from_seconds(from).date_time();
+        params.not_after = Timestamp::from_seconds(to).date_time();
+    }
+
+    fn refusal(purpose: Purpose, change: impl FnOnce(&mut CertificateParams)) -> String {
+        let issuer = issuer();
+        guard(&issuer).judge(0, purpose, &bytes(&issuer, change)).expect_err("refused")
+    }
+
+    #[test]
+    fn what_the_rules_of_a_key_allow_is_signed() {
+        let issuer = issuer();
+        let guard = guard(&issuer);
+        assert_eq!(guard.judge(0, Purpose::Leaf, &bytes(&issuer, |_| {})), Ok(()));
+        let both = |params: &mut CertificateParams| params.key_usages.push(KeyUsagePurpose::KeyEncipherment);
+        assert_eq!(guard.judge(0, Purpose::Leaf, &bytes(&issuer, both)), Ok(()));
+        let serving = |params: &mut CertificateParams| params.subject_alt_names = vec![SanType::DnsName("ca.example".try_into().unwrap())];
+        assert_eq!(guard.judge(0, Purpose::Serving, &bytes(&issuer, serving)), Ok(()));
+        assert!(guard.judge(1, Purpose::Leaf, &bytes(&issuer, |_| {})).unwrap_err().contains("no issuer 1"));
+    }
+
+    #[test]
+    fn a_validity_that_does_not_begin_now_is_refused() {
+        for from in [NOW - 601, NOW + 61, NOW + 86_400] {
+            let why = refusal(Purpose::Leaf, |params| valid(params, from, from + 3600));
+            assert!(why.contains("its validity begins at"), "{why}");
+        }
+        let issuer = issuer();
+        for from in [NOW - 600, NOW, NOW + 60] {
+            let bytes = bytes(&issuer, |params| valid(params, from, from + 3600));
+            assert_eq!(guard(&issuer).judge(0, Purpose::Leaf, &bytes), Ok(()), "{from}");
+        }
+    }
+
+    #[test]
+    fn what_a_key_has_no_rule_for_is_refused() {
+        let why = refusal(Purpose::Leaf, |params| valid(params, NOW, NOW + 3601));
+        assert!(why.contains("at most 3600 s"), "{why}");
+        for identity in ["spiffe://cluster.local/ns/other/sa/demo", "spiffe://else/ns/default/sa/demo", "spiffe://cluster.local/ns/default"]
+        {
+            let why = refusal(Purpose::Leaf, |params| params.subject_alt_names = vec![SanType::URI(identity.try_into().unwrap())]);
+            assert!(why.contains("none of the workloads"), "{why}");
+        }
+        let why = refusal(Purpose::Leaf, |params| params.key_usages.push(KeyUsagePurpose::KeyAgreement));
+        assert!(why.contains("key usage KeyAgreement"), "{why}");
+        let name = |name: &str| SanType::DnsName(name.try_into().unwrap());
+        let why = refusal(Purpose::Serving, |params| params.subject_alt_names = vec![name("ca.example"), name("istiod.istio-system.svc")]);
+        assert!(why.contains("\"istiod.istio-system.svc\" is not a name"), "{why}");
+        for purpose in [Purpose::CaCertificate, Purpose::Crl, Purpose::Probe] {
+            assert!(refusal(purpose, |_| {}).contains("signs nothing for the purpose"));
+        }
+        let issuer = issuer();
+        let mut guard = guard(&issuer);
+        if let Some(leaf) = &mut guard.keys[0].leaf {
+            leaf.limits.extensions = Extension::NEEDED.to_vec();
+        }
+        let why = guard.judge(0, Purpose::Leaf, &bytes(&issuer, |_| {})).unwrap_err();
+        assert!(why.contains("its extension") && why.contains("not allowed"), "{why}");
+        (guard.keys[0].leaf, guard.keys[0].serving) = (None, None);
+        for purpose in [Purpose::Leaf, Purpose::Serving] {
+            assert!(guard.judge(0, purpose, &bytes(&issuer, |_| {})).unwrap_err().contains("signs nothing for the purpose"));
+        }
+        assert!(guard.judge(0, Purpose::Leaf, &vec![0x30; 65 * 1024]).unwrap_err().contains("at most"));
+    }
+}

@@ -102,6 +102,9 @@ impl Desk {
         let (mut tick, mut watch) = (interval(TICK), Watch::default());
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tracing::info!(keys = keys.len(), version = env!("CARGO_PKG_VERSION"), "the signer listens");
+        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+            tracing::warn!(%error, "systemd could not be told that the signer listens");
+        }
         let ended = loop {
             tokio::select! {
                 () = end.come() => break None,
