@@ -133,8 +133,8 @@ pub fn config(data: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(data) else { return false };
     match Config::of_text(Path::new("/base/ca.toml"), text, Timestamp::from_seconds(NOW), &FILES) {
         Ok(config) => {
-            assert!(config.issuers.iter().any(|issuer| issuer.key.is_some()), "something can be issued");
-            assert!(config.issuers.iter().all(|issuer| !issuer.key_uri.contains("pin-value")));
+            assert!(config.issuers.iter().any(|issuer| !issuer.keys.is_empty()), "something can be issued");
+            assert!(config.issuers.iter().all(|issuer| !issuer.key_uris.contains("pin-value")));
             assert!((100..=60_000).contains(&config.call_timeout.as_millis()));
             assert!(config.profile.minimum <= config.profile.default && config.profile.default <= config.profile.maximum);
             true

@@ -15,7 +15,7 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use ca_server::clock::Clock;
 use ca_server::evidence::{Credential, Evidence, Pod, RequestId};
-use ca_server::policy::{Choice, KeyAllowed, Policy, Profile, SanRule, Wishes};
+use ca_server::policy::{Asked, Choice, KeyAllowed, Policy, Profile, SanRule, Wishes};
 use ca_server::spiffe::{ServiceAccount, SpiffeId, TrustDomain};
 use ca_server::store::ledger::{Ledger, LedgerOptions, Location, NotOpened, ServerFiles, StartFact, Unobserved};
 use ca_server::x509::chain::IssuerChain;
@@ -128,7 +128,7 @@ impl Ca {
         let random = SystemRandom::new();
         Ok(Self {
             key: EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, key.serialized_der())?,
-            policy: Policy::new(profile, vec![Choice { chain: chain.clone(), active: true }]),
+            policy: Policy::new(profile, vec![Choice { chain: chain.clone(), active: true, sibling_of: None }]),
             chain,
             csrs: (0..CSRS).map(|_| csr()).collect::<Result<_>>()?,
             random,
@@ -153,7 +153,11 @@ impl Ca {
         let identity = SpiffeId::new(TrustDomain::parse("cluster.local").context("a trust domain")?, account);
         let csr = &self.csrs[usize::try_from(number)? % CSRS];
         let now = clock.now();
-        let grant = self.policy.grant(&identity, csr, &Wishes::default(), now, 0).map_err(|refusal| anyhow!("{}", refusal.detail()))?;
+        let granted = self
+            .policy
+            .issuers(&Asked::Nothing, now)
+            .and_then(|issuers| self.policy.grant(&identity, csr, &Wishes::default(), &issuers[0], now, 0));
+        let grant = granted.map_err(|refusal| anyhow!("{}", refusal.detail()))?;
         let mut draft = Draft::new(grant, csr.key().clone(), ledger.period(now), now, SerialRandom(random()?));
         let evidence = evidence(subject, name, number);
         let recorded = loop {

@@ -23,14 +23,15 @@ use crate::authn::{Authenticators, Caller, Credentials};
 use crate::clock::Clock;
 use crate::evidence::{Evidence, RequestId};
 use crate::fairness::{Arrival, Fairness, Limits};
-use crate::issuer::Issuers;
+use crate::issuer::{Issuers, is_the_issuers};
 use crate::metrics::{Metrics, Step};
-use crate::policy::{Policy, ServingName, Wishes};
+use crate::policy::{Asked, Policy, ServingName, Wishes};
 use crate::refusal::{Reason, Refusal};
 use crate::repeats::{Question, Repeats, Turn};
 use crate::store::ledger::{Issued, Ledger, NotOpened, Recorded, Remembered};
 use crate::telemetry::LogBudget;
 use crate::timestamp::Timestamp;
+use crate::x509::chain::IssuerChain;
 use crate::x509::csr::Csr;
 use crate::x509::subject_key::SubjectKey;
 use crate::x509::template::{Draft, SerialRandom};
@@ -126,8 +127,12 @@ impl Pipeline {
         let caller = proven.insert(caller);
         self.fairness.call(&ca.limits, caller.identity(), now)?;
         let csr = metrics.quick_step(Step::Csr, || Csr::parse(&call.csr))?;
-        let grant = metrics.quick_step(Step::Policy, || ca.policy.grant(caller.identity(), &csr, &call.wishes, now, random.jitter))?;
-        let question = Question::new(caller.identity(), &call.csr, call.wishes.lifetime, &grant);
+        let (grant, issuers) = metrics.quick_step(Step::Policy, || {
+            let issuers = ca.policy.issuers(&call.wishes.signer, now)?;
+            let issuer = choose(&ca, &issuers)?;
+            Ok((ca.policy.grant(caller.identity(), &csr, &call.wishes, issuer, now, random.jitter)?, issuers))
+        })?;
+        let question = Question::new(caller.identity(), &call.csr, call.wishes.lifetime, &grant, &issuers);
         let place = match self.repeats.turn(question, now).await {
             Turn::First(place) => place,
             Turn::Again(known) => return self.repeat(permit, ca, known, caller.evidence().clone(), call.request).await,
@@ -136,7 +141,7 @@ impl Pipeline {
         let period = self.ledger.period(now);
         let draft = metrics.quick_step(Step::Draft, || Draft::new(grant, csr.into_key(), period, now, random.serial));
         let hold = Hold::of_caller(permit, place, key, now);
-        let issued = self.finish(hold, ca.clone(), draft, caller.evidence().clone(), call.request, call.deadline).await?;
+        let issued = self.finish(hold, ca.clone(), draft, issuers, caller.evidence().clone(), call.request, call.deadline).await?;
         Ok(Answer::issued(issued, ca.bundle.clone()))
     }
 
@@ -150,26 +155,41 @@ impl Pipeline {
     ) -> Result<Issued, Refusal> {
         let (ca, now, random) = (self.snapshot(), self.clock.now(), Randomness::fresh());
         let permit = self.permit()?;
-        let grant = ca.policy.serving(names, now)?;
+        let issuers = ca.policy.issuers(&Asked::Nothing, now)?;
+        let grant = ca.policy.serving(names, choose(&ca, &issuers)?, now)?;
         let draft = Draft::new(grant, key, self.ledger.period(now), now, random.serial);
-        self.finish(Hold::of_daemon(permit), ca, draft, Evidence::daemon(), request, deadline).await
+        self.finish(Hold::of_daemon(permit), ca, draft, issuers, Evidence::daemon(), request, deadline).await
     }
 
-    /// Hands the call to the server: intent, signature and outcome run to their end whatever becomes of the caller.
+    /// Hands the call to the server: intent, signature and outcome run to their end whatever becomes of the caller. An issuer that fails
+    /// leaves the call to the next of `issuers`, with an intent and a serial of its own.
+    #[allow(clippy::too_many_arguments, reason = "what the task takes along, each of it once")]
     async fn finish(
         &self,
         hold: Hold,
         ca: Arc<Snapshot>,
-        draft: Draft,
+        mut draft: Draft,
+        mut issuers: Vec<Arc<IssuerChain>>,
         evidence: Evidence,
         request: RequestId,
         deadline: Instant,
     ) -> Result<Issued, Refusal> {
         let (ledger, metrics, clock) = (self.ledger.clone(), self.metrics.clone(), self.clock.clone());
         let task = async move {
-            let recorded = metrics.step(Step::Open, open(&ledger, draft, &evidence, request, &clock)).await?;
-            let outcome = metrics.step(Step::Sign, ca.issuers.sign(recorded, deadline)).await;
-            let issued = metrics.step(Step::Close, ledger.close(outcome)).await?;
+            let issued = loop {
+                issuers.retain(|issuer| issuer.id() != draft.issuer_id());
+                let spare = (!issuers.is_empty()).then(|| draft.clone());
+                let recorded = metrics.step(Step::Open, open(&ledger, draft, &evidence, request, &clock)).await?;
+                let outcome = metrics.step(Step::Sign, ca.issuers.sign(recorded, deadline)).await;
+                let goes_on = outcome.as_ref().is_err_and(|unsigned| is_the_issuers(unsigned.refusal())) && Instant::now() < deadline;
+                draft = match metrics.step(Step::Close, ledger.close(outcome)).await {
+                    Ok(issued) => break issued,
+                    Err(refusal) => match spare.filter(|_| goes_on) {
+                        None => return Err(refusal),
+                        Some(spare) => under_another(&ca, spare, &issuers, &ledger, clock.now())?,
+                    },
+                };
+            };
             metrics.issued(issued.draft().issuer_id(), issued.draft().purpose());
             // What is held comes back when the outcome is durable, not when the caller has lost patience.
             hold.end(&issued);
@@ -256,6 +276,17 @@ impl Pipeline {
 /// The end of a task that runs to its end whatever becomes of the caller.
 async fn of<T>(task: JoinHandle<Result<T, Refusal>>) -> Result<T, Refusal> {
     task.await.unwrap_or_else(|error| Err(Refusal::new(Reason::Internal, format_args!("the issuing task ended early: {error}"))))
+}
+
+/// The issuer that signs, of those that may.
+fn choose<'a>(ca: &Snapshot, issuers: &'a [Arc<IssuerChain>]) -> Result<&'a Arc<IssuerChain>, Refusal> {
+    ca.issuers.choose(issuers).ok_or_else(|| Refusal::new(Reason::Internal, "no issuer may sign"))
+}
+
+/// The same certificate by another of these issuers.
+fn under_another(ca: &Snapshot, draft: Draft, issuers: &[Arc<IssuerChain>], ledger: &Ledger, now: Timestamp) -> Result<Draft, Refusal> {
+    let grant = ca.policy.under(choose(ca, issuers)?, draft.grant(), now)?;
+    Ok(draft.under(grant, ledger.period(now), now, Randomness::fresh().serial))
 }
 
 /// Makes the intent durable; a draft whose month the ledger has left is drafted again with a new serial.

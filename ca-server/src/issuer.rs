@@ -16,9 +16,18 @@ use crate::x509::template::Draft;
 pub struct Issuer {
     /// Its certificates.
     pub chain: Arc<IssuerChain>,
-    /// The key's signer; `None` when retiring.
+    /// The key's signer, over all places of the key; `None` when retiring.
     pub signer: Option<Signer>,
-    /// What the signer was started with, so that a reload keeps one that would be started just the same.
+    /// The places of the key, one by one.
+    pub keys: Vec<OpenedKey>,
+}
+
+/// One place of an issuer's key.
+#[derive(Clone, Debug)]
+pub struct OpenedKey {
+    /// Signs there alone.
+    pub signer: Signer,
+    /// What it was started with, so that a reload keeps one that would be started just the same.
     pub started_with: Arc<str>,
 }
 
@@ -27,20 +36,32 @@ pub struct Issuer {
 pub struct Issuers(pub Vec<Issuer>);
 
 impl Issuers {
+    /// Which of several issuers, all of them allowed, is to sign next: of those whose signers can, the one with the least to do; where none
+    /// can, the first, whose failure then says why. `None` only of none.
+    pub fn choose<'a>(&self, allowed: &'a [Arc<IssuerChain>]) -> Option<&'a Arc<IssuerChain>> {
+        let load = |chain: &Arc<IssuerChain>| self.signer(chain.id()).filter(|signer| signer.is_usable()).map(Signer::outstanding);
+        let able = allowed.iter().filter_map(|chain| load(chain).map(|load| (load, chain)));
+        able.min_by_key(|(load, _)| *load).map(|(_, chain)| chain).or(allowed.first())
+    }
+
+    fn signer(&self, id: &str) -> Option<&Signer> {
+        self.0.iter().find(|issuer| issuer.chain.id() == id).and_then(|issuer| issuer.signer.as_ref())
+    }
+
     /// Signs a recorded draft with the key of its issuer and checks the signature with the issuer's certificate.
     pub async fn sign(&self, recorded: Recorded<Draft>, deadline: Instant) -> Result<Signed, Unsigned> {
         let id = recorded.draft().issuer_id();
-        let Some(signer) = self.0.iter().find(|issuer| issuer.chain.id() == id).and_then(|issuer| issuer.signer.as_ref()) else {
+        let Some(signer) = self.signer(id) else {
             let refusal = Refusal::new(Reason::Internal, format_args!("issuer {id} has no signer"));
             return Err(recorded.failed(refusal));
         };
         let job = Job { purpose: recorded.draft().purpose(), deadline, message: recorded.draft().to_be_signed().to_vec() };
         match signer.sign(job).await {
-            Ok(signature) => match recorded.draft().complete(signature) {
+            Ok(signature) => match recorded.draft().complete(signature.octets.clone()) {
                 Ok(certificate) => recorded.signed(certificate),
                 Err(error) => {
                     // A handle that came to name another key would go on to sign with it.
-                    signer.signature_was_wrong();
+                    signer.signature_was_wrong(&signature);
                     Err(recorded.unknown(Refusal::new(Reason::Internal, error)))
                 }
             },
@@ -48,6 +69,11 @@ impl Issuers {
             Err(failure) => Err(recorded.failed(refusal(&failure))),
         }
     }
+}
+
+/// Whether another issuer may do what one could not: its device failed, is full, or gave a signature that does not verify.
+pub fn is_the_issuers(refusal: &Refusal) -> bool {
+    matches!(refusal.reason(), Reason::DeviceDown | Reason::DeviceRefused | Reason::Overloaded | Reason::Internal)
 }
 
 fn refusal(failure: &SignFailure) -> Refusal {

@@ -8,7 +8,7 @@ use prometheus::{
     Counter, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
-use signers::Purpose;
+use signers::{Condition, Purpose, SignerHealth};
 use tracing::Instrument;
 
 use crate::refusal::{Reason, Refusal};
@@ -74,6 +74,8 @@ pub struct Metrics {
     signer_failures: IntCounterVec,
     signer_stuck: IntGaugeVec,
     signer_reopened: IntCounterVec,
+    signer_state: IntGaugeVec,
+    token_state: IntGaugeVec,
     signer_info: IntGaugeVec,
     ledger_rows: Histogram,
     ledger_commit: Histogram,
@@ -127,12 +129,34 @@ impl Metrics {
                 "Calls made again that got the certificate already recorded.",
                 &["issuer"],
             ),
-            signer_queue: gauges(r, "ca_server_signer_queue_jobs", "Jobs waiting for a session.", &["issuer"]),
-            signer_wait: histograms(r, "ca_server_signer_wait_seconds", "Time a job waited for a session.", &["issuer"]),
-            signer_sign: histograms(r, "ca_server_signer_sign_seconds", "Time in the device for one signature.", &["issuer", "purpose"]),
-            signer_failures: counters(r, "ca_server_signer_failures_total", "Signatures that the device did not give.", &["issuer"]),
-            signer_stuck: gauges(r, "ca_server_signer_stuck_threads", "Device calls past their deadline, not returned.", &["issuer"]),
-            signer_reopened: counters(r, "ca_server_signer_reopened_total", "Sessions opened again after a loss.", &["issuer"]),
+            signer_queue: gauges(r, "ca_server_signer_queue_jobs", "Jobs waiting for a session.", &["issuer", "token"]),
+            signer_wait: histograms(r, "ca_server_signer_wait_seconds", "Time a job waited for a session.", &["issuer", "token"]),
+            signer_sign: histograms(
+                r,
+                "ca_server_signer_sign_seconds",
+                "Time in the device for one signature.",
+                &["issuer", "token", "purpose"],
+            ),
+            signer_failures: counters(
+                r,
+                "ca_server_signer_failures_total",
+                "Signatures that the device did not give.",
+                &["issuer", "token"],
+            ),
+            signer_stuck: gauges(
+                r,
+                "ca_server_signer_stuck_threads",
+                "Device calls past their deadline, not returned.",
+                &["issuer", "token"],
+            ),
+            signer_reopened: counters(r, "ca_server_signer_reopened_total", "Sessions opened again after a loss.", &["issuer", "token"]),
+            signer_state: gauges(r, "ca_server_signer_state", "1 for the state that an issuer's signer is in.", &["issuer", "state"]),
+            token_state: gauges(
+                r,
+                "ca_server_token_state",
+                "1 for the state that one of an issuer's tokens is in; tokens count from 1 in the config's order.",
+                &["issuer", "token", "state"],
+            ),
             signer_info: gauges(
                 r,
                 "ca_server_signer_info",
@@ -248,6 +272,8 @@ impl Metrics {
     pub fn forget_issuers(&self) {
         self.expiry.reset();
         self.signer_info.reset();
+        self.signer_state.reset();
+        self.token_state.reset();
         self.ready.reset();
     }
 
@@ -271,6 +297,17 @@ impl Metrics {
     /// Which kind of device signs for an issuer.
     pub fn signer_kind(&self, issuer: &str, kind: &str) {
         self.signer_info.with_label_values(&[issuer, kind]).set(1);
+    }
+
+    /// How an issuer's signer is.
+    pub fn signer_state(&self, issuer: &str, health: &SignerHealth) {
+        for state in Condition::ALL {
+            let is = |condition: Condition| i64::from(condition == state);
+            self.signer_state.with_label_values(&[issuer, state.as_str()]).set(is(health.condition));
+            for (number, token) in health.tokens.iter().enumerate() {
+                self.token_state.with_label_values(&[issuer, &of_token(number), state.as_str()]).set(is(token.condition));
+            }
+        }
     }
 
     /// Open connections on the CSR port.
@@ -315,7 +352,12 @@ impl Metrics {
     }
 }
 
-/// What one issuer's signer pool tells of itself.
+/// The label of the token of this number, which counts from 0; people count from 1.
+fn of_token(number: usize) -> String {
+    (number + 1).to_string()
+}
+
+/// What one token's signer pool tells of itself.
 #[derive(Debug)]
 pub struct SignerMetrics {
     queue: IntGauge,
@@ -327,16 +369,17 @@ pub struct SignerMetrics {
 }
 
 impl SignerMetrics {
-    /// The series of `issuer`, looked up once.
-    pub fn new(metrics: &Metrics, issuer: &str) -> Self {
-        let sign = |purpose: Purpose| (purpose, metrics.signer_sign.with_label_values(&[issuer, purpose.as_str()]));
+    /// The series of the `issuer`'s token of this number, looked up once.
+    pub fn new(metrics: &Metrics, issuer: &str, number: usize) -> Self {
+        let token = of_token(number);
+        let sign = |purpose: Purpose| (purpose, metrics.signer_sign.with_label_values(&[issuer, &token, purpose.as_str()]));
         Self {
-            queue: metrics.signer_queue.with_label_values(&[issuer]),
-            wait: metrics.signer_wait.with_label_values(&[issuer]),
+            queue: metrics.signer_queue.with_label_values(&[issuer, &token]),
+            wait: metrics.signer_wait.with_label_values(&[issuer, &token]),
             sign: [sign(Purpose::Leaf), sign(Purpose::Serving)],
-            failures: metrics.signer_failures.with_label_values(&[issuer]),
-            stuck: metrics.signer_stuck.with_label_values(&[issuer]),
-            reopened: metrics.signer_reopened.with_label_values(&[issuer]),
+            failures: metrics.signer_failures.with_label_values(&[issuer, &token]),
+            stuck: metrics.signer_stuck.with_label_values(&[issuer, &token]),
+            reopened: metrics.signer_reopened.with_label_values(&[issuer, &token]),
         }
     }
 }

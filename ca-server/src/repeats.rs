@@ -13,6 +13,7 @@ use crate::policy::Grant;
 use crate::spiffe::SpiffeId;
 use crate::store::ledger::{Issued, Remembered};
 use crate::timestamp::Timestamp;
+use crate::x509::chain::IssuerChain;
 
 /// How long a certificate is given out again.
 const MINUTE: Duration = Duration::from_secs(60);
@@ -31,9 +32,9 @@ const FORGOTTEN: Duration = Duration::from_secs(150);
 pub struct Question([u8; 32]);
 
 impl Question {
-    /// `lifetime` as it was asked for. Of the grant count the issuer's certificates and the profile, so that a reload that changes one of
-    /// them makes it another question.
-    pub fn new(caller: &SpiffeId, csr: &str, lifetime: i64, grant: &Grant) -> Self {
+    /// `lifetime` as it was asked for. Of the grant counts the profile, of the issuers that may sign it their certificates, so that a reload
+    /// that changes one of them makes it another question.
+    pub fn new(caller: &SpiffeId, csr: &str, lifetime: i64, grant: &Grant, issuers: &[Arc<IssuerChain>]) -> Self {
         let mut context = digest::Context::new(&digest::SHA256);
         // Each part after its length, so that no two lists of parts are one text.
         let mut part = |octets: &[u8]| {
@@ -44,8 +45,10 @@ impl Question {
         part(csr.as_bytes());
         part(&lifetime.to_be_bytes());
         part(grant.profile());
-        part(grant.issuer().id().as_bytes());
-        grant.issuer().chain().iter().for_each(|certificate| part(certificate));
+        for issuer in issuers {
+            part(issuer.id().as_bytes());
+            issuer.chain().iter().for_each(|certificate| part(certificate));
+        }
         Self(context.finish().as_ref().try_into().expect("SHA-256 has 32 octets"))
     }
 }

@@ -6,13 +6,15 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use der::pem::{self, LineEnding};
 
-use crate::{Algorithm, HealthState, Job, KeyKind, KeyUri, Observer, PoolOptions, PublicKey, Purpose, SignError, SignFailure, Signer};
+use crate::{
+    Algorithm, HealthState, Job, KeyKind, KeyUri, Observer, PoolOptions, PublicKey, Purpose, SignError, SignFailure, Signature, Signer,
+};
 
 /// What a case says when a rule is broken.
 pub type Verdict = Result<(), String>;
@@ -76,9 +78,10 @@ pub fn each_algorithm_is_verified_by_openssl_and_by_aws_lc(subject: &Subject<'_>
         subject.require(key.algorithm() == kind.algorithm(), || format!("the {kind} key says {}", key.algorithm()))?;
         for message in [&b""[..], b"to be signed", &[0xa5; 5000]] {
             let signature = subject.sign(&signer, message, PATIENCE).map_err(|e| subject.broken(&format!("{kind}: {e}")))?;
-            subject.require(key.verify(message, &signature), || format!("{kind}: aws-lc does not verify {} bytes", message.len()))?;
-            subject.require(!key.verify(b"other", &signature), || format!("{kind}: aws-lc verifies another message"))?;
-            openssl_verifies(&subject.scratch, &key, message, &signature).map_err(|e| subject.broken(&format!("{kind}: {e}")))?;
+            subject
+                .require(key.verify(message, &signature.octets), || format!("{kind}: aws-lc does not verify {} bytes", message.len()))?;
+            subject.require(!key.verify(b"other", &signature.octets), || format!("{kind}: aws-lc verifies another message"))?;
+            openssl_verifies(&subject.scratch, &key, message, &signature.octets).map_err(|e| subject.broken(&format!("{kind}: {e}")))?;
         }
     }
     Ok(())
@@ -87,7 +90,7 @@ pub fn each_algorithm_is_verified_by_openssl_and_by_aws_lc(subject: &Subject<'_>
 /// Many callers share a few sessions, and each gets the signature of its own message.
 pub fn sixty_four_tasks_sign_at_once(subject: &Subject<'_>) -> Verdict {
     let signer = subject.start(subject.first(), PoolOptions { threads: 3, ..PoolOptions::default() })?;
-    runtime()?.block_on(async {
+    runtime().block_on(async {
         let tasks: Vec<_> = (0..64u32)
             .map(|task| {
                 let signer = signer.clone();
@@ -95,7 +98,7 @@ pub fn sixty_four_tasks_sign_at_once(subject: &Subject<'_>) -> Verdict {
                     for round in 0..8u32 {
                         let message = [task.to_be_bytes(), round.to_be_bytes()].concat();
                         let signature = signer.sign(job(&message, PATIENCE)).await.map_err(|e| e.to_string())?;
-                        if !signer.public_key().verify(&message, &signature) {
+                        if !signer.public_key().verify(&message, &signature.octets) {
                             return Err("a caller got another caller's signature".to_owned());
                         }
                     }
@@ -155,7 +158,9 @@ pub fn a_lost_session_is_replaced_unseen(subject: &Subject<'_>) -> Verdict {
         (faults.close_sessions)();
         for _ in 0..6 {
             let signature = subject.sign(&signer, b"after", PATIENCE).map_err(|e| subject.broken(&format!("round {round}: {e}")))?;
-            subject.require(signer.public_key().verify(b"after", &signature), || "a signature after reopening does not verify".into())?;
+            subject.require(signer.public_key().verify(b"after", &signature.octets), || {
+                "a signature after reopening does not verify".into()
+            })?;
         }
     }
     subject.require(counts.reopened.load(Ordering::Relaxed) >= 5, || "reopening was not told to the observer".into())
@@ -230,8 +235,9 @@ pub fn a_wrong_signature_makes_every_session_be_opened_anew(subject: &Subject<'_
     subject.wait_until("every session is open", || signer.health().open == 3)?;
     quiet("before")?;
     subject.require(reopened() == 0, || "a session was replaced without a doubt".into())?;
+    let one = subject.sign(&signer, b"whatever", PATIENCE).map_err(|e| subject.broken(&e.to_string()))?;
     for round in 1..=3 {
-        signer.signature_was_wrong();
+        signer.signature_was_wrong(&one);
         let end = Instant::now() + PATIENCE;
         while reopened() < 3 * round {
             quiet("after")?;
@@ -286,14 +292,13 @@ impl Subject<'_> {
         Signer::start(uri.clone(), options).map_err(|e| self.broken(&format!("{uri}: {e}")))
     }
 
-    fn sign(&self, signer: &Signer, message: &[u8], limit: Duration) -> Result<Vec<u8>, SignFailure> {
-        let runtime = runtime().map_err(|e| SignFailure { error: SignError::Busy(e), deadline_passed: false, reached_device: false })?;
-        runtime.block_on(signer.sign(job(message, limit)))
+    fn sign(&self, signer: &Signer, message: &[u8], limit: Duration) -> Result<Signature, SignFailure> {
+        runtime().block_on(signer.sign(job(message, limit)))
     }
 
     /// 64 jobs at once; their failures.
     fn storm(&self, signer: &Signer) -> Result<Vec<SignFailure>, String> {
-        runtime()?.block_on(async {
+        runtime().block_on(async {
             let tasks: Vec<_> = (0..64)
                 .map(|_| {
                     let signer = signer.clone();
@@ -349,8 +354,12 @@ fn job(message: &[u8], limit: Duration) -> Job {
     Job { purpose: Purpose::Probe, deadline: Instant::now() + limit, message: message.to_vec() }
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, String> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().map_err(|e| e.to_string())
+/// One for the whole process, as a daemon has it: tokens that are left alone are probed there.
+fn runtime() -> &'static tokio::runtime::Runtime {
+    static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().expect("a process can start two threads")
+    });
+    &RUNTIME
 }
 
 fn openssl_verifies(scratch: &Path, key: &PublicKey, message: &[u8], signature: &[u8]) -> Verdict {

@@ -1,7 +1,7 @@
 //! A private key that can be asked for a signature. Knows bytes, keys and devices; knows nothing of certificates, databases or networks.
 //!
 //! `KeyUri` names a key, a back end (`pkcs11`, `file`) opens it as a `Device`, and `pool` puts a bounded queue and threads before it. A `Signer`
-//! is such a pool, in this process or in another (`process`).
+//! asks one such pool, or several that hold the same key, in this process or in others (`process`).
 
 mod algorithm;
 mod secret_file;
@@ -11,6 +11,7 @@ pub mod conformance;
 pub mod file;
 pub mod pkcs11;
 pub mod pool;
+mod probe;
 pub mod process;
 mod signer;
 
@@ -19,8 +20,9 @@ use std::time::{Duration, Instant};
 pub use algorithm::{Algorithm, KeyKind, PublicKey, UnknownName};
 pub use pool::job::Timing;
 pub use pool::{Health, HealthState, Pool, PoolOptions};
+pub use probe::Probe;
 pub use secret_file::{SecretFileError, check_secret_file, read_password, read_pin};
-pub use signer::Signer;
+pub use signer::{Condition, Signature, Signer, SignerHealth, TokenHealth};
 pub use uri::{KeyUri, Pkcs11Uri, UriError};
 
 /// One private key inside one device. May block; knows nothing of async or of certificates.
@@ -65,7 +67,7 @@ pub enum Purpose {
     CaCertificate,
     /// A certificate revocation list.
     Crl,
-    /// A health probe with a throw-away key.
+    /// A throw-away signature that shows whether a token is back: see `Probe`.
     Probe,
 }
 
@@ -83,7 +85,7 @@ impl Purpose {
 }
 
 /// One request for a signature.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Job {
     /// What it is for.
     pub purpose: Purpose,

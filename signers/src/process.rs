@@ -5,11 +5,14 @@
 //! finds one that runs as a service, and replaces it when it dies or hangs. `wire` is what they say to each other.
 
 mod link;
+mod options;
+mod order;
 mod remote;
 mod serve;
 mod supervisor;
 pub mod wire;
 
+pub use options::{KeyOfProcess, ProcessOptions, Way};
 pub use remote::RemoteKey;
 pub use serve::{Guard, Keys, serve};
-pub use supervisor::{KeyOfProcess, ProcessOptions, Way, start};
+pub use supervisor::start;

@@ -1,111 +1,127 @@
-//! An issuer's key as the daemon sees it: asked for signatures, wherever its device was opened. Threads of this process or a process of its
-//! own (`process`) do the work; deadlines and what a failure means are the same for both.
+//! An issuer's key as the daemon sees it: asked for signatures, wherever its device was opened, in one token or in several that hold the same
+//! key. Each job goes to the token with the least to do; what one cannot sign another does, within the job's deadline. A token that fails
+//! again and again is left alone, and probed until it is back.
+
+mod circuit;
+mod condition;
+mod token;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use tokio::sync::oneshot;
-
-use crate::pool::job::Progress;
-use crate::pool::{Health, Pool, PoolOptions};
+use crate::pool::PoolOptions;
 use crate::process::RemoteKey;
-use crate::{Job, KeyUri, PublicKey, SignError, SignFailure};
+use crate::{Job, KeyUri, Pool, PublicKey, SignError, SignFailure};
 
-/// How long an answer of another process may be under way.
-const ON_ITS_WAY: Duration = Duration::from_millis(200);
+pub use condition::{Condition, SignerHealth, TokenHealth};
+use token::{Place, Token};
 
-/// A key that signs jobs. Clones share the same device, which is closed when the last clone is dropped.
+/// A key that signs jobs. Clones share the same devices, which are closed when the last clone is dropped.
 #[derive(Clone, Debug)]
-pub struct Signer(Place);
+pub struct Signer(Arc<[Arc<Token>]>);
 
-/// Where the device is open.
-#[derive(Clone, Debug)]
-enum Place {
-    Threads(Pool),
-    Process(Arc<RemoteKey>),
+/// A signature, as X.509 wants it, and which of the signer's tokens made it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Signature {
+    /// ECDSA: DER `Ecdsa-Sig-Value` (RFC 3279 §2.2.3); RSA: PKCS#1 v1.5.
+    pub octets: Vec<u8>,
+    token: usize,
 }
 
 impl Signer {
     /// A key in a device that this process opens, on threads of its own: see `Pool::start`. Blocks meanwhile.
     pub fn start(key: KeyUri, options: PoolOptions) -> Result<Self, SignError> {
-        Ok(Self(Place::Threads(Pool::start(key, options)?)))
+        Ok(Self::alone(Place::Threads(Pool::start(key, options)?)))
     }
 
     /// A key in a device that another process has opened.
     pub(crate) fn remote(key: RemoteKey) -> Self {
-        Self(Place::Process(Arc::new(key)))
+        Self::alone(Place::Process(key))
     }
 
-    /// Queues a job and waits for its signature until its deadline. Once queued the job runs whether or not the caller still waits.
-    pub async fn sign(&self, job: Job) -> Result<Vec<u8>, SignFailure> {
-        let deadline = job.deadline;
-        if Instant::now() >= deadline {
+    fn alone(place: Place) -> Self {
+        Self(Arc::new([Arc::new(Token::new(place))]))
+    }
+
+    /// One signer of several for the same key; `None` if they hold different keys, or if there are none.
+    pub fn together(signers: &[Signer]) -> Option<Self> {
+        let tokens: Arc<[_]> = signers.iter().flat_map(|signer| signer.0.iter().cloned()).collect();
+        let key = tokens.first()?.public_key();
+        tokens.iter().all(|token| token.public_key() == key).then(|| Self(tokens.clone()))
+    }
+
+    /// Signs a job before its deadline. Once begun the job runs whether or not the caller still waits. A failure counts every token that was
+    /// asked: `reached_device` is false only if none can have signed.
+    pub async fn sign(&self, job: Job) -> Result<Signature, SignFailure> {
+        if Instant::now() >= job.deadline {
             let error = SignError::Busy("the deadline had passed before the job was queued".into());
             return Err(SignFailure { error, deadline_passed: true, reached_device: false });
         }
-        let (progress, (tell, told)) = (Progress::default(), oneshot::channel());
-        match &self.0 {
-            // The caller may be gone when the answer comes.
-            Place::Threads(pool) => pool.submit(job, progress.clone(), |answer, _| drop(tell.send(answer)))?,
-            Place::Process(key) => key.submit(job, progress.clone(), tell)?,
+        let mut asked = Vec::new();
+        let mut before: Option<SignFailure> = None;
+        loop {
+            let Some(number) = self.choose(&asked) else {
+                return Err(before.unwrap_or_else(|| self.out_of_order()));
+            };
+            asked.push(number);
+            // Whoever has nowhere else to go is worth more patience with a token whose process is replaced.
+            let only = self.choose(&asked).is_none();
+            let mut failure = match self.0[number].sign(job.clone(), only).await {
+                Ok(octets) => return Ok(Signature { octets, token: number }),
+                Err(failure) => failure,
+            };
+            failure.reached_device |= before.is_some_and(|before| before.reached_device);
+            let elsewhere =
+                matches!(failure.error, SignError::Busy(_) | SignError::Lost(_) | SignError::Locked(_) | SignError::Rejected(_));
+            if failure.deadline_passed || !elsewhere || Instant::now() >= job.deadline {
+                return Err(failure);
+            }
+            before = Some(failure);
         }
-        // A process answers what came too late at its deadline, and says whether the device has seen it.
-        let patience = if let Place::Process(_) = &self.0 { deadline + ON_ITS_WAY } else { deadline };
-        match tokio::time::timeout_at(patience.into(), told).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => {
-                let error = SignError::Lost("the signer has ended".into());
-                Err(SignFailure { error, deadline_passed: false, reached_device: progress.may_have_reached_device() })
-            }
-            Err(_) if progress.abandon() => {
-                let error = SignError::Busy("the deadline passed while the job waited for the device".into());
-                Err(SignFailure { error, deadline_passed: true, reached_device: false })
-            }
-            Err(_) => {
-                if let Place::Threads(pool) = &self.0 {
-                    pool.report_stuck();
-                }
-                let error = SignError::Busy("the deadline passed while the device was signing".into());
-                Err(SignFailure { error, deadline_passed: true, reached_device: true })
-            }
-        }
+    }
+
+    /// The token to ask next: of those not yet asked and not left alone, the one with the least to do.
+    fn choose(&self, asked: &[usize]) -> Option<usize> {
+        let able = |(number, token): &(usize, &Arc<Token>)| !asked.contains(number) && token.is_usable();
+        self.0.iter().enumerate().filter(able).min_by_key(|(_, token)| token.outstanding()).map(|(number, _)| number)
+    }
+
+    fn out_of_order(&self) -> SignFailure {
+        let error = self.0.iter().find_map(|token| token.trouble()).unwrap_or_else(|| SignError::Lost("no token can sign".into()));
+        SignFailure { error, deadline_passed: false, reached_device: false }
+    }
+
+    /// Whether a job would be tried now.
+    pub fn is_usable(&self) -> bool {
+        self.0.iter().any(|token| token.is_usable())
+    }
+
+    /// Jobs that are under way.
+    pub fn outstanding(&self) -> usize {
+        self.0.iter().map(|token| token.outstanding()).sum()
     }
 
     /// The key, fixed since the start: a device that comes back with another one is not used.
     pub fn public_key(&self) -> &PublicKey {
-        match &self.0 {
-            Place::Threads(pool) => pool.public_key(),
-            Place::Process(key) => key.public_key(),
-        }
-    }
-
-    /// The URI of the key.
-    pub fn uri(&self) -> &KeyUri {
-        match &self.0 {
-            Place::Threads(pool) => pool.uri(),
-            Place::Process(key) => key.uri(),
-        }
+        self.0[0].public_key()
     }
 
     /// The back end: `pkcs11` or `file`.
     pub fn kind(&self) -> &'static str {
-        self.uri().kind()
+        self.0[0].uri().kind()
     }
 
     /// Whether the key is a mere PEM file, which logs, metrics and readiness must say.
     pub fn is_file(&self) -> bool {
-        self.uri().is_file()
+        self.0.iter().any(|token| token.uri().is_file())
     }
 
     /// How it is now. Never waits for a device.
-    pub fn health(&self) -> Health {
-        match &self.0 {
-            Place::Threads(pool) => pool.health(),
-            Place::Process(key) => key.health(),
-        }
+    pub fn health(&self) -> SignerHealth {
+        SignerHealth::of(self.0.iter().map(|token| token.health()).collect())
     }
 
-    /// An operator asks (SIGHUP): one more login is tried if the token refused our PIN, and a lost device is tried at once. Never waits.
+    /// An operator asks (SIGHUP): one more login is tried if a token refused our PIN, and a lost device is tried at once. Never waits.
     pub fn retry_login(&self) {
         self.retry_login_ordered_at(Instant::now());
     }
@@ -113,27 +129,23 @@ impl Signer {
     /// The same for an order that many signers are given: `ordered_at` is when the operator gave it, the same for all. Those that share a
     /// token share the one try.
     pub fn retry_login_ordered_at(&self, ordered_at: Instant) {
-        match &self.0 {
-            Place::Threads(pool) => pool.retry_login_ordered_at(ordered_at),
-            Place::Process(key) => key.retry_login_ordered_at(ordered_at),
-        }
+        self.0.iter().for_each(|token| token.retry_login_ordered_at(ordered_at));
     }
 
-    /// A caller found that a signature is not this key's. A handle that came to name another key looks just like that, so no session signs
-    /// again before it was opened anew and its key compared. Never waits.
-    pub fn signature_was_wrong(&self) {
-        match &self.0 {
-            Place::Threads(pool) => pool.signature_was_wrong(),
-            Place::Process(key) => key.signature_was_wrong(),
+    /// A caller found that a signature is not this key's. A handle that came to name another key looks just like that, so no session of that
+    /// token signs again before it was opened anew and its key compared. Never waits.
+    pub fn signature_was_wrong(&self, signature: &Signature) {
+        if let Some(token) = self.0.get(signature.token) {
+            token.signature_was_wrong();
         }
     }
 
     /// Refuses new jobs, fails the queued ones with `Stopped`, and waits at most two seconds for those inside the device. True if everything
     /// has ended. Blocks.
     pub fn stop(&self) -> bool {
-        match &self.0 {
-            Place::Threads(pool) => pool.stop(),
-            Place::Process(key) => key.stop(),
-        }
+        std::thread::scope(|scope| {
+            let stopping: Vec<_> = self.0.iter().map(|token| scope.spawn(|| token.stop())).collect();
+            stopping.into_iter().fold(true, |all, one| one.join().unwrap_or(false) && all)
+        })
     }
 }

@@ -69,6 +69,14 @@ impl KeyUri {
         self.to_string()
     }
 
+    /// What it says of the token alone, for telling tokens apart; none for a file.
+    pub fn token(&self) -> Option<Pkcs11Uri> {
+        match self {
+            Self::Pkcs11(uri) => Some(Pkcs11Uri { object: None, id: None, pin_source: None, ..uri.clone() }),
+            Self::File(_) => None,
+        }
+    }
+
     /// Whether the key is a PEM file.
     pub fn is_file(&self) -> bool {
         matches!(self, Self::File(_))

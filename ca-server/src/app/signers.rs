@@ -6,16 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::signers::process::{KeyOfProcess, ProcessOptions, Way, start};
-use ::signers::{KeyUri, PoolOptions, SignError, Signer};
+use ::signers::{PoolOptions, SignError, Signer};
 
 use crate::cli::Exit;
-use crate::config::{Config, DeviceConfig, Isolation, IssuerConfig, LogFormat};
+use crate::config::{Config, DeviceConfig, Isolation, KeyConfig, LogFormat};
 use crate::guard::Rules;
 use crate::guard::key_rules::BACKDATED_AT_MOST;
 use crate::issue::{PERMITS, Snapshot};
-use crate::issuer::Issuer;
+use crate::issuer::{Issuer, OpenedKey};
 use crate::metrics::{Metrics, SignerMetrics};
 use crate::policy::ServingName;
+use crate::x509::chain::IssuerChain;
 
 /// Sessions per key. SoftHSM gains little beyond; network HSMs are asked for more in a later config key.
 pub(crate) const SESSIONS: usize = 4;
@@ -28,81 +29,102 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// The issuers of a config, in its order, those that sign with open keys.
 pub(super) async fn open(config: &Config, metrics: &Arc<Metrics>, before: Option<&Snapshot>) -> Result<Vec<Issuer>, Exit> {
-    let mut issuers: Vec<Issuer> =
-        config.issuers.iter().map(|issuer| Issuer { chain: issuer.chain.clone(), signer: None, started_with: "".into() }).collect();
-    for device in devices(config) {
-        let wanted = Wanted::of(config, &device);
+    let mut opened: Vec<Vec<Option<OpenedKey>>> = config.issuers.iter().map(|issuer| vec![None; issuer.keys.len()]).collect();
+    for places in groups(config) {
+        let wanted = Wanted { config, places };
         let started_with: Arc<str> = wanted.description().into();
         let signers = match before.and_then(|before| wanted.kept(before, &started_with)) {
             Some(signers) => signers,
             None => wanted.start(metrics).await?,
         };
-        for ((at, _), signer) in wanted.issuers.iter().zip(signers) {
-            (issuers[*at].signer, issuers[*at].started_with) = (Some(signer), started_with.clone());
+        for (place, signer) in wanted.places.iter().zip(signers) {
+            opened[place.issuer][place.number] = Some(OpenedKey { signer, started_with: started_with.clone() });
         }
     }
-    Ok(issuers)
+    let issuers = config.issuers.iter().zip(opened).map(|(issuer, keys)| {
+        let keys: Vec<OpenedKey> = keys.into_iter().flatten().collect();
+        let signers: Vec<Signer> = keys.iter().map(|key| key.signer.clone()).collect();
+        // Each was compared with the issuer's certificate when it was opened.
+        Issuer { chain: issuer.chain.clone(), signer: Signer::together(&signers), keys }
+    });
+    Ok(issuers.collect())
 }
 
-/// What is opened together: a device's keys in one process, or one key on threads.
-fn devices(config: &Config) -> Vec<Opened> {
-    let mut devices: Vec<Opened> = Vec::new();
-    for (at, issuer) in config.issuers.iter().enumerate() {
-        let Some(key) = &issuer.key else { continue };
-        // A file is no device: there is no library to keep apart, and nothing that could hang.
-        let together = issuer.device.isolation == Isolation::Process && !key.is_file();
-        match devices.iter_mut().find(|opened| together && opened.process && opened.device == issuer.device) {
-            Some(opened) => opened.issuers.push(at),
-            None => devices.push(Opened { device: issuer.device.clone(), process: together, issuers: vec![at] }),
-        }
-    }
-    devices
-}
-
-struct Opened {
-    device: DeviceConfig,
-    process: bool,
+/// One key of one issuer.
+#[derive(Clone, Copy)]
+struct Place<'a> {
     /// Which of the config's issuers.
-    issuers: Vec<usize>,
+    issuer: usize,
+    /// Which of that issuer's keys.
+    number: usize,
+    key: &'a KeyConfig,
 }
 
+impl Place<'_> {
+    /// A file is no device: there is no library to keep apart, and nothing that could hang.
+    fn in_a_process(&self) -> bool {
+        self.key.device.isolation == Isolation::Process && !self.key.uri.is_file()
+    }
+
+    /// Whether both are opened by one process: keys of one token share it, and all keys of a signer that runs by itself.
+    fn shares_a_process_with(&self, other: &Self) -> bool {
+        let same_device = self.in_a_process() && other.in_a_process() && self.key.device == other.key.device;
+        same_device && (self.key.device.socket.is_some() || self.key.uri.token() == other.key.uri.token())
+    }
+}
+
+/// What is opened together, in the config's order.
+fn groups(config: &Config) -> Vec<Vec<Place<'_>>> {
+    let mut groups: Vec<Vec<Place<'_>>> = Vec::new();
+    for (issuer, of) in config.issuers.iter().enumerate() {
+        for (number, key) in of.keys.iter().enumerate() {
+            let place = Place { issuer, number, key };
+            match groups.iter_mut().find(|group| group[0].shares_a_process_with(&place)) {
+                Some(group) => group.push(place),
+                None => groups.push(vec![place]),
+            }
+        }
+    }
+    groups
+}
+
+/// Keys that are opened together; never none.
 struct Wanted<'a> {
     config: &'a Config,
-    opened: &'a Opened,
-    issuers: Vec<(usize, &'a IssuerConfig)>,
+    places: Vec<Place<'a>>,
 }
 
 impl<'a> Wanted<'a> {
-    fn of(config: &'a Config, opened: &'a Opened) -> Self {
-        let issuers = opened.issuers.iter().map(|at| (*at, &config.issuers[*at])).collect();
-        Self { config, opened, issuers }
+    fn device(&self) -> &'a DeviceConfig {
+        &self.places[0].key.device
     }
 
-    fn key(issuer: &IssuerConfig) -> &KeyUri {
-        issuer.key.as_ref().expect("only issuers with a key are opened")
+    fn chain(&self, place: &Place<'_>) -> &'a IssuerChain {
+        &self.config.issuers[place.issuer].chain
     }
 
     fn names(&self) -> String {
-        self.issuers.iter().map(|(_, issuer)| issuer.chain.id()).collect::<Vec<_>>().join(", ")
+        self.places.iter().map(|place| self.chain(place).id()).collect::<Vec<_>>().join(", ")
     }
 
     /// Everything that a start depends on.
     fn description(&self) -> String {
-        let keys = self.issuers.iter().map(|(_, issuer)| (Self::key(issuer).to_string(), issuer.chain.public_key().fingerprint()));
-        let rules = if self.opened.process { self.rules() } else { Vec::new() };
-        format!("{:?} {:?} {:?}", self.opened.device, keys.collect::<Vec<_>>(), String::from_utf8_lossy(&rules))
+        let keys = self.places.iter().map(|place| (place.key.uri.to_string(), self.chain(place).public_key().fingerprint(), place.number));
+        let rules = if self.places[0].in_a_process() { self.rules() } else { Vec::new() };
+        format!("{:?} {:?} {:?}", self.device(), keys.collect::<Vec<_>>(), String::from_utf8_lossy(&rules))
     }
 
     fn kept(&self, before: &Snapshot, started_with: &Arc<str>) -> Option<Vec<Signer>> {
-        let kept = |issuer: &IssuerConfig| {
-            let same = |former: &&Issuer| former.started_with == *started_with && former.chain.public_key() == issuer.chain.public_key();
-            before.issuers.0.iter().find(same).and_then(|former| former.signer.clone())
+        let kept = |place: &Place<'_>| {
+            let public = self.chain(place).public_key();
+            let mut former = before.issuers.0.iter().filter(|former| former.chain.public_key() == public).flat_map(|former| &former.keys);
+            former.find(|key| key.started_with == *started_with).map(|key| key.signer.clone())
         };
-        self.issuers.iter().map(|(_, issuer)| kept(issuer)).collect()
+        self.places.iter().map(kept).collect()
     }
 
     async fn start(&self, metrics: &Arc<Metrics>) -> Result<Vec<Signer>, Exit> {
-        let started = if self.opened.process { self.in_a_process(metrics).await } else { self.on_threads(metrics).await };
+        let started = if self.places[0].in_a_process() { self.in_a_process(metrics).await } else { self.on_threads(metrics).await };
         let about = |error: &dyn Display| format!("issuer {}: {error}", self.names());
         let signers = started.map_err(|error| match error {
             SignError::Lost(_) | SignError::Busy(_) | SignError::Stopped => Exit::missing(about(&error)),
@@ -115,17 +137,17 @@ impl<'a> Wanted<'a> {
     }
 
     async fn in_a_process(&self, metrics: &Arc<Metrics>) -> Result<Vec<Signer>, SignError> {
-        let keys = self.issuers.iter().map(|(_, issuer)| KeyOfProcess {
-            uri: Self::key(issuer).clone(),
-            expected: issuer.chain.public_key().clone(),
+        let keys = self.places.iter().map(|place| KeyOfProcess {
+            uri: place.key.uri.clone(),
+            expected: self.chain(place).public_key().clone(),
             sessions: SESSIONS,
-            observer: Arc::new(SignerMetrics::new(metrics, issuer.chain.id())),
+            observer: Arc::new(SignerMetrics::new(metrics, self.chain(place).id(), place.number)),
         });
         start(ProcessOptions {
             way: self.way(),
             keys: keys.collect(),
             rules: self.rules(),
-            device_limit: self.opened.device.timeout,
+            device_limit: self.device().timeout,
             opened_within: OPENED_WITHIN,
             longest_pause: LONGEST_PAUSE,
         })
@@ -133,7 +155,7 @@ impl<'a> Wanted<'a> {
     }
 
     fn way(&self) -> Way {
-        let device = &self.opened.device;
+        let device = self.device();
         if let Some(socket) = &device.socket {
             return Way::Connect(socket.clone());
         }
@@ -145,13 +167,13 @@ impl<'a> Wanted<'a> {
     }
 
     fn rules(&self) -> Vec<u8> {
-        let issuing = |issuer: &IssuerConfig| issuer.chain.chain().first().map(hex::encode).unwrap_or_default();
+        let issuing = |place: &Place<'_>| self.chain(place).chain().first().map(hex::encode).unwrap_or_default();
         let name = |name: &ServingName| match name {
             ServingName::Dns(name) => name.clone(),
             ServingName::Ip(address) => address.to_string(),
         };
         let rules = Rules {
-            issuers: self.issuers.iter().map(|(_, issuer)| issuing(issuer)).collect(),
+            issuers: self.places.iter().map(issuing).collect(),
             trust_domain: self.config.trust_domains.own.to_string(),
             longest: (self.config.profile.maximum + BACKDATED_AT_MOST).as_secs(),
             serving_names: self.config.names.iter().map(name).collect(),
@@ -161,15 +183,15 @@ impl<'a> Wanted<'a> {
 
     async fn on_threads(&self, metrics: &Arc<Metrics>) -> Result<Vec<Signer>, SignError> {
         let mut signers = Vec::new();
-        for (_, issuer) in &self.issuers {
+        for place in &self.places {
             let options = PoolOptions {
                 threads: SESSIONS,
                 queue: PERMITS,
-                expected: Some(issuer.chain.public_key().clone()),
-                observer: Arc::new(SignerMetrics::new(metrics, issuer.chain.id())),
+                expected: Some(self.chain(place).public_key().clone()),
+                observer: Arc::new(SignerMetrics::new(metrics, self.chain(place).id(), place.number)),
                 ..PoolOptions::default()
             };
-            let key = Self::key(issuer).clone();
+            let key = place.key.uri.clone();
             let started = tokio::time::timeout(OPENED_WITHIN, tokio::task::spawn_blocking(move || Signer::start(key, options))).await;
             let silent = |_| SignError::Lost(format!("its device has not answered for {} s", OPENED_WITHIN.as_secs()));
             signers.push(started.map_err(silent)?.map_err(|error| SignError::Lost(error.to_string()))??);

@@ -34,7 +34,12 @@ pub(super) async fn build(config: &Config, metrics: &Arc<Metrics>, now: Timestam
     let certificates = ClientCertificates::new(roots, config.trust_domains.clone()).map_err(Exit::config)?;
     let verifier = certificates.verifier();
     let tokens = Tokens::new(token_issuers(config, now)?, config.cluster_id.clone(), config.trust_domains.own.clone());
-    let choices = issuers.iter().map(|issuer| Choice { chain: issuer.chain.clone(), active: issuer.signer.is_some() }).collect();
+    let choice = |(issuer, config): (&Issuer, &IssuerConfig)| Choice {
+        chain: issuer.chain.clone(),
+        active: issuer.signer.is_some(),
+        sibling_of: config.sibling_of.clone(),
+    };
+    let choices = issuers.iter().zip(&config.issuers).map(choice).collect();
     let snapshot = Snapshot {
         authenticators: Authenticators::new(certificates, tokens),
         policy: Policy::new(config.profile.clone(), choices),
@@ -53,7 +58,7 @@ pub(super) fn facts(config: &Config) -> Vec<StartFact> {
         id: issuer.chain.id().to_owned(),
         chain: issuer.chain.chain().to_vec(),
         roots: issuer.chain.roots().to_vec(),
-        key_uri: issuer.key_uri.clone(),
+        key_uri: issuer.key_uris.clone(),
     });
     ceremonies.chain(issuers).collect()
 }

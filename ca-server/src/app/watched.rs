@@ -21,6 +21,11 @@ impl Watched for View {
     }
 
     fn metrics(&self) -> &Metrics {
+        for issuer in &self.0.pipeline.snapshot().issuers.0 {
+            if let Some(signer) = &issuer.signer {
+                self.0.metrics.signer_state(issuer.chain.id(), &signer.health());
+            }
+        }
         &self.0.metrics
     }
 }
@@ -54,8 +59,11 @@ fn issuer_checks(issuer: &Issuer, now: Timestamp) -> Vec<Check> {
         return Vec::new();
     };
     let health = signer.health();
-    let detail =
-        if signer.is_file() { format!("file key, for development and migration; {}", health.detail) } else { health.detail.clone() };
+    let detail = if signer.is_file() {
+        format!("{}: file key, for development and migration; {}", health.condition, health.detail)
+    } else {
+        format!("{}: {}", health.condition, health.detail)
+    };
     vec![
         Check {
             name: format!("issuer:{id}"),

@@ -70,7 +70,9 @@ pub fn run(args: &Args, path: &Path) -> Result<(), Exit> {
     tell(ledger)?;
     tell(ledger::clock(&times, clock.now()))?;
     for issuer in &examined.issuers {
-        tell(device::examine(issuer, &examined.issuers, args))?;
+        for findings in device::examine(issuer, &examined.issuers, args) {
+            tell(findings)?;
+        }
     }
     match text {
         true => report.print_summary(&mut io::stdout().lock()),

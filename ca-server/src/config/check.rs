@@ -10,7 +10,7 @@ use std::time::Duration;
 use signers::KeyUri;
 
 use super::file::{Device, File, Isolation, Issuer, IssuerState, Jwt, Key, Ledger, Profile as ProfileFile, San};
-use super::{Config, ConfigError, DeviceConfig, Files, IssuerConfig, JwtConfig, RequestDefaults};
+use super::{Config, ConfigError, DeviceConfig, Files, IssuerConfig, JwtConfig, KeyConfig, RequestDefaults};
 use crate::authn::jwks;
 use crate::digest::sha256;
 use crate::policy::{KeyAllowed, Profile, SanRule, ServingName, TrustDomains};
@@ -181,12 +181,13 @@ impl<'a> Checker<'a> {
             if !ids.insert(issuer.id.clone()) {
                 return Err(self.bad("issuer.id", format_args!("{:?} stands twice", issuer.id)));
             }
-            if let Some(device) = issuer.device.as_ref().filter(|device| !file.device.contains_key(*device)) {
-                return Err(self.bad(&format!("issuer.{}.device", issuer.id), format_args!("names [device.{device}], which is not there")));
+            if let Some(device) = issuer.device.0.iter().find(|device| !file.device.contains_key(*device)) {
+                return Err(self.bad(&of(issuer, "device"), format_args!("names [device.{device}], which is not there")));
             }
             self.issuer(issuer, &file.device, now, warnings)
         })?;
-        if !issuers.iter().any(|issuer| issuer.key.is_some()) {
+        self.siblings(&issuers)?;
+        if !issuers.iter().any(|issuer| !issuer.keys.is_empty()) {
             return Err(self.bad("issuer", "has no active entry, so nothing could be issued"));
         }
         Ok(issuers)
@@ -203,36 +204,75 @@ impl<'a> Checker<'a> {
         let chain = self.chain(issuer)?;
         let valid = chain.begins() <= now && now < chain.ends();
         let span = format!("is valid from {} to {}; it is now {now}", chain.begins(), chain.ends());
-        let key_uri = self.key(issuer)?;
-        let signs = match (issuer.state, &key_uri) {
-            (IssuerState::Active, _) if !valid => {
+        let uris = self.keys(issuer)?;
+        let key_uris = uris.iter().map(KeyUri::without_secrets).collect::<Vec<_>>().join(" ");
+        let keys = match issuer.state {
+            IssuerState::Active if !valid => {
                 return Err(self.bad(&of(issuer, "chain"), format_args!("{span}; renew it, or set state = \"retiring\"")));
             }
-            (IssuerState::Active, uri) => {
-                if let Some(pin) = uri.as_ref().and_then(KeyUri::pin_source) {
+            IssuerState::Active => {
+                for pin in uris.iter().filter_map(KeyUri::pin_source) {
                     (self.files.check_secret)(pin, "PIN")
                         .map_err(|error| self.bad(&of(issuer, "key"), format_args!("has a bad pin-source: {error}")))?;
                 }
-                key_uri.clone()
+                self.places(issuer, uris, devices)?
             }
-            (IssuerState::Retiring, _) => {
+            IssuerState::Retiring => {
                 if !valid {
                     warnings.push(format!("retiring issuer {} {span}", issuer.id));
                 }
-                None
+                Vec::new()
             }
         };
         Ok(IssuerConfig {
             chain: Arc::new(chain),
-            key: signs,
-            key_uri: key_uri.as_ref().map(KeyUri::without_secrets).unwrap_or_default(),
+            keys,
+            key_uris,
             transcript: self.transcript(issuer)?,
-            device: self.device(issuer, devices)?,
+            sibling_of: issuer.sibling_of.clone(),
         })
     }
 
-    fn device(&self, issuer: &Issuer, devices: &BTreeMap<String, Device>) -> Result<DeviceConfig, ConfigError> {
-        let name = issuer.device.clone().unwrap_or_default();
+    /// Siblings stand in for one another, so whoever trusts one must trust the other.
+    fn siblings(&self, issuers: &[IssuerConfig]) -> Result<(), ConfigError> {
+        for (issuer, id) in issuers.iter().filter_map(|issuer| issuer.sibling_of.as_ref().map(|id| (issuer, id))) {
+            let bad = |why: &str| Err(self.bad(&format!("issuer.{}.sibling_of", issuer.chain.id()), format_args!("names {id:?}, {why}")));
+            let Some(other) = issuers.iter().find(|other| other.chain.id() == id) else {
+                return bad("and there is no such issuer");
+            };
+            if other.sibling_of.is_some() || other.chain.id() == issuer.chain.id() {
+                return bad("which is a sibling itself; name the issuer that they all stand beside");
+            }
+            if other.chain.roots() != issuer.chain.roots() {
+                return bad("which has other roots; siblings stand under one root");
+            }
+            if other.chain.public_key() == issuer.chain.public_key() {
+                return bad("which has the same key; name both places of one key in `key` instead");
+            }
+        }
+        Ok(())
+    }
+
+    /// Each key with its device: one device for all, or one for each in the same order.
+    fn places(&self, issuer: &Issuer, uris: Vec<KeyUri>, devices: &BTreeMap<String, Device>) -> Result<Vec<KeyConfig>, ConfigError> {
+        let names = &issuer.device.0;
+        if names.len() > 1 && names.len() != uris.len() {
+            let why = format_args!("names {} devices for {} keys; name one for all, or one for each", names.len(), uris.len());
+            return Err(self.bad(&of(issuer, "device"), why));
+        }
+        let device = |number: usize| names.get(number).or(names.first()).cloned().unwrap_or_default();
+        let mut places: Vec<KeyConfig> = Vec::new();
+        for (number, uri) in uris.into_iter().enumerate() {
+            let place = KeyConfig { uri, device: self.device(device(number), devices)? };
+            if places.iter().any(|other| other.uri.without_secrets() == place.uri.without_secrets() && other.device == place.device) {
+                return Err(self.bad(&of(issuer, "key"), format_args!("names {} twice", place.uri.without_secrets())));
+            }
+            places.push(place);
+        }
+        Ok(places)
+    }
+
+    fn device(&self, name: String, devices: &BTreeMap<String, Device>) -> Result<DeviceConfig, ConfigError> {
         let (plain, of) = (Device::default(), |key: &str| format!("device.{name}.{key}"));
         let device = devices.get(&name).unwrap_or(&plain);
         if device.socket.is_some() && device.isolation == Isolation::Thread {
@@ -263,12 +303,15 @@ impl<'a> Checker<'a> {
             .map_err(|why| self.bad(&format!("issuer.{}", issuer.id), format_args!("has certificates that do not fit: {why}")))
     }
 
-    /// Where the key is; an active issuer must say.
-    pub(super) fn key(&self, issuer: &Issuer) -> Result<Option<KeyUri>, ConfigError> {
-        let parsed = issuer.key.as_deref().map(|uri| KeyUri::parse(uri, &self.directory)).transpose();
-        match (issuer.state, parsed.map_err(|error| self.bad(&of(issuer, "key"), error))?) {
-            (IssuerState::Active, None) => Err(self.bad(&of(issuer, "key"), "is missing; an active issuer needs the URI of its key")),
-            (_, uri) => Ok(uri),
+    /// Where the key is, one place or several; an active issuer must say.
+    pub(super) fn keys(&self, issuer: &Issuer) -> Result<Vec<KeyUri>, ConfigError> {
+        let parsed =
+            self.each(&issuer.key.0, |uri| KeyUri::parse(uri, &self.directory).map_err(|error| self.bad(&of(issuer, "key"), error)))?;
+        match issuer.state {
+            IssuerState::Active if parsed.is_empty() => {
+                Err(self.bad(&of(issuer, "key"), "is missing; an active issuer needs the URI of its key"))
+            }
+            _ => Ok(parsed),
         }
     }
 

@@ -48,8 +48,8 @@ pub struct ExaminedIssuer {
     pub active: bool,
     /// Its certificates.
     pub chain: Result<IssuerChain, ConfigError>,
-    /// Where its key is; a retiring one need not say.
-    pub key: Result<Option<KeyUri>, ConfigError>,
+    /// Where its key is, and in which device; a retiring one need not say.
+    pub keys: Result<Vec<KeyUri>, ConfigError>,
     /// Why `transcript` cannot be read.
     pub transcript: Option<ConfigError>,
 }
@@ -145,7 +145,7 @@ impl Parts<'_> {
             id: issuer.id.clone(),
             active: matches!(issuer.state, IssuerState::Active),
             chain: self.checker.chain(issuer),
-            key: self.checker.key(issuer),
+            keys: self.checker.keys(issuer),
             transcript: self.checker.transcript(issuer).err(),
         };
         issuers.iter().map(examined).collect()

@@ -1,10 +1,12 @@
 //! The shape of `ca.toml`. Unknown keys are refused; every value is checked in `config` and turned into typed parts.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use crate::fairness::Limits;
 
@@ -140,13 +142,48 @@ pub enum Isolation {
 #[serde(deny_unknown_fields)]
 pub(super) struct Issuer {
     pub id: String,
-    pub key: Option<String>,
+    #[serde(default)]
+    pub key: OneOrMore,
     pub chain: PathBuf,
     pub roots: PathBuf,
     #[serde(default)]
     pub state: IssuerState,
     pub transcript: Option<PathBuf>,
-    pub device: Option<String>,
+    #[serde(default)]
+    pub device: OneOrMore,
+    pub sibling_of: Option<String>,
+}
+
+/// A text, or several.
+#[derive(Debug, Default)]
+pub(super) struct OneOrMore(pub Vec<String>);
+
+impl<'de> Deserialize<'de> for OneOrMore {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Texts;
+
+        impl<'de> Visitor<'de> for Texts {
+            type Value = OneOrMore;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string, or a list of strings")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<OneOrMore, E> {
+                Ok(OneOrMore(vec![text.to_owned()]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<OneOrMore, A::Error> {
+                let mut texts = Vec::new();
+                while let Some(text) = list.next_element()? {
+                    texts.push(text);
+                }
+                Ok(OneOrMore(texts))
+            }
+        }
+
+        deserializer.deserialize_any(Texts)
+    }
 }
 
 /// Whether an issuer signs.

@@ -80,13 +80,22 @@ pub struct Config {
 pub struct IssuerConfig {
     /// Its certificates; their `id` is the issuer's.
     pub chain: Arc<IssuerChain>,
-    /// The key of an active issuer; a retiring one signs nothing and has none here.
-    pub key: Option<KeyUri>,
-    /// The key's URI as the ledger keeps it, without secrets.
-    pub key_uri: String,
+    /// The places of an active issuer's key, at least one; a retiring one signs nothing and has none here.
+    pub keys: Vec<KeyConfig>,
+    /// The URIs of the key as the ledger keeps them, without secrets, a space between them.
+    pub key_uris: String,
     /// SHA-256 of the ceremony's transcript.
     pub transcript: Option<[u8; 32]>,
-    /// How its key's device is opened.
+    /// The id of the issuer beside which it signs.
+    pub sibling_of: Option<String>,
+}
+
+/// One place of an issuer's key.
+#[derive(Clone, Debug)]
+pub struct KeyConfig {
+    /// Where.
+    pub uri: KeyUri,
+    /// How its device is opened.
     pub device: DeviceConfig,
 }
 

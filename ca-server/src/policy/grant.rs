@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::spiffe::SpiffeId;
 use crate::timestamp::Timestamp;
@@ -47,14 +48,26 @@ impl ServingName {
 pub struct Grant {
     subject: Subject,
     issuer: Arc<IssuerChain>,
+    lifetime: Duration,
     not_before: Timestamp,
     not_after: Timestamp,
     profile: [u8; 32],
 }
 
 impl Grant {
-    pub(super) fn new(subject: Subject, issuer: Arc<IssuerChain>, not_before: Timestamp, not_after: Timestamp, profile: [u8; 32]) -> Self {
-        Self { subject, issuer, not_before, not_after, profile }
+    pub(super) fn new(
+        subject: Subject,
+        issuer: Arc<IssuerChain>,
+        lifetime: Duration,
+        (not_before, not_after): (Timestamp, Timestamp),
+        profile: [u8; 32],
+    ) -> Self {
+        Self { subject, issuer, lifetime, not_before, not_after, profile }
+    }
+
+    /// How long it lasts where its issuer lasts longer.
+    pub(super) fn lifetime(&self) -> Duration {
+        self.lifetime
     }
 
     /// Whom it names.

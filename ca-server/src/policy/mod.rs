@@ -48,6 +48,8 @@ pub struct Choice {
     pub chain: Arc<IssuerChain>,
     /// Whether it signs; a retiring one does not.
     pub active: bool,
+    /// The id of the issuer that it stands beside: it signs for calls that name no issuer as that one does.
+    pub sibling_of: Option<String>,
 }
 
 /// The rules of one snapshot.
@@ -64,19 +66,31 @@ impl Policy {
     }
 
     /// What `caller` is granted for its CSR and wishes. `jitter` is fresh randomness that shortens the lifetime where the profile says so.
-    pub fn grant(&self, caller: &SpiffeId, csr: &Csr, wishes: &Wishes, now: Timestamp, jitter: u64) -> Result<Grant, Refusal> {
+    /// `issuer` is one of `issuers`.
+    pub fn grant(
+        &self,
+        caller: &SpiffeId,
+        csr: &Csr,
+        wishes: &Wishes,
+        issuer: &Arc<IssuerChain>,
+        now: Timestamp,
+        jitter: u64,
+    ) -> Result<Grant, Refusal> {
         refuse_impersonation(&wishes.impersonated)?;
         self.profile.check_key(csr.key().kind())?;
         self.check_sans(caller, csr)?;
         let lifetime = self.profile.lifetime(wishes.lifetime, jitter)?;
-        let issuer = self.issuer(&wishes.signer)?;
         self.terms(Subject::Workload(caller.clone()), issuer, lifetime, now)
     }
 
     /// What the daemon grants itself for serving under `names`.
-    pub fn serving(&self, names: &[ServingName], now: Timestamp) -> Result<Grant, Refusal> {
-        let issuer = self.issuer(&Asked::Nothing)?;
+    pub fn serving(&self, names: &[ServingName], issuer: &Arc<IssuerChain>, now: Timestamp) -> Result<Grant, Refusal> {
         self.terms(Subject::Serving(names.to_vec()), issuer, self.profile.default, now)
+    }
+
+    /// The same under another issuer, as of `now`.
+    pub fn under(&self, issuer: &Arc<IssuerChain>, grant: &Grant, now: Timestamp) -> Result<Grant, Refusal> {
+        self.terms(grant.subject().clone(), issuer, grant.lifetime(), now)
     }
 
     fn terms(&self, subject: Subject, issuer: &Arc<IssuerChain>, lifetime: Duration, now: Timestamp) -> Result<Grant, Refusal> {
@@ -87,20 +101,29 @@ impl Policy {
             return Err(Refusal::new(Reason::IssuerExpired, format_args!("issuer {} is valid from {begins} to {ends}", issuer.id())));
         }
         let not_before = now.minus(BACKDATED_AT_MOST.min(not_after.since(now) / 10)).max(issuer.begins());
-        Ok(Grant::new(subject, issuer.clone(), not_before, not_after, self.profile.digest()))
+        Ok(Grant::new(subject, issuer.clone(), lifetime, (not_before, not_after), self.profile.digest()))
     }
 
-    /// The issuer that CertSigner names; the first active one when it names none.
-    fn issuer(&self, asked: &Asked) -> Result<&Arc<IssuerChain>, Refusal> {
-        let chosen = match asked {
+    /// The issuers that may sign, never none: the one that CertSigner names; when it names none, the first active one and its siblings.
+    /// Those of them whose time has come or gone are left out while there are others.
+    pub fn issuers(&self, asked: &Asked, now: Timestamp) -> Result<Vec<Arc<IssuerChain>>, Refusal> {
+        let active = || self.issuers.iter().filter(|issuer| issuer.active);
+        let mut allowed: Vec<Arc<IssuerChain>> = match asked {
             Asked::NotText => return Err(Refusal::new(Reason::MalformedRequest, "CertSigner is not a text")),
-            Asked::Nothing => self.issuers.iter().find(|issuer| issuer.active),
-            Asked::Text(id) => self.issuers.iter().find(|issuer| issuer.active && issuer.chain.id() == id),
+            Asked::Text(id) => active().find(|issuer| issuer.chain.id() == id).map(|issuer| issuer.chain.clone()).into_iter().collect(),
+            Asked::Nothing => {
+                let first = active().find(|issuer| issuer.sibling_of.is_none());
+                let sibling = |issuer: &&Choice| first.is_some_and(|first| issuer.sibling_of.as_deref() == Some(first.chain.id()));
+                first.into_iter().chain(active().filter(sibling)).map(|issuer| issuer.chain.clone()).collect()
+            }
         };
-        match (chosen, asked) {
-            (Some(issuer), _) => Ok(&issuer.chain),
-            (None, Asked::Text(id)) => Err(Refusal::new(Reason::UnknownSigner, format_args!("CertSigner {id:?} is no active issuer"))),
-            (None, _) => Err(Refusal::new(Reason::Internal, "no issuer is active")),
+        if allowed.len() > 1 && allowed.iter().any(|issuer| issuer.may_sign_at(now)) {
+            allowed.retain(|issuer| issuer.may_sign_at(now));
+        }
+        match (allowed.is_empty(), asked) {
+            (false, _) => Ok(allowed),
+            (true, Asked::Text(id)) => Err(Refusal::new(Reason::UnknownSigner, format_args!("CertSigner {id:?} is no active issuer"))),
+            (true, _) => Err(Refusal::new(Reason::Internal, "no issuer is active")),
         }
     }
 

@@ -30,7 +30,7 @@ use crate::x509::chain::IssuerChain;
 pub struct SerialRandom(pub [u8; 11]);
 
 /// The to-be-signed bytes of one certificate for one issuer, not yet recorded.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Draft {
     grant: Grant,
     key: SubjectKey,
@@ -49,6 +49,16 @@ impl Draft {
     /// The same certificate with another serial, for a period that the ledger has moved to.
     pub fn again(self, period: Period, now: Timestamp, random: SerialRandom) -> Self {
         Self::new(self.grant, self.key, period, now, random)
+    }
+
+    /// For the same key by another grant, with another serial.
+    pub fn under(self, grant: Grant, period: Period, now: Timestamp, random: SerialRandom) -> Self {
+        Self::new(grant, self.key, period, now, random)
+    }
+
+    /// What it was written from.
+    pub fn grant(&self) -> &Grant {
+        &self.grant
     }
 
     /// What the signature is for.

@@ -11,7 +11,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
 
-use super::supervisor::{KeyOfProcess, Way};
+use super::options::{KeyOfProcess, Way};
 use super::wire::{Malformed, Reply, Request, Setup, VERSION, length};
 use crate::SignError;
 

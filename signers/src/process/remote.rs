@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::supervisor::{KeyOfProcess, Order};
+use super::options::KeyOfProcess;
+use super::order::{Order, RemoteJob};
 use crate::pool::job::{Answer, Progress};
 use crate::{Health, Job, KeyUri, PublicKey, SignError, SignFailure};
 
@@ -21,23 +22,13 @@ pub struct RemoteKey {
     health: Arc<Mutex<Vec<Health>>>,
 }
 
-/// A job on its way to the signer.
-pub(super) struct RemoteJob {
-    pub(super) key: u16,
-    pub(super) job: Job,
-    pub(super) progress: Progress,
-    pub(super) answer: oneshot::Sender<Answer>,
-    /// To how many processes it has been sent.
-    pub(super) sent: u32,
-}
-
 impl RemoteKey {
     pub(super) fn new(key: KeyOfProcess, number: u16, orders: mpsc::UnboundedSender<Order>, health: Arc<Mutex<Vec<Health>>>) -> Self {
         Self { key, number, orders, health }
     }
 
-    pub(crate) fn submit(&self, job: Job, progress: Progress, answer: oneshot::Sender<Answer>) -> Result<(), SignFailure> {
-        let order = Order::Sign(RemoteJob { key: self.number, job, progress, answer, sent: 0 });
+    pub(crate) fn submit(&self, job: Job, progress: Progress, answer: oneshot::Sender<Answer>, only: bool) -> Result<(), SignFailure> {
+        let order = Order::Sign(RemoteJob { key: self.number, job, progress, answer, only, sent: 0 });
         let stopped = |_| SignFailure { error: SignError::Stopped, deadline_passed: false, reached_device: false };
         self.orders.send(order).map_err(stopped)
     }

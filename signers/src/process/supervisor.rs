@@ -1,10 +1,7 @@
 //! The daemon's side: one task owns one signer process. It passes jobs on, hears the answers, asks how the process is, kills it when it hangs
 //! and replaces it when it ends. Jobs that an ended process had are given to the next one, within their deadlines.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::ffi::OsString;
-use std::fmt;
-use std::path::PathBuf;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,10 +9,12 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::link::{self, Link, Replies};
-use super::remote::{RemoteJob, RemoteKey};
+use super::options::{ProcessOptions, Way};
+use super::order::{Order, RemoteJob};
+use super::remote::RemoteKey;
 use super::wire::{KeyHealth, KeySetup, Reply, Request, Setup};
 use crate::pool::job::{Answer, Timing};
-use crate::{Health, HealthState, KeyUri, Observer, PublicKey, SignError, SignFailure, Signer};
+use crate::{Health, HealthState, SignError, SignFailure, Signer};
 
 /// How often the process is asked how it is.
 const TICK: Duration = Duration::from_millis(250);
@@ -46,74 +45,6 @@ const TRIES_HUNG: u32 = 2;
 
 /// Requests of one write.
 const BATCH: usize = 128;
-
-/// How the signer is reached.
-#[derive(Clone, Debug)]
-pub enum Way {
-    /// A child of this process, with the socket as its standard input.
-    Spawn {
-        /// The program.
-        program: PathBuf,
-        /// Its arguments.
-        arguments: Vec<OsString>,
-        /// What is added to its environment; no secrets.
-        environment: BTreeMap<String, String>,
-    },
-    /// A service at this socket, with a config of its own.
-    Connect(PathBuf),
-}
-
-/// A key that is wanted of the process.
-#[derive(Clone)]
-pub struct KeyOfProcess {
-    /// Its URI.
-    pub uri: KeyUri,
-    /// The key that must be found there.
-    pub expected: PublicKey,
-    /// Sessions.
-    pub sessions: usize,
-    /// Who is told what happens.
-    pub observer: Arc<dyn Observer>,
-}
-
-impl Way {
-    /// Whether somebody else runs the signer: it heals itself, and only he can start or end it.
-    fn is_service(&self) -> bool {
-        matches!(self, Self::Connect(_))
-    }
-}
-
-impl fmt::Debug for KeyOfProcess {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "KeyOfProcess({})", self.uri)
-    }
-}
-
-/// What the owner of a signer process decides.
-#[derive(Clone, Debug)]
-pub struct ProcessOptions {
-    /// How it is reached.
-    pub way: Way,
-    /// Its keys.
-    pub keys: Vec<KeyOfProcess>,
-    /// The guard's rules, for a process that is spawned.
-    pub rules: Vec<u8>,
-    /// How long the device may take for one signature.
-    pub device_limit: Duration,
-    /// How long the first process may take until its keys are open.
-    pub opened_within: Duration,
-    /// The longest pause between two attempts to replace it.
-    pub longest_pause: Duration,
-}
-
-/// What calls and operators want of the task.
-pub(super) enum Order {
-    Sign(RemoteJob),
-    /// An operator's, of this time.
-    LogIn(Instant),
-    Distrust(u16),
-    Stop(std::sync::mpsc::Sender<bool>),
-}
 
 /// Starts the process, waits until its keys are open, and hands out a signer for each, in order.
 pub async fn start(options: ProcessOptions) -> Result<Vec<Signer>, SignError> {
@@ -385,7 +316,7 @@ impl Supervisor {
             if job.answer.is_closed() {
                 continue;
             }
-            if job.sent >= tries || job.job.deadline <= Instant::now() {
+            if job.sent >= tries || !job.only || job.job.deadline <= Instant::now() {
                 let error = SignError::Lost("the signer process ended with the job in its hands".into());
                 let failure = SignFailure { error, deadline_passed: job.job.deadline <= Instant::now(), reached_device: true };
                 let _ = job.answer.send(Err(failure));
@@ -480,7 +411,8 @@ impl Supervisor {
                 () = &mut done => return Some(true),
                 order = self.inbox.recv() => match order? {
                     Order::Sign(job) => match trouble {
-                        None => self.waiting.push_back(job),
+                        None if job.only => self.waiting.push_back(job),
+                        None => refuse(job, &SignError::Lost("its process is being replaced".into())),
                         Some(error) => refuse(job, error),
                     },
                     Order::LogIn(at) => {

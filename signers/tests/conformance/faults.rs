@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::common::{House, PIN, in_child};
-use signers::{HealthState, Job, KeyKind, PoolOptions, Purpose, SignError, SignFailure, Signer, Vault, pkcs11};
+use signers::{HealthState, Job, KeyKind, PoolOptions, Purpose, SignError, SignFailure, Signature, Signer, Vault, pkcs11};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -12,17 +12,19 @@ fn job(limit: Duration) -> Job {
     Job { purpose: Purpose::Leaf, deadline: Instant::now() + limit, message: b"to be signed".to_vec() }
 }
 
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap()
+/// One for the whole process, as a daemon has it: what is left alone is probed there.
+fn runtime() -> &'static tokio::runtime::Runtime {
+    static RUNTIME: std::sync::OnceLock<tokio::runtime::Runtime> = std::sync::OnceLock::new();
+    RUNTIME.get_or_init(|| tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap())
 }
 
-pub(crate) fn sign(signer: &Signer) -> Result<Vec<u8>, SignFailure> {
+pub(crate) fn sign(signer: &Signer) -> Result<Signature, SignFailure> {
     runtime().block_on(signer.sign(job(PATIENCE)))
 }
 
 pub(crate) fn signed(signer: &Signer) {
     let signature = sign(signer).unwrap();
-    assert!(signer.public_key().verify(b"to be signed", &signature));
+    assert!(signer.public_key().verify(b"to be signed", &signature.octets));
 }
 
 pub(crate) fn wait_until(what: &str, is: impl Fn() -> bool) {
@@ -114,14 +116,14 @@ fn a_wrong_signature_is_the_last_of_its_session() {
         let signer = pool(house, 1);
         house.control().set("C_Sign corrupt count 1").unwrap();
         let wrong = sign(&signer).unwrap();
-        assert!(!signer.public_key().verify(b"to be signed", &wrong));
-        signer.signature_was_wrong();
+        assert!(!signer.public_key().verify(b"to be signed", &wrong.octets));
+        signer.signature_was_wrong(&wrong);
         signed(&signer);
         // The new session's key is looked at before it signs: a token that holds it no more is not asked.
         for kind in ["privkey", "pubkey"] {
             house.pkcs11_tool(&["--delete-object", "--type", kind, "--label", "issuing"]);
         }
-        signer.signature_was_wrong();
+        signer.signature_was_wrong(&wrong);
         let failure = sign(&signer).unwrap_err();
         assert!(matches!(failure.error, SignError::Rejected(_)) && !failure.reached_device, "{failure:?}");
         assert_eq!(house.control().signed(), 2);

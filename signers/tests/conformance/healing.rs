@@ -104,9 +104,9 @@ fn a_handle_that_came_to_name_another_key_is_found_again_after_one_wrong_signatu
         control.set(&format!("C_SignInit swap_handles {} count 1", hex::encode(other.id))).unwrap();
         // The session lives. The first bytes after it are signed by the other key, and nothing but the signature tells.
         let wrong = sign(&signer).unwrap();
-        assert!(!signer.public_key().verify(b"to be signed", &wrong));
-        assert!(other.public_key.verify(b"to be signed", &wrong));
-        signer.signature_was_wrong();
+        assert!(!signer.public_key().verify(b"to be signed", &wrong.octets));
+        assert!(other.public_key.verify(b"to be signed", &wrong.octets));
+        signer.signature_was_wrong(&wrong);
         (0..8).for_each(|_| signed(&signer));
     });
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -205,7 +205,14 @@ fn material(setup: Setup) -> TestCa {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn daemons_issue_through_one_signer_that_is_a_service_of_its_own() {
     let mut ca = material(by_service());
-    let service = Service::start(&ca.material);
+    let mut service = Service::of(&ca.material, LEAF, SERVING);
+    let manager = UnixDatagram::bind(ca.material.file("notify.sock")).expect("a socket");
+    manager.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    service.environment.insert("NOTIFY_SOCKET".to_owned(), ca.material.file("notify.sock").to_str().expect("text").to_owned());
+    service.begin();
+    let mut told = [0; 64];
+    let length = manager.recv(&mut told).expect("a service manager is told");
+    assert!(told[..length].starts_with(b"READY=1"), "{told:?}");
     ca.restart().await;
     let socket = format!("socket = {:?}", service.socket);
     let other = TestCa::start_with(by_service().replace("socket = \"signer.sock\"", &socket)).await;
@@ -249,7 +256,8 @@ async fn a_signer_that_is_killed_or_stopped_and_started_again_under_load_costs_n
         longest = longest.max(begun.elapsed());
     }
     load.stop().await;
-    assert!(load.refused().is_empty() && load.unanswered().is_empty(), "{:?} {:?}", load.refused(), load.unanswered());
+    let why = || format!("{:?} {:?}, longest {longest:?}\n{}", load.refused(), load.unanswered(), ca.log_text());
+    assert!(load.refused().is_empty() && load.unanswered().is_empty(), "{}", why());
     assert!(longest < Duration::from_secs(10), "{longest:?}");
     let ledger = ca.check();
     assert_eq!(ca.open_intents(&ledger), 0);

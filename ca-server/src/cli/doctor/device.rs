@@ -44,26 +44,32 @@ impl Telling {
     }
 }
 
-/// Examines the device of `issuer`, one of `all`.
-pub(super) fn examine(issuer: &ExaminedIssuer, all: &[ExaminedIssuer], args: &Args) -> Findings {
+/// Examines the devices of `issuer`, one of `all`, one after the other.
+pub(super) fn examine(issuer: &ExaminedIssuer, all: &[ExaminedIssuer], args: &Args) -> Vec<Findings> {
     let mut findings = Findings::in_area("device");
     findings.about(&issuer.id);
-    let uri = match &issuer.key {
+    let uris = match &issuer.keys {
         Err(complaint) => {
             findings.problem(
                 "key",
                 complaint.to_string(),
                 "write the URI that names module, token and key: pkcs11:token=…;object=…?module-path=…&pin-source=file:…",
             );
-            return findings;
+            return vec![findings];
         }
-        Ok(None) => return findings,
-        Ok(Some(uri)) => uri,
+        Ok(uris) => uris,
     };
     if !issuer.active {
         findings.ok("key", "it is retiring and signs nothing: its key is not looked at");
-        return findings;
+        return vec![findings];
     }
+    let of = |number: usize| if uris.len() > 1 { format!("{}, token {}", issuer.id, number + 1) } else { issuer.id.clone() };
+    uris.iter().enumerate().map(|(number, uri)| examine_key(&of(number), uri, issuer, all, args)).collect()
+}
+
+fn examine_key(name: &str, uri: &KeyUri, issuer: &ExaminedIssuer, all: &[ExaminedIssuer], args: &Args) -> Findings {
+    let mut findings = Findings::in_area("device");
+    findings.about(name);
     let case = Case {
         id: issuer.id.clone(),
         uri: uri.clone(),
@@ -96,15 +102,8 @@ pub(super) fn examine(issuer: &ExaminedIssuer, all: &[ExaminedIssuer], args: &Ar
 
 /// Each active issuer's pool, and one more session of each token that keeps the login. Tokens are told apart by what the URIs say of them.
 fn wanted_sessions(uri: &KeyUri, all: &[ExaminedIssuer]) -> usize {
-    let token = |uri: &KeyUri| match uri {
-        KeyUri::Pkcs11(uri) => Some(Pkcs11Uri { object: None, id: None, pin_source: None, ..uri.clone() }),
-        KeyUri::File(_) => None,
-    };
-    let in_it = |issuer: &&ExaminedIssuer| {
-        let other = issuer.key.as_ref().ok().and_then(Option::as_ref);
-        issuer.active && other.is_some_and(|other| token(other) == token(uri))
-    };
-    all.iter().filter(in_it).count() * SESSIONS + 1
+    let keys = all.iter().filter(|issuer| issuer.active).flat_map(|issuer| issuer.keys.iter().flatten());
+    keys.filter(|other| other.token() == uri.token()).count() * SESSIONS + 1
 }
 
 fn file(telling: &mut Telling, case: &Case) {
