@@ -158,7 +158,9 @@ pub fn a_lost_session_is_replaced_unseen(subject: &Subject<'_>) -> Verdict {
         (faults.close_sessions)();
         for _ in 0..6 {
             let signature = subject.sign(&signer, b"after", PATIENCE).map_err(|e| subject.broken(&format!("round {round}: {e}")))?;
-            subject.require(signer.public_key().verify(b"after", &signature.octets), || "a signature after reopening does not verify".into())?;
+            subject.require(signer.public_key().verify(b"after", &signature.octets), || {
+                "a signature after reopening does not verify".into()
+            })?;
         }
     }
     subject.require(counts.reopened.load(Ordering::Relaxed) >= 5, || "reopening was not told to the observer".into())

@@ -107,6 +107,11 @@ impl Pool {
         self.0.shared.health()
     }
 
+    /// By how much the device call that is longest past its limit is past it; zero if none is. Never waits for a device.
+    pub fn longest_overdue(&self) -> Duration {
+        self.0.shared.longest_overdue()
+    }
+
     /// An operator asked at `ordered_at` (SIGHUP), the same for all who are given the order: one more login is tried if the token refused our
     /// PIN, and a lost device is tried at once. Those that share a token share the one try. Never waits.
     pub fn retry_login_ordered_at(&self, ordered_at: Instant) {

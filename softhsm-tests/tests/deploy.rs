@@ -139,6 +139,10 @@ fn every_config_under_deploy_passes_check_config_on_what_its_own_ceremony_made()
             ceremonies += 1;
             continue;
         }
+        if content.contains_key("uids") {
+            // A signer's, which has a test of its own.
+            continue;
+        }
         assert!(content.contains_key("csr"), "{}: neither a config nor a ceremony's spec", path.display());
         configs += 1;
         let place = Copy::of(path.parent().expect("a directory"));
@@ -224,6 +228,79 @@ fn the_compose_file_publishes_on_loopback_alone_and_keeps_secrets_out_of_environ
     );
     let rules = yaml(Path::new("deploy/compose/prometheus.yaml"));
     assert_eq!(rules["rule_files"][0].as_str(), Some("/etc/prometheus/alerts/*.yaml"), "where compose.yaml mounts deploy/alerts");
+}
+
+/// What a unit says, by section and key; a key may stand several times.
+fn unit(name: &str) -> Vec<(String, String, String)> {
+    let (mut section, mut found) = (String::new(), Vec::new());
+    for line in text(&Path::new("deploy/systemd").join(name)).lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        match (line.strip_prefix('['), line.split_once('=')) {
+            (Some(heading), _) => section = heading.trim_end_matches(']').to_owned(),
+            (None, Some((key, value))) => found.push((section.clone(), key.to_owned(), value.to_owned())),
+            (None, None) => panic!("{name}: {line}"),
+        }
+    }
+    found
+}
+
+fn value(unit: &[(String, String, String)], key: &str) -> String {
+    let mut values = unit.iter().filter(|(_, name, _)| name == key);
+    let (_, _, value) = values.next().unwrap_or_else(|| panic!("no {key}"));
+    assert!(values.next().is_none(), "{key} stands twice");
+    value.clone()
+}
+
+#[test]
+fn the_units_run_signer_and_daemon_as_two_users_that_share_a_socket_alone() {
+    let (signer, daemon) = (unit("ca-server-signer.service"), unit("ca-server.service"));
+    let (its_user, other) = (value(&signer, "User"), value(&daemon, "User"));
+    assert!(its_user != other && ![&its_user, &other].contains(&&"root".to_owned()));
+    assert_eq!(value(&daemon, "SupplementaryGroups"), value(&signer, "Group"), "the socket's group");
+    assert_ne!(value(&daemon, "Group"), value(&signer, "Group"));
+    for (unit, name) in [(&signer, "signer"), (&daemon, "daemon")] {
+        for (key, wanted) in [
+            ("NoNewPrivileges", "yes"),
+            ("CapabilityBoundingSet", ""),
+            ("ProtectSystem", "strict"),
+            ("ProtectHome", "yes"),
+            ("PrivateDevices", "yes"),
+            ("RestrictNamespaces", "yes"),
+            ("MemoryDenyWriteExecute", "yes"),
+            ("LimitCORE", "0"),
+            // What its file or a token that refuses the PIN says is not mended by another start.
+            ("RestartPreventExitStatus", "2"),
+            ("StartLimitIntervalSec", "0"),
+        ] {
+            assert_eq!(value(unit, key), wanted, "{name}: {key}");
+        }
+    }
+    assert_eq!((value(&signer, "PrivateNetwork").as_str(), value(&signer, "RestrictAddressFamilies").as_str()), ("yes", "AF_UNIX"));
+    let command = value(&signer, "ExecStart");
+    let words: Vec<&str> = command.split(' ').collect();
+    let [_, "signer", "--listen", listen, "--config", file] = words[..] else { panic!("{command}") };
+    let socket = listen.strip_prefix("unix:").expect("a socket");
+    assert_eq!(Path::new(socket).parent(), Some(Path::new("/run").join(value(&signer, "RuntimeDirectory")).as_path()));
+    assert_eq!(value(&signer, "RuntimeDirectoryMode"), "0750");
+    let page = text(Path::new("deploy/systemd/README.md"));
+    assert!(page.contains(&format!("socket = {socket:?}")), "the daemon's config names the same socket");
+    // The file, where the unit has it, with certificate and PIN beside it.
+    let (root, material) = (tempfile::tempdir().expect("a temporary directory"), softhsm_tests::Material::new());
+    let rules = text(Path::new("deploy/systemd/signer.toml"));
+    let parsed: toml::Table = rules.parse().expect("TOML");
+    let key = &parsed["key"][0];
+    let users = text(Path::new("deploy/systemd/ca-server.sysusers"));
+    let uid = users.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(|words| words.get(1) == Some(&other.as_str()));
+    let uid: i64 = uid.expect("the daemon's user")[2].parse().expect("a number");
+    assert_eq!(parsed["uids"].as_array().expect("a list"), &[toml::Value::Integer(uid)], "the daemon's user may connect, nobody else");
+    let own = Path::new(file).parent().expect("a directory").to_str().expect("text");
+    let rooted = rules.replace(own, root.path().to_str().expect("text"));
+    std::fs::write(root.path().join("signer.toml"), rooted).expect("writable");
+    let issuer = Path::new(key["issuer"].as_str().expect("text")).file_name().expect("a file").to_str().expect("text");
+    std::fs::write(root.path().join(issuer), material.read("issuing-chain.pem")).expect("writable");
+    std::fs::copy(material.file("issuing.pin"), root.path().join("issuing.pin")).expect("copied");
+    let mut check = Command::new(softhsm_tests::build::ca_server());
+    let checked = run(check.args(["signer", "--listen", listen, "--check", "--config"]).arg(root.path().join("signer.toml")));
+    assert!(String::from_utf8_lossy(&checked.stdout).contains("is good: 1 key(s)"));
 }
 
 /// Names of metrics, as they stand in a text, without what a histogram adds.

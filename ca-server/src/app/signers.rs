@@ -11,6 +11,7 @@ use ::signers::{PoolOptions, SignError, Signer};
 use crate::cli::Exit;
 use crate::config::{Config, DeviceConfig, Isolation, KeyConfig, LogFormat};
 use crate::guard::Rules;
+use crate::guard::key_rules::BACKDATED_AT_MOST;
 use crate::issue::{PERMITS, Snapshot};
 use crate::issuer::{Issuer, OpenedKey};
 use crate::metrics::{Metrics, SignerMetrics};
@@ -25,9 +26,6 @@ const OPENED_WITHIN: Duration = Duration::from_secs(30);
 
 /// The longest pause between two attempts to replace a signer process: a token that comes back is found within ten seconds.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-
-/// By how much a certificate's validity may begin before it is issued.
-const BACKDATED_AT_MOST: Duration = Duration::from_secs(120);
 
 /// The issuers of a config, in its order, those that sign with open keys.
 pub(super) async fn open(config: &Config, metrics: &Arc<Metrics>, before: Option<&Snapshot>) -> Result<Vec<Issuer>, Exit> {

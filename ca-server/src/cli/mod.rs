@@ -76,7 +76,7 @@ struct CommandLine {
 enum Verb {
     /// Run the daemon
     Serve(serve::Args),
-    /// Open devices and sign for a daemon; the daemon starts it by itself
+    /// Open devices and sign for a daemon, which starts it by itself; or for several, as a service of its own
     Signer(signer::Args),
     /// Make a complete CA to try out, serve, and ask it for a first certificate
     Quickstart(quickstart::Args),
@@ -110,10 +110,11 @@ pub fn main() -> ExitCode {
 }
 
 fn run(line: CommandLine) -> Result<(), Exit> {
-    let config = line.config.unwrap_or_else(default_config);
+    let config = line.config.clone().unwrap_or_else(default_config);
     match line.verb {
         Verb::Serve(args) => serve::run(&args, &config),
-        Verb::Signer(args) => signer::run(&args),
+        // Its file is its own: it never takes the daemon's for want of another.
+        Verb::Signer(args) => signer::run(&args, line.config.as_deref()),
         Verb::Quickstart(args) => quickstart::run(&args),
         Verb::Ceremony(args) => ceremony::run(&args),
         Verb::Request(args) => request::run(&args, &config),

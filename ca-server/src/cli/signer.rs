@@ -1,5 +1,11 @@
 //! `ca-server signer`: the process that opens a device and signs for a daemon. The daemon starts it with a socket as standard input and tells
-//! it what to do; it ends when the daemon closes that socket. What crashes or hangs in a device's library does so here.
+//! it what to do; it ends when the daemon closes that socket. What crashes or hangs in a device's library does so here. With `--listen` it is
+//! a service of its own instead (`service`), which is told what to do by its own file.
+
+mod alarms;
+mod rules_file;
+mod service;
+mod socket;
 
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
@@ -18,24 +24,38 @@ use crate::guard::Guard;
 use crate::issue::PERMITS;
 use crate::{hardening, telemetry};
 
-/// Options of `signer`; the daemon gives them.
+/// Opens devices and signs. The daemon starts it by itself; with --listen it is a service of its own user, unit or container.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Serve daemons at this socket, by the rules in the file that --config names, which is the signer's own and not the daemon's
+    #[arg(long, value_name = "unix:PATH")]
+    listen: Option<String>,
+    /// Only check that file and what it names; open no device
+    #[arg(long, requires = "listen")]
+    check: bool,
     /// What is logged, as in the config's `log.level`
-    #[arg(long, default_value = "info", value_name = "FILTER")]
+    #[arg(long, default_value = "info", value_name = "FILTER", conflicts_with = "listen")]
     log_level: String,
     /// The log is one JSON object a line
-    #[arg(long)]
+    #[arg(long, conflicts_with = "listen")]
     log_json: bool,
     /// The device's library needs the network
-    #[arg(long)]
+    #[arg(long, conflicts_with = "listen")]
     network: bool,
 }
 
-/// Serves the daemon at standard input until it closes the socket.
-pub fn run(args: &Args) -> Result<(), Exit> {
+/// Serves the daemon at standard input until it closes the socket, or those that come to a socket of its own.
+pub fn run(args: &Args, config: Option<&Path>) -> Result<(), Exit> {
+    match &args.listen {
+        Some(address) => service::run(address, config, args.check),
+        None => serve_parent(args),
+    }
+}
+
+fn serve_parent(args: &Args) -> Result<(), Exit> {
     let input = std::io::stdin();
-    let by_hand = "it is started by `ca-server serve`, with a socket as standard input, and does nothing by hand";
+    let by_hand = "it is started by `ca-server serve`, with a socket as standard input, and does nothing by hand; as a service of its own it is \
+                   started with --listen unix:PATH --config FILE";
     if input.is_terminal() {
         return Err(Exit::config(by_hand));
     }

@@ -217,7 +217,8 @@ fn read(path: &Path) -> Result<String, ConfigError> {
     })
 }
 
-fn parse<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
+/// A TOML file's text in this shape.
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
     toml::from_str(text).map_err(|error| ConfigError(syntax(path, text, &error)))
 }
 

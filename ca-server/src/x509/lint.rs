@@ -15,6 +15,7 @@ use const_oid::db::rfc5912::{ECDSA_WITH_SHA_256, ECDSA_WITH_SHA_384, SHA_256_WIT
 use der::asn1::BitString;
 use der::{Decode, Encode};
 use x509_cert::certificate::{TbsCertificate, Version};
+pub use x509_cert::ext::pkix::KeyUsages;
 use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAltName, SubjectKeyIdentifier};
 use x509_cert::time::Time;
@@ -47,6 +48,7 @@ pub enum Rules {
 pub struct Issuer {
     subject: Vec<u8>,
     key_identifier: Vec<u8>,
+    spki: Vec<u8>,
     key: ParsedPublicKey,
     algorithm: ObjectIdentifier,
     not_before: Timestamp,
@@ -72,6 +74,7 @@ impl Issuer {
                 Some((_, identifier)) => identifier.0.into_bytes().into_vec(),
                 None => return broken("the issuer has no key identifier (RFC 5280 §4.2.1.2)"),
             },
+            spki: spki.to_der().map_err(|_| Violation("the issuer's public key cannot be written".into()))?,
             key: key.map_err(|_| Violation("the issuer's public key is not a legal one".into()))?,
             algorithm,
             not_before: instant(&tbs.validity().not_before),
@@ -82,6 +85,11 @@ impl Issuer {
     /// The identifier of its key (RFC 5280 §4.2.1.2).
     pub fn key_identifier(&self) -> &[u8] {
         &self.key_identifier
+    }
+
+    /// Its SubjectPublicKeyInfo, DER.
+    pub fn public_key(&self) -> &[u8] {
+        &self.spki
     }
 
     /// Whether its certificate was valid at that time.
@@ -162,6 +170,17 @@ impl<'a> ToBeSigned<'a> {
     pub fn validity(&self) -> (Timestamp, Timestamp) {
         let validity = self.tbs.validity();
         (instant(&validity.not_before), instant(&validity.not_after))
+    }
+
+    /// Which extensions they have.
+    pub fn extensions(&self) -> impl Iterator<Item = ObjectIdentifier> {
+        self.tbs.extensions().map(Vec::as_slice).unwrap_or_default().iter().map(|extension| extension.extn_id)
+    }
+
+    /// What the certified key may be used for (RFC 5280 §4.2.1.3).
+    pub fn key_usages(&self) -> Result<impl Iterator<Item = KeyUsages>, Violation> {
+        let usages = get::<KeyUsage>(&self.tbs)?.map(|(_, usage)| usage.0);
+        Ok(usages.into_iter().flatten())
     }
 
     /// The DNS names and addresses of the subject alternative name, as text; an entry that is neither is an error.

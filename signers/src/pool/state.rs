@@ -291,6 +291,13 @@ impl Shared {
         self.due.iter().map(|due| due.load(Ordering::Acquire)).filter(|due| *due != 0 && *due < now).count()
     }
 
+    /// By how much the device call that is longest past its limit is past it.
+    pub(super) fn longest_overdue(&self) -> Duration {
+        let now = self.nanos(Instant::now());
+        let due = self.due.iter().map(|due| due.load(Ordering::Acquire)).filter(|due| *due != 0).min();
+        Duration::from_nanos(due.map_or(0, |due| now.saturating_sub(due)))
+    }
+
     pub(super) fn report_stuck(&self) {
         let _one_at_a_time = self.stuck_report.lock().unwrap_or_else(PoisonError::into_inner);
         self.options.observer.stuck_threads(self.stuck_now());

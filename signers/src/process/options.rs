@@ -25,6 +25,13 @@ pub enum Way {
     Connect(PathBuf),
 }
 
+impl Way {
+    /// Whether somebody else runs the signer: it heals itself, and only he can start or end it.
+    pub(super) fn is_service(&self) -> bool {
+        matches!(self, Self::Connect(_))
+    }
+}
+
 /// A key that is wanted of the process.
 #[derive(Clone)]
 pub struct KeyOfProcess {

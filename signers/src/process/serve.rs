@@ -2,6 +2,7 @@
 //! answered, on the threads of each key's pool.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::wire::{KeyHealth, Malformed, Reply, Request, Setup, VERSION, length};
 use crate::pool::job::Progress;
-use crate::{Job, Pool, Purpose, SignError, SignFailure, Timing};
+use crate::{Job, KeyUri, Pool, Purpose, SignError, SignFailure, Timing};
 
 /// How often waiting jobs are held against their deadlines.
 const SWEEP: Duration = Duration::from_millis(50);
@@ -21,6 +22,16 @@ const READ: usize = 64 * 1024;
 pub trait Guard: Send + Sync {
     /// Whether the key of this number may sign these bytes for this purpose; if not, why.
     fn judge(&self, key: usize, purpose: Purpose, message: &[u8]) -> Result<(), String>;
+
+    /// Its own refusal, told to whoever must know; the log, unless it knows a better place.
+    fn alarm(&self, uri: &KeyUri, purpose: Purpose, _message: &[u8], why: &str) {
+        tracing::error!(alarm = "guard", %uri, purpose = purpose.as_str(), why, "refused to sign");
+    }
+
+    /// Whether the daemon may order that a refused PIN is tried once more. Each such try may be the token's last.
+    fn lets_daemon_order_login(&self) -> bool {
+        true
+    }
 }
 
 /// Open keys and the guard before them.
@@ -54,6 +65,9 @@ pub fn serve(stream: UnixStream, open: impl FnOnce(Option<Setup>) -> Result<Arc<
         match request {
             Request::Begin { .. } => return Err(Malformed.into()),
             Request::Sign { id, key, purpose, time_left, message } => sign(&keys, &answers, id, key, purpose, time_left, message),
+            Request::LogIn if !keys.guard.lets_daemon_order_login() => {
+                tracing::debug!("a daemon's order to log in is left to this signer's own operator");
+            }
             Request::LogIn => {
                 let ordered = Instant::now();
                 keys.pools.iter().for_each(|pool| pool.retry_login_ordered_at(ordered));
@@ -79,19 +93,20 @@ fn sign(keys: &Keys, answers: &Answers, id: u64, key: u16, purpose: Purpose, tim
         return refuse(SignError::Rejected(format!("there is no key {key} here")));
     };
     if let Err(why) = keys.guard.judge(number, purpose, &message) {
-        tracing::error!(alarm = "guard", uri = %pool.uri(), purpose = purpose.as_str(), why, "refused to sign");
+        keys.guard.alarm(pool.uri(), purpose, &message, &why);
         return refuse(SignError::Forbidden(why));
     }
     let job = Job { purpose, deadline: Instant::now() + time_left, message };
     let to = answers.clone();
-    let queued = pool.submit(job, Progress::default(), move |answer, timing| {
-        to.send_or_end(&match answer {
-            Ok(signature) => Reply::Signed { id, timing, signature },
-            Err(failure) => Reply::NotSigned { id, timing, failure },
-        });
-    });
+    let tell = move |to: &Answers, answer, timing| match answer {
+        Ok(signature) => to.send_or_end(&Reply::Signed { id, timing, signature }),
+        // This process is ending. The daemon gives what it was not answered to the next one.
+        Err(SignFailure { error: SignError::Stopped, .. }) => {}
+        Err(failure) => to.send_or_end(&Reply::NotSigned { id, timing, failure }),
+    };
+    let queued = pool.submit(job, Progress::default(), move |answer, timing| tell(&to, answer, timing));
     if let Err(failure) = queued {
-        answers.send_or_end(&Reply::NotSigned { id, timing: Timing::default(), failure });
+        tell(answers, Err(failure), Timing::default());
     }
 }
 
@@ -149,10 +164,13 @@ impl Answers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).write_all(&frame)
     }
 
-    /// A daemon that cannot be answered any more has gone, or will close the socket, which ends `serve`.
+    /// A daemon that has gone, or that takes no answer within the socket's time limit, is answered no more: `serve` ends. Whoever signs must
+    /// not wait for it again.
     fn send_or_end(&self, reply: &Reply) {
         if let Err(error) = self.send(reply) {
             tracing::debug!(%error, "an answer could not be sent");
+            // Already closed is fine.
+            let _ = self.0.lock().unwrap_or_else(PoisonError::into_inner).shutdown(Shutdown::Both);
         }
     }
 }

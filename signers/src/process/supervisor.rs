@@ -31,6 +31,13 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// How long a new process may take until its keys are open; the very first has `ProcessOptions::opened_within`.
 const REPLACED_WITHIN: Duration = Duration::from_secs(10);
 
+/// How long jobs wait for a service that has gone, each at most until its deadline: whoever runs it starts it again. For a process of our
+/// own they wait for one attempt.
+const SERVICE_RETURNS_WITHIN: Duration = Duration::from_secs(10);
+
+/// The longest pause meanwhile: looking for a socket costs nothing.
+const SERVICE_PAUSE: Duration = Duration::from_millis(200);
+
 /// To how many processes a job is given: what is in it may be what ends them.
 const TRIES: u32 = 5;
 /// The same where they hung.
@@ -131,6 +138,14 @@ impl Supervisor {
                 End::Dropped => {
                     link.stop(SILENT).await;
                     return;
+                }
+                End::Died(why) if self.options.way.is_service() => {
+                    tracing::error!(why, "the connection to the signer has ended; it is opened again");
+                    TRIES
+                }
+                End::Hung(why) if self.options.way.is_service() => {
+                    tracing::error!(why, "the connection to the signer is closed and opened again");
+                    TRIES_HUNG
                 }
                 End::Died(why) => {
                     let how = link.how_it_ended().await;
@@ -282,6 +297,9 @@ impl Supervisor {
         if self.asked.is_some_and(|asked| asked.elapsed() > SILENT) {
             return Some(format!("it has not said how it is for {} s", SILENT.as_secs()));
         }
+        if self.options.way.is_service() {
+            return None;
+        }
         if self.lost_since.is_some_and(|since| since.elapsed() > LOST) {
             return Some("its device is lost; the library is loaded anew".to_owned());
         }
@@ -320,9 +338,12 @@ impl Supervisor {
         new
     }
 
-    /// Starts other processes until one serves. `None` when nobody wants one any more. Jobs wait for the first attempt; when that has
-    /// failed, they are answered at once until one succeeds.
+    /// Starts other processes until one serves. `None` when nobody wants one any more. Jobs wait for the first attempt, or a service's time to
+    /// return; when that has failed, they are answered at once until one succeeds.
     async fn reopen(&mut self) -> Option<(Link, Replies)> {
+        let begun = Instant::now();
+        // A service knows for itself that it is locked, and connecting to it tries no PIN.
+        self.locked &= !self.options.way.is_service();
         let mut trouble = self.locked.then(|| {
             let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
             SignError::Locked(health.iter().map(|health| health.detail.as_str()).next().unwrap_or_default().to_owned())
@@ -351,7 +372,7 @@ impl Supervisor {
             drop(attempt);
             let error = match told.try_recv() {
                 Ok(Ok(Ok((link, replies)))) => {
-                    tracing::info!(pid = link.pid(), "a signer process serves again");
+                    tracing::info!(pid = link.pid(), "a signer serves again");
                     self.pause = Duration::ZERO;
                     self.reopened.fill(0);
                     self.options.keys.iter().for_each(|key| key.observer.reopened());
@@ -359,17 +380,27 @@ impl Supervisor {
                     *self.health.lock().unwrap_or_else(PoisonError::into_inner) = open;
                     return Some((link, replies));
                 }
+                Ok(Ok(Err(SignError::Lost(_)))) if self.may_return(begun) => {
+                    self.pause = self.longer().min(SERVICE_PAUSE);
+                    continue;
+                }
                 Ok(Ok(Err(error))) => error,
                 Ok(Err(_)) | Err(_) => {
                     SignError::Lost(format!("the signer process did not open its keys within {} s", REPLACED_WITHIN.as_secs()))
                 }
             };
             tracing::warn!(%error, "no signer process serves");
-            self.locked = matches!(error, SignError::Locked(_));
-            self.tell(if self.locked { HealthState::Locked } else { HealthState::Lost }, &error.to_string());
+            let locked = matches!(error, SignError::Locked(_));
+            self.locked = locked && !self.options.way.is_service();
+            self.tell(if locked { HealthState::Locked } else { HealthState::Lost }, &error.to_string());
             trouble = Some(error);
             self.pause = self.longer();
         }
+    }
+
+    /// Whether a service that went at `since` may only be on its way back.
+    fn may_return(&self, since: Instant) -> bool {
+        self.options.way.is_service() && since.elapsed() < SERVICE_RETURNS_WITHIN
     }
 
     /// Hears orders until `done`. False when an operator's order came first, `None` when the process is wanted no more.

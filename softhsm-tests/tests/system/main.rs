@@ -30,5 +30,6 @@ mod replicas;
 mod secrets;
 mod seen;
 mod signer_process;
+mod signer_service;
 mod tls;
 mod touches;
