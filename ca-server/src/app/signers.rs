@@ -16,9 +16,6 @@ use crate::issuer::Issuer;
 use crate::metrics::{Metrics, SignerMetrics};
 use crate::policy::ServingName;
 
-/// Sessions per key. SoftHSM gains little beyond; network HSMs are asked for more in a later config key.
-pub(crate) const SESSIONS: usize = 4;
-
 /// A device that takes longer to open its first session is taken for dead.
 const OPENED_WITHIN: Duration = Duration::from_secs(30);
 
@@ -120,7 +117,7 @@ impl<'a> Wanted<'a> {
         let keys = self.issuers.iter().map(|(_, issuer)| KeyOfProcess {
             uri: Self::key(issuer).clone(),
             expected: issuer.chain.public_key().clone(),
-            sessions: SESSIONS,
+            sessions: self.opened.device.sessions,
             observer: Arc::new(SignerMetrics::new(metrics, issuer.chain.id())),
         });
         start(ProcessOptions {
@@ -165,7 +162,7 @@ impl<'a> Wanted<'a> {
         let mut signers = Vec::new();
         for (_, issuer) in &self.issuers {
             let options = PoolOptions {
-                threads: SESSIONS,
+                threads: self.opened.device.sessions,
                 queue: PERMITS,
                 expected: Some(issuer.chain.public_key().clone()),
                 observer: Arc::new(SignerMetrics::new(metrics, issuer.chain.id())),

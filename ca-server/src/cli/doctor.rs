@@ -2,6 +2,7 @@
 //! changes nothing and stops at nothing: what is broken in one place hides nothing in another. It works beside the running daemon. An
 //! issuer's key signs nothing here, and a PIN is tried at most once.
 
+mod bench;
 mod certificates;
 mod configuration;
 mod device;
@@ -37,6 +38,10 @@ pub struct Args {
     /// Have the database check its own structure, too; reads all of it
     #[arg(long)]
     deep: bool,
+    /// Only measure: signatures per second and latency on 1, 2, 4 … sessions of each issuer's device, and how many to use. Takes all of the
+    /// device's speed meanwhile
+    #[arg(long, conflicts_with_all = ["output", "no_rate", "deep"])]
+    bench: bool,
 }
 
 /// The shape of the answer.
@@ -54,6 +59,10 @@ pub fn run(args: &Args, path: &Path) -> Result<(), Exit> {
     let examined = Examination::of(path, clock.now()).map_err(Exit::config)?;
     // Before any thread starts; what is illegal in it has been a complaint already.
     let entered = super::environment::enter(&examined.environment);
+    if args.bench {
+        entered?;
+        return bench::run(&examined.issuers, args.try_pin);
+    }
     let mut report = Report::new(path, clock.now());
     let text = args.output == Output::Text;
     let mut tell = |findings: Findings| -> Result<(), Exit> {
@@ -70,7 +79,7 @@ pub fn run(args: &Args, path: &Path) -> Result<(), Exit> {
     tell(ledger)?;
     tell(ledger::clock(&times, clock.now()))?;
     for issuer in &examined.issuers {
-        tell(device::examine(issuer, &examined.issuers, args))?;
+        tell(device::examine(issuer, &examined.issuers, args.try_pin, !args.no_rate))?;
     }
     match text {
         true => report.print_summary(&mut io::stdout().lock()),

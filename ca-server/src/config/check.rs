@@ -22,6 +22,9 @@ use crate::x509::chain::IssuerChain;
 /// Limits on a device's `timeout`.
 const DEVICE_TIMEOUT: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 
+/// Limits on a device's `sessions`.
+const SESSIONS: std::ops::RangeInclusive<u16> = 1..=64;
+
 /// Limits on `csr.call_timeout`.
 const CALL_TIMEOUT: std::ops::RangeInclusive<u64> = 100..=60_000;
 
@@ -231,7 +234,8 @@ impl<'a> Checker<'a> {
         })
     }
 
-    fn device(&self, issuer: &Issuer, devices: &BTreeMap<String, Device>) -> Result<DeviceConfig, ConfigError> {
+    /// How its key's device is opened.
+    pub(super) fn device(&self, issuer: &Issuer, devices: &BTreeMap<String, Device>) -> Result<DeviceConfig, ConfigError> {
         let name = issuer.device.clone().unwrap_or_default();
         let (plain, of) = (Device::default(), |key: &str| format!("device.{name}.{key}"));
         let device = devices.get(&name).unwrap_or(&plain);
@@ -240,6 +244,9 @@ impl<'a> Checker<'a> {
         }
         if !DEVICE_TIMEOUT.contains(&device.timeout) {
             return Err(self.bad(&of("timeout"), "lies outside 100ms–60s"));
+        }
+        if !SESSIONS.contains(&device.sessions) {
+            return Err(self.bad(&of("sessions"), "lies outside 1–64"));
         }
         let legal = |(name, value): (&String, &String)| !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
         if !device.env.iter().all(legal) {
@@ -251,6 +258,7 @@ impl<'a> Checker<'a> {
             socket: device.socket.as_deref().map(|path| self.file(path)),
             timeout: device.timeout,
             network: device.network,
+            sessions: device.sessions.into(),
             name,
         })
     }

@@ -10,7 +10,7 @@ use toml::{Table, Value};
 
 use super::check::Checker;
 use super::file::{Csr, Device, File, Issuer, IssuerState, Jwt, Ledger, Monitoring, Profile as ProfileFile};
-use super::{Config, ConfigError, parse, read};
+use super::{Config, ConfigError, DeviceConfig, parse, read};
 use crate::policy::{Profile, ServingName};
 use crate::store::ledger::Location;
 use crate::timestamp::Timestamp;
@@ -50,6 +50,8 @@ pub struct ExaminedIssuer {
     pub chain: Result<IssuerChain, ConfigError>,
     /// Where its key is; a retiring one need not say.
     pub key: Result<Option<KeyUri>, ConfigError>,
+    /// How its key's device is opened; `None` if its section is refused.
+    pub device: Option<DeviceConfig>,
     /// Why `transcript` cannot be read.
     pub transcript: Option<ConfigError>,
 }
@@ -141,14 +143,17 @@ impl Parts<'_> {
 
     fn issuers(&mut self) -> Vec<ExaminedIssuer> {
         let issuers: Vec<Issuer> = self.list("issuer");
-        let examined = |issuer: &Issuer| ExaminedIssuer {
+        let devices: BTreeMap<String, Device> = self.section("device").unwrap_or_default();
+        let opened: Vec<_> = issuers.iter().map(|issuer| self.checked(|checker| checker.device(issuer, &devices))).collect();
+        let examined = |(issuer, device): (&Issuer, Option<DeviceConfig>)| ExaminedIssuer {
+            device,
             id: issuer.id.clone(),
             active: matches!(issuer.state, IssuerState::Active),
             chain: self.checker.chain(issuer),
             key: self.checker.key(issuer),
             transcript: self.checker.transcript(issuer).err(),
         };
-        issuers.iter().map(examined).collect()
+        issuers.iter().zip(opened).map(examined).collect()
     }
 
     fn jwt(&mut self) -> Vec<ExaminedJwt> {

@@ -117,11 +117,20 @@ pub(super) struct Device {
     pub timeout: Duration,
     #[serde(default)]
     pub network: bool,
+    #[serde(default = "four")]
+    pub sessions: u16,
 }
 
 impl Default for Device {
     fn default() -> Self {
-        Self { env: BTreeMap::new(), isolation: Isolation::default(), socket: None, timeout: two_seconds(), network: false }
+        Self {
+            env: BTreeMap::new(),
+            isolation: Isolation::default(),
+            socket: None,
+            timeout: two_seconds(),
+            network: false,
+            sessions: four(),
+        }
     }
 }
 
@@ -205,6 +214,10 @@ pub(super) struct Jwt {
 
 fn info() -> String {
     "info".to_owned()
+}
+
+fn four() -> u16 {
+    4
 }
 
 fn two_seconds() -> Duration {

@@ -105,6 +105,8 @@ pub struct DeviceConfig {
     pub timeout: Duration,
     /// `network`: whether the module needs the network.
     pub network: bool,
+    /// `sessions`: how many each key signs on at once.
+    pub sessions: usize,
 }
 
 /// One `[[jwt]]`.

@@ -9,15 +9,13 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use signers::pkcs11::{ModuleFacts, SessionLimit, TokenState, inspect_module, inspect_token};
-use signers::{Algorithm, KeyUri, Pkcs11Uri, PublicKey, SignError, open_vault_for_reading};
+use signers::{Algorithm, KeyUri, Pkcs11Uri, PoolOptions, PublicKey, SignError, open_vault_for_reading};
 
-use super::Args;
 use super::finding::{Findings, span};
-use crate::app::signers::SESSIONS;
 use crate::config::ExaminedIssuer;
 
 /// A device that answers a question later is taken to hang.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One issuer's key, and how to look at it.
 struct Case {
@@ -25,6 +23,8 @@ struct Case {
     uri: KeyUri,
     /// The public key in the issuer's certificate, if that can be read.
     expected: Option<PublicKey>,
+    /// Sessions on which the daemon signs with this key.
+    pool: usize,
     /// Sessions that the daemon wants of the token at once, for all issuers whose keys lie in it.
     sessions: usize,
     try_pin: bool,
@@ -44,8 +44,8 @@ impl Telling {
     }
 }
 
-/// Examines the device of `issuer`, one of `all`.
-pub(super) fn examine(issuer: &ExaminedIssuer, all: &[ExaminedIssuer], args: &Args) -> Findings {
+/// Examines the device of `issuer`, one of `all`; `rate` says whether its speed is measured.
+pub(super) fn examine(issuer: &ExaminedIssuer, all: &[ExaminedIssuer], try_pin: bool, rate: bool) -> Findings {
     let mut findings = Findings::in_area("device");
     findings.about(&issuer.id);
     let uri = match &issuer.key {
@@ -68,9 +68,10 @@ pub(super) fn examine(issuer: &ExaminedIssuer, all: &[ExaminedIssuer], args: &Ar
         id: issuer.id.clone(),
         uri: uri.clone(),
         expected: issuer.chain.as_ref().ok().map(|chain| chain.public_key().clone()),
+        pool: pool_of(issuer),
         sessions: wanted_sessions(uri, all),
-        try_pin: args.try_pin,
-        rate: !args.no_rate,
+        try_pin,
+        rate,
     };
     let (told, findings_so_far) = channel();
     let mut telling = Telling { findings: findings.clone(), told };
@@ -104,7 +105,12 @@ fn wanted_sessions(uri: &KeyUri, all: &[ExaminedIssuer]) -> usize {
         let other = issuer.key.as_ref().ok().and_then(Option::as_ref);
         issuer.active && other.is_some_and(|other| token(other) == token(uri))
     };
-    all.iter().filter(in_it).count() * SESSIONS + 1
+    all.iter().filter(in_it).map(pool_of).sum::<usize>() + 1
+}
+
+/// `sessions` of its device, or the default where that section is refused.
+fn pool_of(issuer: &ExaminedIssuer) -> usize {
+    issuer.device.as_ref().map_or(PoolOptions::default().threads, |device| device.sessions)
 }
 
 fn file(telling: &mut Telling, case: &Case) {

@@ -79,6 +79,11 @@ impl Findings {
         self.add(check, Severity::Problem, what.into(), Some(remedy.into()));
     }
 
+    /// Whether one of these checks found a problem.
+    pub(super) fn has_problem(&self, checks: &[&str]) -> bool {
+        self.list.iter().any(|finding| finding.severity == Severity::Problem && checks.contains(&finding.check))
+    }
+
     fn add(&mut self, check: &'static str, severity: Severity, what: String, remedy: Option<String>) {
         self.list.push(Finding { area: self.area, subject: self.subject.clone(), check, severity, what, remedy });
     }

@@ -1,0 +1,154 @@
+//! `doctor --bench`: what each issuer's device does on 1, 2, 4 … sessions, and how many the daemon should use. It signs with throw-away keys
+//! of the issuer's kind in a process of its own; a daemon on the same device is slower meanwhile. A PIN is tried at most once, and not where
+//! the token's flags warn of it.
+
+use std::io::{self, Write};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use signers::bench::{Bench, Level, Measured, Step, gain};
+use signers::pkcs11::{SessionLimit, inspect_token};
+use signers::{KeyKind, KeyUri, SignError, open_vault_for_reading};
+
+use super::device::{self, PATIENCE};
+use super::finding::span;
+use super::unwritable;
+use crate::cli::Exit;
+use crate::config::ExaminedIssuer;
+
+/// How long each number of sessions is measured.
+const TIME: Duration = Duration::from_secs(1);
+
+/// The largest number of sessions that a config may ask for.
+const MOST: usize = 64;
+
+/// What the thread that measures tells.
+enum Told {
+    /// It begins, with keys of this kind.
+    Begun(KeyKind),
+    Step(Step),
+    Ended(Result<Measured, SignError>),
+}
+
+/// Measures the device of every active issuer.
+pub(super) fn run(issuers: &[ExaminedIssuer], try_pin: bool) -> Result<(), Exit> {
+    let mut out = io::stdout().lock();
+    let mut failed = 0;
+    for issuer in issuers.iter().filter(|issuer| issuer.active) {
+        // Before anything else: the PIN, which nothing here may cost a try more than `doctor` does.
+        let findings = device::examine(issuer, issuers, try_pin, false);
+        findings.print(&mut out).map_err(unwritable)?;
+        let measured = match &issuer.key {
+            Ok(Some(uri)) if !findings.has_problem(&["key", "module", "token", "login", "answers"]) => measure(&mut out, issuer, uri),
+            _ => writeln!(out, "\n{}: not measured, as long as that is so", issuer.id).map(|()| false),
+        };
+        failed += usize::from(!measured.map_err(unwritable)?);
+    }
+    match failed {
+        0 => Ok(()),
+        1 => Err(Exit::refused("1 device could not be measured")),
+        more => Err(Exit::refused(format_args!("{more} devices could not be measured"))),
+    }
+}
+
+/// Measures one device and prints what comes of it. False if it could not be measured.
+fn measure(out: &mut impl Write, issuer: &ExaminedIssuer, uri: &KeyUri) -> io::Result<bool> {
+    let (told, telling) = channel();
+    let (expected, of_thread) = (issuer.chain.as_ref().ok().and_then(|chain| chain.public_key().kind()), uri.clone());
+    // A library that hangs costs this thread, which ends with the process.
+    std::thread::spawn(move || {
+        let ended = rise(&of_thread, expected, &told);
+        // Nobody listens any more when it took too long.
+        let _ = told.send(Told::Ended(ended));
+    });
+    let mut levels: Vec<Level> = Vec::new();
+    loop {
+        match telling.recv_timeout(PATIENCE) {
+            Ok(Told::Begun(kind)) => {
+                let id = &issuer.id;
+                writeln!(out, "\n{id}: measured with throw-away {kind} keys; until it is done the device has no speed left for others")?;
+                writeln!(out, "\n  {:>8}{:>14}{:>10}{:>10}{:>8}", "sessions", "signatures/s", "p50 ms", "p99 ms", "gain")?;
+            }
+            Ok(Told::Step(Step::Opened)) => {}
+            Ok(Told::Step(Step::Measured(level))) => {
+                levels.push(level);
+                row(out, &levels)?;
+            }
+            Ok(Told::Ended(Ok(measured))) => {
+                advise(out, issuer, &measured)?;
+                return Ok(true);
+            }
+            Ok(Told::Ended(Err(error))) => {
+                writeln!(out, "\n{}: not measured: {}", issuer.id, error.cause())?;
+                return Ok(false);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                writeln!(out, "\n{}: not measured: the device has not answered for {}", issuer.id, span(PATIENCE))?;
+                return Ok(false);
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                writeln!(out, "\n{}: not measured: the thread that signed has failed", issuer.id)?;
+                return Ok(false);
+            }
+        }
+    }
+}
+
+fn rise(uri: &KeyUri, expected: Option<KeyKind>, told: &Sender<Told>) -> Result<Measured, SignError> {
+    let found = || open_vault_for_reading(uri)?.describe(uri).map(|facts| facts.and_then(|facts| facts.public_key.kind()));
+    let kind = match expected {
+        Some(kind) => Some(kind),
+        None => found()?,
+    };
+    let kind = kind.ok_or_else(|| SignError::Rejected("no throw-away key of its kind is made".into()))?;
+    let most = most_sessions(uri, kind)?;
+    let _ = told.send(Told::Begun(kind));
+    Bench::on(uri.clone(), kind, TIME).rise(most, &mut |step| {
+        let _ = told.send(Told::Step(step));
+    })
+}
+
+/// What the token allows besides the session that keeps the login.
+fn most_sessions(uri: &KeyUri, kind: KeyKind) -> Result<usize, SignError> {
+    let KeyUri::Pkcs11(uri) = uri else { return Ok(MOST) };
+    let state = inspect_token(uri)?;
+    if !state.generates(kind) {
+        let why = format!("the token {:?} makes no {kind} keys, and the issuer's key signs nothing here", state.facts.label);
+        return Err(SignError::Rejected(why));
+    }
+    Ok(match state.most_sessions {
+        SessionLimit::AtMost(most) => usize::try_from(most).unwrap_or(MOST).saturating_sub(1).clamp(1, MOST),
+        SessionLimit::Unlimited | SessionLimit::Untold => MOST,
+    })
+}
+
+fn row(out: &mut impl Write, levels: &[Level]) -> io::Result<()> {
+    let Some(level) = levels.last() else { return Ok(()) };
+    let gained = gain(levels).map(|gain| format!("{:+.0} %", 100.0 * gain)).unwrap_or_default();
+    let (p50, p99) = (1_000.0 * level.p50.as_secs_f64(), 1_000.0 * level.p99.as_secs_f64());
+    let line = format!("  {:>8}{:>14.0}{p50:>10.2}{p99:>10.2}{gained:>8}", level.sessions, level.per_second);
+    writeln!(out, "{}", line.trim_end())?;
+    // Seen at once: the next one takes a second.
+    out.flush()
+}
+
+fn advise(out: &mut impl Write, issuer: &ExaminedIssuer, measured: &Measured) -> io::Result<()> {
+    if let Some((sessions, error)) = &measured.trouble {
+        writeln!(out, "\n{}: {sessions} sessions could not be measured: {}", issuer.id, error.cause())?;
+    }
+    let sessions = measured.recommended().sessions;
+    let how = match &issuer.device {
+        Some(device) if device.sessions == sessions => "as many as the daemon has now".to_owned(),
+        Some(device) if device.name.is_empty() => format!(
+            "write `sessions = {sessions}` into a [device.NAME], name that as `device` of issuer {:?}, and reload; {} now",
+            issuer.id, device.sessions
+        ),
+        Some(device) if device.socket.is_some() => {
+            format!("write `sessions = {sessions}` into the signer's own config and restart it")
+        }
+        Some(device) => format!("write `sessions = {sessions}` into [device.{}] and reload; {} now", device.name, device.sessions),
+        None => format!("write `sessions = {sessions}` into its [device.NAME]"),
+    };
+    let unit = if sessions == 1 { "session" } else { "sessions" };
+    writeln!(out, "\n{}: recommended: {sessions} {unit} ({how})", issuer.id)
+}
