@@ -84,6 +84,31 @@ fn a_device_that_is_slow_and_not_busy_is_given_more_sessions() {
 }
 
 #[test]
+fn devices_that_want_different_environments_are_measured_each_in_its_own() {
+    let material = Material::new();
+    material.write("other.conf", material.read("softhsm2.conf"));
+    let config: toml::Table = toml::from_str(&material.read("ca.toml")).expect("TOML");
+    let issuer = |key: &str| config["issuer"][0][key].as_str().expect("text").to_owned();
+    let (key, chain, roots) = (issuer("key"), issuer("chain"), issuer("roots"));
+    let conf = material.file("other.conf");
+    let append = format!(
+        "[[issuer]]\nid = \"second\"\nkey = {key:?}\nchain = {chain:?}\nroots = {roots:?}\ndevice = \"other\"\n\
+         [device.other]\nenv = {{ SOFTHSM2_CONF = {conf:?} }}\n"
+    );
+    let ca = TestCa::configured(material, Setup { append, ..Setup::default() });
+    let benched = bench(&ca);
+    assert_eq!(benched.status, Some(0), "{}{}", benched.out, benched.error);
+    for id in ["quickstart", "second"] {
+        assert!(benched.out.contains(&format!("{id}: recommended: ")), "{}", benched.out);
+    }
+    let output = ca.verb(&["doctor", "--bench", "--device", "other"]).output().expect("ca-server runs");
+    let alone = String::from_utf8(output.stdout).expect("text");
+    assert!(alone.contains("second: recommended: ") && !alone.contains("quickstart"), "{alone}");
+    let none = ca.verb(&["doctor", "--bench", "--device", "nowhere"]).output().expect("ca-server runs");
+    assert_eq!(none.status.code(), Some(2), "{}", String::from_utf8_lossy(&none.stderr));
+}
+
+#[test]
 fn a_token_that_gives_fewer_sessions_than_it_says_is_measured_up_to_them() {
     let ca = TestCa::configured(Material::new(), Setup::default().with_faults());
     // One for the login, two that sign.
