@@ -42,6 +42,9 @@ pub struct Args {
     /// device's speed meanwhile
     #[arg(long, conflicts_with_all = ["output", "no_rate", "deep"])]
     bench: bool,
+    /// With --bench: only the keys of [device.NAME]
+    #[arg(long, requires = "bench", value_name = "NAME")]
+    device: Option<String>,
 }
 
 /// The shape of the answer.
@@ -57,12 +60,11 @@ enum Output {
 pub fn run(args: &Args, path: &Path) -> Result<(), Exit> {
     let clock = Clock::default();
     let examined = Examination::of(path, clock.now()).map_err(Exit::config)?;
+    if args.bench {
+        return bench::run(&examined.issuers, args, path);
+    }
     // Before any thread starts; what is illegal in it has been a complaint already.
     let entered = super::environment::enter(&examined.environment);
-    if args.bench {
-        entered?;
-        return bench::run(&examined.issuers, args.try_pin);
-    }
     let mut report = Report::new(path, clock.now());
     let text = args.output == Output::Text;
     let mut tell = |findings: Findings| -> Result<(), Exit> {

@@ -2,7 +2,10 @@
 //! of the issuer's kind in a process of its own; a daemon on the same device is slower meanwhile. A PIN is tried at most once, and not where
 //! the token's flags warn of it.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::path::Path;
+use std::process::Command;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
@@ -12,8 +15,8 @@ use signers::{KeyKind, KeyUri, SignError, open_vault_for_reading};
 
 use super::device::{self, PATIENCE};
 use super::finding::span;
-use super::unwritable;
-use crate::cli::Exit;
+use super::{Args, unwritable};
+use crate::cli::{Exit, environment};
 use crate::config::ExaminedIssuer;
 
 /// How long each number of sessions is measured.
@@ -30,25 +33,64 @@ enum Told {
     Ended(Result<Measured, SignError>),
 }
 
-/// Measures the device of every active issuer.
-pub(super) fn run(issuers: &[ExaminedIssuer], try_pin: bool) -> Result<(), Exit> {
-    let mut out = io::stdout().lock();
-    let mut failed = 0;
-    for issuer in issuers.iter().filter(|issuer| issuer.active) {
-        // Before anything else: the PIN, which nothing here may cost a try more than `doctor` does.
-        let findings = device::examine(issuer, issuers, try_pin, false);
-        findings.print(&mut out).map_err(unwritable)?;
-        let measured = match &issuer.key {
-            Ok(Some(uri)) if !findings.has_problem(&["key", "module", "token", "login", "answers"]) => measure(&mut out, issuer, uri),
-            _ => writeln!(out, "\n{}: not measured, as long as that is so", issuer.id).map(|()| false),
-        };
-        failed += usize::from(!measured.map_err(unwritable)?);
-    }
+/// Measures the device of every active issuer. Modules read the process's environment, so devices that want different ones get a process each.
+pub(super) fn run(issuers: &[ExaminedIssuer], args: &Args, path: &Path) -> Result<(), Exit> {
+    let wanted = |issuer: &&ExaminedIssuer| issuer.active && args.device.as_ref().is_none_or(|name| name == section(issuer));
+    let wanted: Vec<&ExaminedIssuer> = issuers.iter().filter(wanted).collect();
+    let environments: BTreeMap<&str, _> = wanted.iter().map(|issuer| (section(issuer), variables(issuer))).collect();
+    let mut different: Vec<_> = environments.values().collect();
+    different.dedup();
+    let failed = match different[..] {
+        [] => return Err(Exit::config("no active issuer has its key in that device")),
+        [variables] => {
+            // Before any thread starts.
+            environment::enter(variables)?;
+            one_by_one(&wanted, issuers, args.try_pin).map_err(unwritable)?
+        }
+        _ => environments.keys().map(|name| usize::from(!in_a_process(name, args, path))).sum(),
+    };
     match failed {
         0 => Ok(()),
         1 => Err(Exit::refused("1 device could not be measured")),
         more => Err(Exit::refused(format_args!("{more} devices could not be measured"))),
     }
+}
+
+/// `NAME` of the `[device.NAME]` that an issuer names; empty for none.
+fn section(issuer: &ExaminedIssuer) -> &str {
+    issuer.device.as_ref().map_or("", |device| &device.name)
+}
+
+fn variables(issuer: &ExaminedIssuer) -> BTreeMap<String, String> {
+    issuer.device.as_ref().map(|device| device.environment.clone()).unwrap_or_default()
+}
+
+/// The same for one device. Whether it could be measured.
+fn in_a_process(device: &str, args: &Args, path: &Path) -> bool {
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["doctor", "--bench", "--device", device, "--config"]).arg(path);
+    command.args(args.try_pin.then_some("--try-pin"));
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// How many could not be measured.
+fn one_by_one(wanted: &[&ExaminedIssuer], all: &[ExaminedIssuer], try_pin: bool) -> io::Result<usize> {
+    let mut out = io::stdout().lock();
+    let mut failed = 0;
+    for issuer in wanted {
+        // Before anything else: the PIN, which nothing here may cost a try more than `doctor` does.
+        let findings = device::examine(issuer, all, try_pin, false);
+        findings.print(&mut out)?;
+        let measured = match &issuer.key {
+            Ok(Some(uri)) if !findings.has_problem(&["key", "module", "token", "login", "answers"]) => measure(&mut out, issuer, uri)?,
+            _ => {
+                writeln!(out, "\n{}: not measured, as long as that is so", issuer.id)?;
+                false
+            }
+        };
+        failed += usize::from(!measured);
+    }
+    Ok(failed)
 }
 
 /// Measures one device and prints what comes of it. False if it could not be measured.
