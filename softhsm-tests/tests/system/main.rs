@@ -5,6 +5,7 @@
 mod audit;
 mod authentication;
 mod bad_input;
+mod bench;
 mod chain;
 mod client_certificate;
 mod clocks;
@@ -22,6 +23,7 @@ mod ledger_errors;
 mod lifetime;
 mod loadgen;
 mod metadata;
+mod modules;
 mod operations;
 mod outages;
 mod overload;
