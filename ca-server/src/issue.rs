@@ -2,6 +2,7 @@
 //!
 //! Each value has one private maker, so holding it proves that its step happened: `Caller → Csr → Grant → Draft → Recorded<Draft> →
 //! Signed → Issued`. From the intent on the call belongs to the server: its steps run in a task that no reset, time limit or shutdown drops.
+//! Before it drafts anything a call waits for its turn with the device (`admission`), if the device is busy.
 //! A call that is made again leaves the path after policy, with the certificate that is recorded: `Repeated`.
 
 mod answer;
@@ -17,12 +18,14 @@ use tokio::task::JoinHandle;
 use tracing::Instrument;
 
 pub use self::answer::Answer;
-use self::hold::{Hold, Permit};
+use self::hold::{Hold, OfCaller, Permit};
 
+use crate::admission::{Admission, Standing};
 use crate::authn::{Authenticators, Caller, Credentials};
 use crate::clock::Clock;
 use crate::evidence::{Evidence, RequestId};
 use crate::fairness::{Arrival, Fairness, Limits};
+use crate::holders::Holders;
 use crate::issuer::Issuers;
 use crate::metrics::{Metrics, Step};
 use crate::policy::{Policy, ServingName, Wishes};
@@ -78,6 +81,8 @@ pub struct Pipeline {
     metrics: Arc<Metrics>,
     repeats: Repeats,
     fairness: Arc<Fairness>,
+    holders: Arc<Holders>,
+    admission: Admission,
     log_budget: LogBudget,
 }
 
@@ -85,8 +90,9 @@ impl Pipeline {
     /// A pipeline over this ledger, with this first snapshot.
     pub fn new(snapshot: Snapshot, ledger: Ledger, clock: Clock, metrics: Arc<Metrics>) -> Self {
         let (permits, snapshot) = (Arc::new(Semaphore::new(PERMITS)), ArcSwap::from_pointee(snapshot));
-        let (repeats, fairness, log_budget) = (Repeats::default(), Arc::default(), LogBudget::default());
-        Self { permits, snapshot, ledger, clock, metrics, repeats, fairness, log_budget }
+        let (repeats, fairness, holders, log_budget) = (Repeats::default(), Arc::default(), Arc::default(), LogBudget::default());
+        let admission = Admission::new(PERMITS, metrics.clone());
+        Self { permits, snapshot, ledger, clock, metrics, repeats, fairness, holders, admission, log_budget }
     }
 
     /// What is in force now.
@@ -133,9 +139,13 @@ impl Pipeline {
             Turn::Again(known) => return self.repeat(permit, ca, known, caller.evidence().clone(), call.request).await,
         };
         let key = self.fairness.key(&ca.limits, caller.identity(), csr.key(), now)?;
+        let holder = self.holders.holder(caller.identity(), caller.evidence());
+        let standing = holder.standing(caller.presented_ends(), now);
+        let id = grant.issuer().id();
+        let device = self.admission.enter(id, || ca.issuers.pace(id), standing, call.deadline).await?;
         let period = self.ledger.period(now);
         let draft = metrics.quick_step(Step::Draft, || Draft::new(grant, csr.into_key(), period, now, random.serial));
-        let hold = Hold::of_caller(permit, place, key, now);
+        let hold = Hold::of_caller(permit, device, OfCaller { place, key, holder, at: now });
         let issued = self.finish(hold, ca.clone(), draft, caller.evidence().clone(), call.request, call.deadline).await?;
         Ok(Answer::issued(issued, ca.bundle.clone()))
     }
@@ -149,16 +159,21 @@ impl Pipeline {
         deadline: Instant,
     ) -> Result<Issued, Refusal> {
         let (ca, now, random) = (self.snapshot(), self.clock.now(), Randomness::fresh());
-        let permit = self.permit()?;
+        // Callers that hold every permit must not keep it out.
+        let next = tokio::time::timeout_at(deadline.into(), self.permits.clone().acquire_owned()).await;
+        let permit = next.map_err(|_| Refusal::new(Reason::Overloaded, format_args!("{PERMITS} calls are under way")))?;
+        let permit = Permit::new(permit.map_err(|_| stopping())?, self.metrics.clone());
         let grant = ca.policy.serving(names, now)?;
+        let id = grant.issuer().id();
+        let device = self.admission.enter(id, || ca.issuers.pace(id), Standing::Daemon, deadline).await?;
         let draft = Draft::new(grant, key, self.ledger.period(now), now, random.serial);
-        self.finish(Hold::of_daemon(permit), ca, draft, Evidence::daemon(), request, deadline).await
+        self.finish(Hold::of_daemon(permit, device), ca, draft, Evidence::daemon(), request, deadline).await
     }
 
     /// Hands the call to the server: intent, signature and outcome run to their end whatever becomes of the caller.
     async fn finish(
         &self,
-        hold: Hold,
+        mut hold: Hold,
         ca: Arc<Snapshot>,
         draft: Draft,
         evidence: Evidence,
@@ -168,7 +183,9 @@ impl Pipeline {
         let (ledger, metrics, clock) = (self.ledger.clone(), self.metrics.clone(), self.clock.clone());
         let task = async move {
             let recorded = metrics.step(Step::Open, open(&ledger, draft, &evidence, request, &clock)).await?;
+            hold.recorded();
             let outcome = metrics.step(Step::Sign, ca.issuers.sign(recorded, deadline)).await;
+            hold.signed();
             let issued = metrics.step(Step::Close, ledger.close(outcome)).await?;
             metrics.issued(issued.draft().issuer_id(), issued.draft().purpose());
             // What is held comes back when the outcome is durable, not when the caller has lost patience.
@@ -200,7 +217,7 @@ impl Pipeline {
     fn permit(&self) -> Result<Permit, Refusal> {
         match self.permits.clone().try_acquire_owned() {
             Ok(permit) => Ok(Permit::new(permit, self.metrics.clone())),
-            Err(TryAcquireError::Closed) => Err(Refusal::new(Reason::Stopping, "the daemon is shutting down")),
+            Err(TryAcquireError::Closed) => Err(stopping()),
             Err(TryAcquireError::NoPermits) => Err(Refusal::new(Reason::Overloaded, format_args!("{PERMITS} calls are under way"))),
         }
     }
@@ -251,6 +268,10 @@ impl Pipeline {
     pub fn close(&self) {
         self.permits.close();
     }
+}
+
+fn stopping() -> Refusal {
+    Refusal::new(Reason::Stopping, "the daemon is shutting down")
 }
 
 /// The end of a task that runs to its end whatever becomes of the caller.

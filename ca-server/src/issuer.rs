@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use signers::{Job, SignError, SignFailure, Signer};
+use signers::{Job, Pace, SignError, SignFailure, Signer};
 
 use crate::refusal::{Reason, Refusal};
 use crate::store::ledger::{Recorded, Signed, Unsigned};
@@ -27,6 +27,12 @@ pub struct Issuer {
 pub struct Issuers(pub Vec<Issuer>);
 
 impl Issuers {
+    /// How fast an issuer's device signs. Of one that does not sign nothing is known.
+    pub fn pace(&self, id: &str) -> Pace {
+        let signer = self.0.iter().find(|issuer| issuer.chain.id() == id).and_then(|issuer| issuer.signer.as_ref());
+        signer.map_or(Pace { sessions: 1, per_signature: None }, Signer::pace)
+    }
+
     /// Signs a recorded draft with the key of its issuer and checks the signature with the issuer's certificate.
     pub async fn sign(&self, recorded: Recorded<Draft>, deadline: Instant) -> Result<Signed, Unsigned> {
         let id = recorded.draft().issuer_id();

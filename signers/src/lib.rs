@@ -9,6 +9,7 @@ mod uri;
 
 pub mod conformance;
 pub mod file;
+pub mod pace;
 pub mod pkcs11;
 pub mod pool;
 pub mod process;
@@ -17,6 +18,7 @@ mod signer;
 use std::time::{Duration, Instant};
 
 pub use algorithm::{Algorithm, KeyKind, PublicKey, UnknownName};
+pub use pace::Pace;
 pub use pool::job::Timing;
 pub use pool::{Health, HealthState, Pool, PoolOptions};
 pub use secret_file::{SecretFileError, check_secret_file, read_password, read_pin};

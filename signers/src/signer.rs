@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use crate::pace::{Pace, PaceMeter};
 use crate::pool::job::Progress;
 use crate::pool::{Health, Pool, PoolOptions};
 use crate::process::RemoteKey;
@@ -16,7 +17,7 @@ const ON_ITS_WAY: Duration = Duration::from_millis(200);
 
 /// A key that signs jobs. Clones share the same device, which is closed when the last clone is dropped.
 #[derive(Clone, Debug)]
-pub struct Signer(Place);
+pub struct Signer(Place, Arc<PaceMeter>);
 
 /// Where the device is open.
 #[derive(Clone, Debug)]
@@ -27,13 +28,15 @@ enum Place {
 
 impl Signer {
     /// A key in a device that this process opens, on threads of its own: see `Pool::start`. Blocks meanwhile.
-    pub fn start(key: KeyUri, options: PoolOptions) -> Result<Self, SignError> {
-        Ok(Self(Place::Threads(Pool::start(key, options)?)))
+    pub fn start(key: KeyUri, mut options: PoolOptions) -> Result<Self, SignError> {
+        let meter = Arc::new(PaceMeter::default());
+        options.observer = meter.before(options.observer);
+        Ok(Self(Place::Threads(Pool::start(key, options)?), meter))
     }
 
     /// A key in a device that another process has opened.
-    pub(crate) fn remote(key: RemoteKey) -> Self {
-        Self(Place::Process(Arc::new(key)))
+    pub(crate) fn remote(key: RemoteKey, meter: Arc<PaceMeter>) -> Self {
+        Self(Place::Process(Arc::new(key)), meter)
     }
 
     /// Queues a job and waits for its signature until its deadline. Once queued the job runs whether or not the caller still waits.
@@ -103,6 +106,12 @@ impl Signer {
             Place::Threads(pool) => pool.health(),
             Place::Process(key) => key.health(),
         }
+    }
+
+    /// How fast it signs, as far as is known. While no session is open, as fast as with all of them: what is wrong then is for health to say.
+    pub fn pace(&self) -> Pace {
+        let health = self.health();
+        self.1.pace(if health.open > 0 { health.open } else { health.threads })
     }
 
     /// An operator asks (SIGHUP): one more login is tried if the token refused our PIN, and a lost device is tried at once. Never waits.

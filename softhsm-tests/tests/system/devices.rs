@@ -223,11 +223,12 @@ async fn a_slow_token_is_not_asked_for_calls_that_are_past_their_limit() {
     const CALLS: usize = 200;
     let setup = Setup::default().with_faults().replace("call_timeout = \"5s\"", "call_timeout = \"2s\"");
     let ca = TestCa::start_with(setup).await;
-    let (ask, csr, channel, faults) = (Ask::bearer(&ca.token()), Csr::demo().pem, ca.connect().await, ca.faults());
+    let (ask, channel, faults) = (Ask::bearer(&ca.token()), ca.connect().await, ca.faults());
+    let csrs: Vec<String> = (0..CALLS).map(|_| Csr::demo().pem).collect();
     let before = faults.signatures();
-    // Four sessions sign forty times a second at most.
+    // Four sessions sign forty times a second at most. The calls come before that is known.
     ca.command_faults("C_Sign sleep_ms 100");
-    let answers = join_all((0..CALLS).map(|_| channel.call(&csr, &ask))).await;
+    let answers = join_all(csrs.iter().map(|csr| channel.call(csr, &ask))).await;
     let (mut certificates, mut late) = (0, 0);
     for answer in answers {
         match answer {
@@ -236,7 +237,8 @@ async fn a_slow_token_is_not_asked_for_calls_that_are_past_their_limit() {
                 certificates += 1;
             }
             Err(status) => {
-                assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+                // Once it is known those are refused that have no chance.
+                assert!(matches!(status.code(), Code::DeadlineExceeded | Code::ResourceExhausted), "{status}");
                 late += 1;
             }
         }
@@ -253,6 +255,6 @@ async fn a_slow_token_is_not_asked_for_calls_that_are_past_their_limit() {
         "late calls are not signed"
     );
     assert_eq!(ca.open_intents(&ledger), 0);
-    ca.call(&csr, &ask).await.expect("served at once");
+    ca.call(&csrs[0], &ask).await.expect("served at once");
     ca.check();
 }
