@@ -11,6 +11,7 @@ mod uri;
 pub mod bench;
 pub mod conformance;
 pub mod file;
+pub mod pace;
 pub mod pkcs11;
 pub mod pool;
 mod probe;
@@ -20,6 +21,7 @@ mod signer;
 use std::time::{Duration, Instant};
 
 pub use algorithm::{Algorithm, KeyKind, PublicKey, UnknownName};
+pub use pace::Pace;
 pub use pool::job::Timing;
 pub use pool::{Health, HealthState, Pool, PoolOptions};
 pub use probe::PROBE;

@@ -2,6 +2,7 @@
 //! Numbers in names are the cases of Istio's contract.
 #![allow(clippy::disallowed_methods, reason = "tests choose times around the real clock")]
 
+mod admission;
 mod audit;
 mod authentication;
 mod bad_input;
