@@ -167,7 +167,7 @@ async fn a_sibling_takes_the_calls_of_an_issuer_that_fails_with_serials_of_its_o
     let second = Second::beside(&material);
     let root = Authority::root("siblings", YEAR);
     let (one, other) = (root.intermediate("one", YEAR), root.intermediate("other", YEAR));
-    material.write("root.pem", root.certificate());
+    material.write("root-cert.pem", root.certificate());
     for (name, issuer) in [("one", &one), ("other", &other)] {
         material.write(&format!("{name}.pem"), issuer.certificate());
         material.write(&format!("{name}.key"), issuer.key());
@@ -181,7 +181,7 @@ async fn a_sibling_takes_the_calls_of_an_issuer_that_fails_with_serials_of_its_o
         format!("pkcs11:token=sibling;object=sibling?module-path={}&pin-source=file:{}", module.display(), pin.display())
     };
     let issuer = |id: &str, name: &str, key: &str, device: &str, more: &str| {
-        format!("[[issuer]]\nid = {id:?}\nkey = {key:?}\nchain = \"{name}.pem\"\nroots = \"root.pem\"\ndevice = {device:?}\n{more}\n")
+        format!("[[issuer]]\nid = {id:?}\nkey = {key:?}\nchain = \"{name}.pem\"\nroots = \"root-cert.pem\"\ndevice = {device:?}\n{more}\n")
     };
     let text = material.read("ca.toml");
     let block = &text[text.find("[[issuer]]").expect("an issuer")..text.find("# What workloads get.").expect("a profile")];
