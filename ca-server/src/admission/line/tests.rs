@@ -120,9 +120,9 @@ fn whoever_would_be_overtaken_in_vain_is_turned_away_at_once() {
     turn(line.arrive(renewal(0), now + 5000 * MILLI, now, || 1002));
     // One burst is over when it is over.
     let mut line = full(pace(1, 20), now);
-    (0..20).for_each(|who| {
+    for who in 0..20 {
         turn(line.arrive(renewal(1), now + 5000 * MILLI, now, || who));
-    });
+    }
     turn(line.arrive(renewal(2), now + 5000 * MILLI, now, || 1003));
 }
 
