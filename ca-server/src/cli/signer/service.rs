@@ -79,7 +79,10 @@ impl Desk {
         let mut hangup = signals(SignalKind::hangup())?;
         let mut opened = tokio::select! {
             opened = open(&keys) => opened?,
-            () = end.come() => return Ok(()),
+            () = end.come() => {
+                end_at_last();
+                return Ok(());
+            }
         };
         let (mut tick, mut watch) = (interval(TICK), Watch::default());
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
