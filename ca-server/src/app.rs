@@ -1,5 +1,6 @@
 //! The composition root: config → parts → listeners → reload → orderly shutdown. Alone knows every room.
 
+mod devices;
 mod reload;
 mod serving;
 pub(crate) mod signers;
@@ -138,6 +139,7 @@ impl Server {
         let routes = monitoring::router(Arc::new(watched::View(daemon.clone())));
         tokio::spawn(monitoring::serve(monitoring_listener, routes));
         let renewal = tokio::spawn(serving::keep_fresh(daemon.clone()));
+        tokio::spawn(devices::file_changes(daemon.clone()));
         Ok(Self { daemon, csr_address, monitoring_address, stop, csr, renewal, hangup })
     }
 

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 pub use algorithm::{Algorithm, KeyKind, PublicKey, UnknownName};
 pub use pool::job::Timing;
 pub use pool::{Health, HealthState, Pool, PoolOptions};
-pub use probe::Probe;
+pub use probe::PROBE;
 pub use secret_file::{SecretFileError, check_secret_file, read_password, read_pin};
 pub use signer::{Condition, Signature, Signer, SignerHealth, TokenHealth};
 pub use uri::{KeyUri, Pkcs11Uri, UriError};
@@ -67,7 +67,7 @@ pub enum Purpose {
     CaCertificate,
     /// A certificate revocation list.
     Crl,
-    /// A throw-away signature that shows whether a token is back: see `Probe`.
+    /// A throw-away signature that shows whether a token is back: see `PROBE`.
     Probe,
 }
 

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::circuit::Circuit;
 use super::condition::TokenHealth;
 use crate::pool::job::Progress;
-use crate::probe::Probe;
+use crate::probe::PROBE;
 use crate::process::RemoteKey;
 use crate::{Job, KeyUri, Pool, PublicKey, Purpose, SignError, SignFailure};
 
@@ -129,12 +129,11 @@ impl Token {
 
     /// Whether a throw-away signature verifies.
     async fn probe(&self) -> Result<(), SignError> {
-        let probe = Probe::fresh();
         let deadline = Instant::now() + PROBE_LIMIT;
-        let job = Job { purpose: Purpose::Probe, deadline, message: probe.message().to_vec() };
+        let job = Job { purpose: Purpose::Probe, deadline, message: PROBE.to_vec() };
         let signature = self.ask(job, true).await.map_err(|failure| failure.error)?;
         self.probes.fetch_add(1, Ordering::Relaxed);
-        if self.public_key().verify(probe.message(), &signature) {
+        if self.public_key().verify(PROBE, &signature) {
             return Ok(());
         }
         self.distrust();

@@ -19,7 +19,7 @@ async fn with_faults() -> TestCa {
 }
 
 /// What readiness says of the signer.
-async fn signer_detail(ca: &TestCa) -> (u16, String) {
+pub async fn signer_detail(ca: &TestCa) -> (u16, String) {
     let (status, body) = ca.get("/healthz/ready").await;
     let ready: serde_json::Value = serde_json::from_str(&body).expect("JSON");
     let checks = ready["checks"].as_array().expect("a list");

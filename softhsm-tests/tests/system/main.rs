@@ -29,6 +29,7 @@ mod repeats;
 mod replicas;
 mod secrets;
 mod seen;
+mod several_tokens;
 mod signer_process;
 mod signer_service;
 mod tls;

@@ -111,7 +111,8 @@ async fn a_signature_that_does_not_verify_leaves_nobody_and_its_session_is_not_t
     ca.command_faults("C_Sign corrupt count 1");
     assert_refused(ca.call(&Csr::demo().pem, &ask).await, Code::Internal);
     ca.call(&Csr::demo().pem, &ask).await.expect("the next one is good");
-    ca.until("opened again", || async { ca.metric("ca_server_signer_reopened_total{issuer=\"quickstart\",token=\"1\"}").await >= 1.0 }).await;
+    ca.until("opened again", || async { ca.metric("ca_server_signer_reopened_total{issuer=\"quickstart\",token=\"1\"}").await >= 1.0 })
+        .await;
     let ledger = ca.check();
     assert_eq!((ledger.count("unknown"), ca.open_intents(&ledger)), (1, 0));
 }

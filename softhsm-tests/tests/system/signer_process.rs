@@ -19,9 +19,14 @@ use softhsm_tests::{Ask, Csr, Load, TestCa, tell};
 
 /// The signer process of a daemon, if it has one at present.
 fn signer_of(ca: &TestCa) -> Option<u32> {
+    signer_processes(ca).first().copied()
+}
+
+/// Every signer process of a daemon.
+pub fn signer_processes(ca: &TestCa) -> Vec<u32> {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", ca.pid())).expect("running");
     let children = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("children")).ok());
-    children.collect::<String>().split_whitespace().find_map(|pid| pid.parse().ok())
+    children.collect::<String>().split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

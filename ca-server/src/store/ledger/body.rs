@@ -7,7 +7,7 @@ use aws_lc_rs::digest;
 use minicbor::data::Type;
 use minicbor::{Decoder, Encoder};
 
-use super::event::{ChainId, Event, Group, Hash, Header, Intent, IssuerFacts, Place, Proof, RowRef, Why};
+use super::event::{ChainId, DeviceFacts, Event, Group, Hash, Header, Intent, IssuerFacts, Place, Proof, RowRef, Why};
 use crate::evidence::RequestId;
 use crate::timestamp::{Period, Timestamp};
 
@@ -96,6 +96,10 @@ fn write(e: &mut Out<'_>, header: &Header, event: &Event) -> Written {
             e.i64(group.from.micros())?.u64(group.count).map(drop)
         }
         Event::Dropped { count } => e.u64(*count).map(drop),
+        Event::Device(facts) => {
+            e.str(&facts.issuer)?.u64(facts.token)?.str(&facts.key_uri)?;
+            e.str(&facts.state)?.str(&facts.detail)?.u64(facts.probes).map(drop)
+        }
     }
 }
 
@@ -108,6 +112,7 @@ fn own_fields(event: &Event) -> u64 {
         Event::Issued { .. } | Event::Repeated { .. } => 3,
         Event::Start { .. } | Event::Issuer(_) | Event::Failed { .. } | Event::Unknown { .. } => 4,
         Event::Refused { .. } | Event::RefusedGroup(_) => 5,
+        Event::Device(_) => 6,
         Event::Intent(_) => 7,
     }
 }
@@ -231,6 +236,14 @@ fn own(d: &mut In<'_>, kind: &str) -> Result<Event, BadBody> {
             Event::RefusedGroup(Group { reason: owned(d)?, code: owned(d)?, prefix: owned(d)?, from: micros(d)?, count: d.u64()? })
         }
         "dropped" => Event::Dropped { count: d.u64()? },
+        "device" => Event::Device(DeviceFacts {
+            issuer: owned(d)?,
+            token: d.u64()?,
+            key_uri: owned(d)?,
+            state: owned(d)?,
+            detail: owned(d)?,
+            probes: d.u64()?,
+        }),
         other => Event::Other { kind: other.to_owned() },
     })
 }

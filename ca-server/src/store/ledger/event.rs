@@ -161,6 +161,8 @@ pub enum Event {
         /// How many.
         count: u64,
     },
+    /// A token that signs for an issuer is in another state than before.
+    Device(DeviceFacts),
     /// A kind that a later version of the program knows.
     Other {
         /// Its name.
@@ -186,6 +188,24 @@ impl IssuerFacts {
     pub fn certificate(&self) -> Option<&[u8]> {
         self.chain.first().or(self.roots.first()).map(Vec::as_slice)
     }
+}
+
+/// How one of an issuer's tokens is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceFacts {
+    /// The issuer's id.
+    pub issuer: String,
+    /// Which of the issuer's tokens, counted from 1 in the config's order.
+    pub token: u64,
+    /// The key's URI there, without secrets.
+    pub key_uri: String,
+    /// `healthy`, `degraded`, `reconnecting` or `locked_out`.
+    pub state: String,
+    /// One sentence.
+    pub detail: String,
+    /// Throw-away signatures that were made with the key to see whether the token is back, since the process began: signatures of
+    /// `signers::PROBE`, which no intent names.
+    pub probes: u64,
 }
 
 /// Everything about a certificate before it is signed.
@@ -295,6 +315,7 @@ impl Event {
             Self::Refused { .. } => "refused",
             Self::RefusedGroup(_) => "refused_group",
             Self::Dropped { .. } => "dropped",
+            Self::Device(_) => "device",
             Self::Other { kind } => kind,
         }
     }
@@ -324,7 +345,9 @@ impl Event {
                 issuer: Some(&intent.issuer),
                 profile: Some(&intent.profile),
             },
-            Self::Issuer(facts) => Projection { issuer: Some(&facts.id), ..Projection::default() },
+            Self::Issuer(IssuerFacts { id: issuer, .. }) | Self::Device(DeviceFacts { issuer, .. }) => {
+                Projection { issuer: Some(issuer), ..Projection::default() }
+            }
             Self::Repeated { identity, .. } => Projection { identity: Some(identity), ..Projection::default() },
             Self::Refused { identity, .. } => Projection { identity: identity.as_deref(), ..Projection::default() },
             _ => Projection::default(),

@@ -43,6 +43,7 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 pub use body::BadBody;
+pub use event::DeviceFacts;
 pub use export::{Format, Selection};
 pub use location::{Location, ServerFiles, Servers};
 pub use migrate::{Logins, Migrated, MigrationError, migrate};
@@ -238,6 +239,13 @@ impl Ledger {
     /// Counts the refusal of a caller who proved nothing.
     pub fn refused_before_authentication(&self, reason: Reason, peer: Option<IpAddr>) {
         self.refusals.count(reason, peer, self.clock.now());
+    }
+
+    /// Files that a token is in another state, within a second and without waiting.
+    pub fn device(&self, facts: DeviceFacts) {
+        if !self.refusals.row(Event::Device(facts)) {
+            self.observer.dropped(1);
+        }
     }
 
     /// Records a new configuration; when this fails it must not be used.

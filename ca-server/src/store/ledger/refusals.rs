@@ -83,6 +83,15 @@ impl Refusals {
         kept
     }
 
+    /// A row that nobody waits for. False if it was dropped.
+    pub(super) fn row(&self, event: Event) -> bool {
+        let kept = self.queue.try_send(Item { event, request: None, answer: Answer::Nobody }).is_ok();
+        if !kept {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        kept
+    }
+
     /// Whether this is the first of its identity in the window; of more identities than there may be groups it is not asked.
     fn is_first(&self, reason: Reason, identity: Option<&SpiffeId>, now: Timestamp) -> bool {
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::super::event::{Event, Intent, Proof, RowRef, Why};
+use super::super::event::{DeviceFacts, Event, Intent, Proof, RowRef, Why};
 use super::super::query::Entry;
 use crate::digest::sha256;
 use crate::x509::{lint, pem};
@@ -96,6 +96,7 @@ pub(super) enum OwnLine {
     Refused { identity: Option<String>, evidence: EvidenceLine },
     Group { prefix: String, from: String, count: u64 },
     Dropped { count: u64 },
+    Device { issuer: String, token: u64, key_uri: String, state: String, detail: String, probes: u64 },
 }
 
 pub(super) fn line(entry: Entry, intent: Option<Intent>) -> Line {
@@ -159,6 +160,9 @@ fn own_line(event: Event) -> Option<OwnLine> {
         Event::Reload { config } => OwnLine::Reload { config: hex::encode(config) },
         Event::Clock { recorded } => OwnLine::Clock { recorded: recorded.rfc3339() },
         Event::Dropped { count } => OwnLine::Dropped { count },
+        Event::Device(DeviceFacts { issuer, token, key_uri, state, detail, probes }) => {
+            OwnLine::Device { issuer, token, key_uri, state, detail, probes }
+        }
         _ => return None,
     })
 }

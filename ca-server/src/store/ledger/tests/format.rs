@@ -2,7 +2,7 @@
 
 use crate::evidence::RequestId;
 use crate::store::ledger::body::{GENESIS, decode, encode, is_deterministic, link};
-use crate::store::ledger::event::{ChainId, Event, Group, Header, Intent, IssuerFacts, Place, Proof, RowRef, Why};
+use crate::store::ledger::event::{ChainId, DeviceFacts, Event, Group, Header, Intent, IssuerFacts, Place, Proof, RowRef, Why};
 use crate::store::ledger::fixture::{NOON, evidence};
 use crate::timestamp::{Period, Timestamp};
 
@@ -89,6 +89,14 @@ fn every_kind() -> Vec<Event> {
         Event::Refused { why, identity: None, evidence: Proof::from(&crate::evidence::Evidence::daemon()) },
         Event::RefusedGroup(Group { reason: "r".into(), code: "c".into(), prefix: "10.0.0.0/24".into(), from: time, count: u64::MAX }),
         Event::Dropped { count: 24 },
+        Event::Device(DeviceFacts {
+            issuer: "i".into(),
+            token: 2,
+            key_uri: "u".into(),
+            state: "healthy".into(),
+            detail: "d".into(),
+            probes: 3,
+        }),
     ]);
     kinds
 }

@@ -187,7 +187,9 @@ impl Judged {
                 Meaning::Repeated { intent, identity }
             }
             Event::Refused { .. } | Event::RefusedGroup(_) | Event::Dropped { .. } => Meaning::Refusal,
-            Event::Ceremony { .. } | Event::Reload { .. } | Event::Clock { .. } | Event::Other { .. } => Meaning::Statement,
+            Event::Ceremony { .. } | Event::Reload { .. } | Event::Clock { .. } | Event::Device(_) | Event::Other { .. } => {
+                Meaning::Statement
+            }
         }
     }
 

@@ -1,0 +1,214 @@
+//! Two tokens with one key behind one issuer, and two issuers with keys of their own under one root: one of them is taken away under load and
+//! given back. Nothing but latency may tell.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use pkcs11_fault::Control;
+use softhsm_tests::authority::Authority;
+use softhsm_tests::daemon::{Setup, signal};
+use softhsm_tests::{Ask, Csr, Load, Material, TestCa, tell};
+
+use crate::devices::signer_detail;
+use crate::signer_process::signer_processes;
+
+const YEAR: Duration = Duration::from_secs(86_400 * 365);
+/// The issue's limit.
+const RECOVERY: Duration = Duration::from_secs(10);
+
+/// A second device: SoftHSM in a directory of its own, behind the fault module.
+struct Second {
+    directory: PathBuf,
+    control: Control,
+}
+
+impl Second {
+    fn beside(material: &Material) -> Self {
+        let directory = material.file("second");
+        std::fs::create_dir_all(directory.join("faults")).expect("writable");
+        let conf =
+            format!("directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n", directory.join("tokens").display());
+        std::fs::write(directory.join("softhsm2.conf"), conf).expect("writable");
+        Self { control: Control::new(directory.join("faults")), directory }
+    }
+
+    /// `[device.second]`.
+    fn section(&self) -> String {
+        format!(
+            "\n[device.second]\nenv = {{ PKCS11_FAULT_MODULE = {:?}, PKCS11_FAULT_DIR = {:?}, SOFTHSM2_CONF = {:?} }}\n",
+            softhsm(),
+            self.directory.join("faults"),
+            self.directory.join("softhsm2.conf")
+        )
+    }
+}
+
+fn softhsm() -> PathBuf {
+    signers::pkcs11::find_softhsm().expect("SoftHSM is installed by ./run-tests")
+}
+
+fn fault_module() -> PathBuf {
+    pkcs11_fault::library().expect("cargo builds it beside the tests")
+}
+
+fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").args([from, to]).status().expect("cp runs");
+    assert!(status.success());
+}
+
+/// A token with this key in it.
+fn import(conf: &Path, key: &Path, pin: &str) {
+    let run = |arguments: &[&str]| {
+        let output = Command::new("softhsm2-util").env("SOFTHSM2_CONF", conf).args(arguments).output().expect("comes with SoftHSM");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    run(&["--init-token", "--free", "--label", "sibling", "--so-pin", "00000000", "--pin", pin]);
+    let key = key.to_str().expect("text");
+    run(&["--import", key, "--token", "sibling", "--label", "sibling", "--id", "5b", "--pin", pin]);
+}
+
+/// The one line of `ca.toml` that begins so.
+fn line(material: &Material, begins: &str) -> String {
+    let text = material.read("ca.toml");
+    text.lines().find(|line| line.starts_with(begins)).unwrap_or_else(|| panic!("no {begins}")).to_owned()
+}
+
+async fn uri(material: &Material) -> String {
+    line(material, "key = ").trim_start_matches("key = ").trim_matches('"').to_owned()
+}
+
+/// Under load: signs, is taken away, signs nothing while calls go on without a refusal, is given back, signs again.
+async fn taken_away_and_given_back(ca: &TestCa, second: &Second, what: &str) -> Duration {
+    let mut load = Load::on(ca, 8);
+    let signed = || second.control.signed();
+    load.until_issued(ca, 50).await;
+    ca.until("both sign", || async { signed() > 20 }).await;
+    second.control.set("token removed").expect("writable");
+    ca.until("seen", || async { signer_details(ca).await.contains("reconnecting") }).await;
+    let at_rest = signed();
+    load.until_issued(ca, 200).await;
+    assert_eq!(signed(), at_rest, "{what}: a token that is away signs nothing");
+    assert_eq!(ca.get("/healthz/ready").await.0, 200, "{what}: one that signs is enough");
+    second.control.clear().expect("writable");
+    let back = Instant::now();
+    ca.until("signs again", || async { signed() > at_rest + 10 }).await;
+    let took = back.elapsed();
+    assert!(took < RECOVERY, "{what}: {took:?}\n{}", ca.log_text());
+    load.until_issued(ca, 50).await;
+    load.stop().await;
+    assert!(load.refused().is_empty() && load.unanswered().is_empty(), "{what}: {:?} {:?}", load.refused(), load.unanswered());
+    took
+}
+
+/// What readiness says of every signer.
+async fn signer_details(ca: &TestCa) -> String {
+    let (_, body) = ca.get("/healthz/ready").await;
+    let ready: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+    let checks = ready["checks"].as_array().expect("a list").iter();
+    checks.filter(|check| check["name"].as_str().is_some_and(|name| name.starts_with("signer:"))).map(ToString::to_string).collect()
+}
+
+/// A daemon whose one issuer has its key in two tokens, the second a copy of the first.
+async fn with_two_tokens() -> (TestCa, Second) {
+    let material = Material::new();
+    let second = Second::beside(&material);
+    copy(&material.file("tokens"), &second.directory.join("tokens"));
+    let (key, first) = (line(&material, "key = "), uri(&material).await);
+    let other = first.replace(softhsm().to_str().expect("text"), fault_module().to_str().expect("text"));
+    let setup = Setup { append: second.section(), ..Setup::default() }
+        .replace(&key, &format!("key = [{first:?}, {other:?}]"))
+        .replace("device = \"softhsm\"", "device = [\"softhsm\", \"second\"]");
+    (TestCa::start_on(material, setup).await, second)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_is_taken_away_from_beside_another_costs_nothing_but_time() {
+    let (ca, second) = with_two_tokens().await;
+    assert!(signer_detail(&ca).await.1.starts_with("healthy: token 1: "), "{}", signer_detail(&ca).await.1);
+    let took = taken_away_and_given_back(&ca, &second, "two tokens").await;
+    ca.until("healthy", || async { signer_detail(&ca).await.1.starts_with("healthy") }).await;
+    let states = |state: &str| format!("ca_server_token_state{{issuer=\"quickstart\",state=\"{state}\",token=\"2\"}}");
+    assert_eq!((ca.metric(&states("healthy")).await, ca.metric(&states("reconnecting")).await), (1.0, 0.0));
+    let ledger = ca.check();
+    assert_eq!((ledger.count("failed"), ledger.count("unknown"), ca.open_intents(&ledger)), (0, 0, 0), "the same intent, the other token");
+    let second: Vec<&str> = ledger.kind("device").iter().filter(|row| row["token"] == 2).filter_map(|row| row["state"].as_str()).collect();
+    assert!(second.contains(&"reconnecting") && second.last() == Some(&"healthy"), "{second:?}");
+    tell(&format!(
+        "two tokens with one key: one was taken away under load, no call failed; given back it signed again after {} ms",
+        took.as_millis()
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_of_two_tokens_whose_process_is_killed_fifty_times_costs_no_call() {
+    let (ca, second) = with_two_tokens().await;
+    let mut load = Load::on(&ca, 4);
+    load.until_issued(&ca, 20).await;
+    for _ in 0..50 {
+        let before = second.control.signed();
+        // That of the second token holds its fault directory's module.
+        let process = signer_processes(&ca)
+            .into_iter()
+            .find(|pid| std::fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("pkcs11_fault")));
+        if let Some(pid) = process {
+            signal(pid, "KILL");
+        }
+        ca.until("signs again", || async { second.control.signed() > before }).await;
+    }
+    load.stop().await;
+    assert!(load.refused().is_empty() && load.unanswered().is_empty(), "{:?} {:?}", load.refused(), load.unanswered());
+    ca.check();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sibling_takes_the_calls_of_an_issuer_that_fails_with_serials_of_its_own() {
+    let material = Material::new();
+    let second = Second::beside(&material);
+    let root = Authority::root("siblings", YEAR);
+    let (one, other) = (root.intermediate("one", YEAR), root.intermediate("other", YEAR));
+    material.write("root.pem", root.certificate());
+    for (name, issuer) in [("one", &one), ("other", &other)] {
+        material.write(&format!("{name}.pem"), issuer.certificate());
+        material.write(&format!("{name}.key"), issuer.key());
+    }
+    let pin = material.read("issuing.pin").trim_end().to_owned();
+    std::fs::create_dir_all(second.directory.join("tokens")).expect("writable");
+    import(&material.file("softhsm2.conf"), &material.file("one.key"), &pin);
+    import(&second.directory.join("softhsm2.conf"), &material.file("other.key"), &pin);
+    let uri = |module: &Path| {
+        let pin = material.file("issuing.pin");
+        format!("pkcs11:token=sibling;object=sibling?module-path={}&pin-source=file:{}", module.display(), pin.display())
+    };
+    let issuer = |id: &str, name: &str, key: &str, device: &str, more: &str| {
+        format!("[[issuer]]\nid = {id:?}\nkey = {key:?}\nchain = \"{name}.pem\"\nroots = \"root.pem\"\ndevice = {device:?}\n{more}\n")
+    };
+    let text = material.read("ca.toml");
+    let block = &text[text.find("[[issuer]]").expect("an issuer")..text.find("# What workloads get.").expect("a profile")];
+    let siblings = issuer("mesh", "one", &uri(&softhsm()), "softhsm", "")
+        + &issuer("mesh-2", "other", &uri(&fault_module()), "second", "sibling_of = \"mesh\"");
+    let setup = Setup { append: second.section(), ..Setup::default() }.replace(block, &siblings);
+    let ca = TestCa::start_on(material, setup).await;
+    let took = taken_away_and_given_back(&ca, &second, "siblings").await;
+    // One wrong signature is withheld, and its caller served by the other issuer.
+    second.control.set("C_Sign corrupt count 1").expect("writable");
+    let ask = Ask::bearer(&ca.token());
+    ca.until("met", || async {
+        ca.call(&Csr::demo().pem, &ask).await.expect("one of them issues");
+        second.control.met("C_Sign") > 0
+    })
+    .await;
+    ca.until("closed", || async { ca.open_intents(&ca.export()) == 0 }).await;
+    let ledger = ca.check();
+    let by = |id: &str| ledger.kind("issued").iter().filter(|row| row["issuer"] == id).count();
+    assert!(by("mesh") > 0 && by("mesh-2") > 0, "both issue");
+    let closed = ledger.count("failed") + ledger.count("unknown");
+    assert!(ledger.count("unknown") >= 1 && closed > 1, "each intent that failed is closed, and another was opened in its place");
+    assert_eq!(ledger.count("intent"), ledger.count("issued") + closed);
+    tell(&format!(
+        "sibling issuers: one was taken away under load, no call failed, {closed} intents were closed and opened anew; back after {} ms; {} and {} certificates",
+        took.as_millis(),
+        by("mesh"),
+        by("mesh-2")
+    ));
+}
