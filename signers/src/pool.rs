@@ -156,7 +156,9 @@ mod tests {
         let submit = || {
             let (told, deadline) = (told.clone(), Instant::now() + Duration::from_secs(60));
             let job = Job { purpose: Purpose::Leaf, deadline, message: b"to be signed".to_vec() };
-            pool.submit(job, Progress::default(), move |_, _| drop(told.fetch_add(1, Ordering::SeqCst)))
+            pool.submit(job, Progress::default(), move |_, _| {
+                told.fetch_add(1, Ordering::SeqCst);
+            })
         };
         assert!(matches!(submit(), Err(SignFailure { error: SignError::Busy(_), .. })));
         assert!(pool.stop());

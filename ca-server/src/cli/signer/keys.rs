@@ -112,7 +112,8 @@ impl Watch {
 pub(super) fn stop(opened: &Opened) -> bool {
     std::thread::scope(|scope| {
         let stopping: Vec<_> = opened.iter().flatten().map(|pool| scope.spawn(|| pool.stop())).collect();
-        stopping.into_iter().fold(true, |all, one| one.join().unwrap_or(false) && all)
+        let ended = stopping.into_iter().map(|one| one.join().unwrap_or(false));
+        ended.filter(|ended| !ended).count() == 0
     })
 }
 
