@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each fuzz target uses one of them")]
 
 use std::path::Path;
+use std::sync::LazyLock;
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::Engine;
@@ -12,12 +13,16 @@ use ca_server::authn::jwks;
 use ca_server::authn::jwt::Unverified;
 use ca_server::ceremony::Spec;
 use ca_server::config::{Config, Files};
+use ca_server::guard::{Guard, Rules};
 use ca_server::spiffe::ServiceAccount;
 use ca_server::timestamp::Timestamp;
+use ca_server::x509::chain::IssuerChain;
 use ca_server::x509::csr::Csr;
 use ca_server::x509::subject_key::{KeyKind, SubjectKey};
 use serde_json::Value;
-use signers::KeyUri;
+use signers::process::Guard as _;
+use signers::process::wire::{self, Reply, Request};
+use signers::{KeyUri, Purpose};
 
 /// The time at which everything is judged.
 const NOW: i64 = 1_800_000_000;
@@ -144,4 +149,172 @@ pub fn config(data: &[u8]) -> bool {
             false
         }
     }
+}
+
+/// The body of a frame from a daemon to a signer: what was read is written as the same octets.
+pub fn signer_request(body: &[u8]) -> bool {
+    is_written_as(body, |body, to| Request::read(body).map(|request| request.write(to)).is_ok())
+}
+
+/// The body of a frame from a signer to a daemon.
+pub fn signer_reply(body: &[u8]) -> bool {
+    is_written_as(body, |body, to| Reply::read(body).map(|reply| reply.write(to)).is_ok())
+}
+
+fn is_written_as(body: &[u8], again: impl FnOnce(&[u8], &mut Vec<u8>) -> bool) -> bool {
+    let header = u32::try_from(body.len()).unwrap_or(u32::MAX).to_be_bytes();
+    // What a frame of this length would be read as; no other body is ever read.
+    if wire::length(header) != Ok(body.len()) {
+        return false;
+    }
+    let mut written = Vec::new();
+    let read = again(body, &mut written);
+    assert!(!read || written == [&header, body].concat(), "written otherwise than read: {written:x?}");
+    read
+}
+
+const TRUST_DOMAIN: &str = "cluster.local";
+const SERVING_NAMES: [&str; 4] = ["localhost", "127.0.0.1", "istiod.istio-system.svc", "::1"];
+const LONGEST: i64 = 90 * 86_400 + 120;
+
+static GUARD: LazyLock<Guard> = LazyLock::new(|| {
+    let chain = IssuerChain::parse("mesh", include_bytes!("files/chain.pem"), include_bytes!("files/root.pem")).expect("certificates");
+    let rules = Rules {
+        issuers: vec![chain.chain()[0].iter().map(|octet| format!("{octet:02x}")).collect()],
+        trust_domain: TRUST_DOMAIN.to_owned(),
+        longest: LONGEST.unsigned_abs(),
+        serving_names: SERVING_NAMES.map(str::to_owned).to_vec(),
+    };
+    Guard::new(&rules).expect("good rules")
+});
+
+/// To-be-signed bytes, judged for each purpose that there is; accepted if the guard lets the key sign them for any. What it lets pass is held
+/// against its rules once more, by a reader of DER that has nothing in common with it.
+pub fn guard(data: &[u8]) -> bool {
+    for purpose in [Purpose::CaCertificate, Purpose::Crl, Purpose::Probe] {
+        assert!(GUARD.judge(0, purpose, data).is_err(), "signed as {}", purpose.as_str());
+    }
+    let judged = [Purpose::Leaf, Purpose::Serving].map(|purpose| GUARD.judge(0, purpose, data));
+    for why in judged.iter().filter_map(|judged| judged.as_ref().err()) {
+        assert!(!why.contains('\n'), "one line for the operator: {why}");
+    }
+    let [leaf, serving] = judged.map(|judged| judged.is_ok());
+    assert!(!(leaf && serving), "no certificate is both");
+    if leaf || serving {
+        assert!(GUARD.judge(1, Purpose::Leaf, data).is_err() && GUARD.judge(1, Purpose::Serving, data).is_err(), "there is no other key");
+        assert_within_the_rules(data, leaf);
+    }
+    leaf || serving
+}
+
+/// A guard's rules: what was read is written as rules that say the same.
+pub fn guard_rules(data: &[u8]) -> bool {
+    match Guard::read(data) {
+        Ok(_) => {
+            let rules: Rules = serde_json::from_slice(data).expect("read once already");
+            let again = rules.to_text();
+            assert_eq!(serde_json::from_slice::<Rules>(&again).expect("our own"), rules);
+            assert!(Guard::read(&again).is_ok());
+            true
+        }
+        Err(why) => {
+            assert!(!why.contains('\n'), "one line for the operator: {why}");
+            false
+        }
+    }
+}
+
+/// Tag and content of the next value, whose rest is left. Lengths of up to two octets are enough here.
+fn next<'a>(rest: &mut &'a [u8]) -> Option<(u8, &'a [u8])> {
+    let (tag, length, content) = match **rest {
+        [tag, short @ ..=0x7f, ref content @ ..] => (tag, usize::from(short), content),
+        [tag, 0x81, length, ref content @ ..] => (tag, usize::from(length), content),
+        [tag, 0x82, high, low, ref content @ ..] => (tag, usize::from(high) << 8 | usize::from(low), content),
+        _ => return None,
+    };
+    let (content, left) = content.split_at_checked(length)?;
+    *rest = left;
+    Some((tag, content))
+}
+
+fn all(mut rest: &[u8]) -> Vec<(u8, &[u8])> {
+    std::iter::from_fn(|| next(&mut rest)).collect()
+}
+
+/// RFC 5280 §4.1 and §4.2, read by tag and length alone.
+fn assert_within_the_rules(data: &[u8], leaf: bool) {
+    let whole = all(data);
+    let [(0x30, fields)] = whole[..] else { panic!("more than one value") };
+    let fields = all(fields);
+    let [(0xa0, _), (0x02, _), (0x30, _), (0x30, _), (0x30, validity), (0x30, []), (0x30, _), (0xa3, extensions)] = fields[..] else {
+        panic!("other fields than ours: {:x?}", fields.iter().map(|(tag, _)| tag).collect::<Vec<_>>())
+    };
+    let times: Vec<i64> = all(validity).into_iter().map(|(tag, text)| seconds(tag, text)).collect();
+    assert!(times[1] - times[0] <= LONGEST, "{times:?}");
+    let mut seen = Vec::new();
+    for (_, extension) in all(all(extensions)[0].1) {
+        let parts = all(extension);
+        let (kind, critical, value) = match parts[..] {
+            [(0x06, kind), (0x01, [0xff]), (0x04, value)] => (kind, true, value),
+            [(0x06, kind), (0x04, value)] => (kind, false, value),
+            _ => panic!("no extension: {parts:x?}"),
+        };
+        let [0x55, 0x1d, kind] = *kind else { panic!("an extension that nobody knows: {kind:x?}") };
+        seen.push(kind);
+        match kind {
+            // Key usage: digitalSignature, and none of keyCertSign and cRLSign.
+            15 => assert!(critical && matches!(value, [0x03, _, _, bits, ..] if bits & 0x86 == 0x80), "{value:x?}"),
+            // Basic constraints: nothing in them.
+            19 => assert_eq!(value, [0x30, 0], "a CA"),
+            // Names.
+            17 => {
+                let names = all(all(value)[0].1);
+                assert!(critical && !names.is_empty());
+                match (leaf, &names[..]) {
+                    (true, [(0x86, name)]) => {
+                        let name = std::str::from_utf8(name).expect("ASCII");
+                        assert!(
+                            name.strip_prefix("spiffe://")
+                                .and_then(|rest| rest.strip_prefix(TRUST_DOMAIN))
+                                .is_some_and(|rest| rest.starts_with('/')),
+                            "{name}"
+                        );
+                    }
+                    (true, _) => panic!("more than one name: {names:x?}"),
+                    (false, names) => names.iter().for_each(|(tag, name)| assert!(is_serving_name(*tag, name), "{name:x?}")),
+                }
+            }
+            // Subject key identifier, authority key identifier, extended key usage.
+            14 | 35 | 37 => {}
+            other => panic!("extension {other}"),
+        }
+    }
+    for kind in [15, 17, 35, 37] {
+        assert_eq!(seen.iter().filter(|seen| **seen == kind).count(), 1, "extension {kind} in {seen:?}");
+    }
+}
+
+fn is_serving_name(tag: u8, name: &[u8]) -> bool {
+    SERVING_NAMES.iter().any(|allowed| match (tag, allowed.parse()) {
+        (0x82, _) => allowed.as_bytes() == name,
+        (0x87, Ok(std::net::IpAddr::V4(address))) => address.octets() == name,
+        (0x87, Ok(std::net::IpAddr::V6(address))) => address.octets() == name,
+        _ => false,
+    })
+}
+
+/// UTCTime or GeneralizedTime (RFC 5280 §4.1.2.5) in seconds since 0000-03-01.
+fn seconds(tag: u8, text: &[u8]) -> i64 {
+    let digits: Vec<i64> = text.iter().filter(|letter| letter.is_ascii_digit()).map(|digit| i64::from(digit - b'0')).collect();
+    assert!(text.ends_with(b"Z") && digits.len() == text.len() - 1, "{text:x?}");
+    let (year, rest) = match tag {
+        0x17 => (10 * digits[0] + digits[1], &digits[2..]),
+        _ => (digits[..4].iter().fold(0, |year, digit| 10 * year + digit), &digits[4..]),
+    };
+    let year = if tag == 0x17 { year + if year < 50 { 2000 } else { 1900 } } else { year };
+    let [month, day, hour, minute, second] = [0, 2, 4, 6, 8].map(|at| 10 * rest[at] + rest[at + 1]);
+    // Years that begin in March have their odd day at the end.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1;
+    ((days * 24 + hour) * 60 + minute) * 60 + second
 }

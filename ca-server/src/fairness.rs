@@ -2,7 +2,6 @@
 //! hour. Each may come all at once; what was used comes back evenly. State is bounded whatever is sent: where there is no more room, the
 //! oldest half is forgotten, which only ever allows more.
 
-use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,6 +9,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::recent::Recent;
 use crate::refusal::{Reason, Refusal};
 use crate::spiffe::SpiffeId;
 use crate::timestamp::Timestamp;
@@ -205,54 +205,6 @@ fn units(period: Duration) -> u64 {
     u64::try_from(period.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// A map of what was touched lately, in two halves: when the young one is full, or has lasted for as long as anything matters, it becomes the
-/// old one, and the old one is forgotten.
-#[derive(Debug)]
-struct Recent<V> {
-    young: HashMap<u64, V>,
-    old: HashMap<u64, V>,
-    since: Timestamp,
-    half: usize,
-    lasts: Duration,
-}
-
-impl<V: Copy + Default> Recent<V> {
-    fn new(most: usize, lasts: Duration) -> Self {
-        Self { young: HashMap::new(), old: HashMap::new(), since: Timestamp::from_micros(0), half: most / 2, lasts }
-    }
-
-    /// What is known of it, or nothing yet.
-    fn entry(&mut self, key: u64, now: Timestamp) -> &mut V {
-        self.make_room(now);
-        let known = self.old.get(&key).copied().unwrap_or_default();
-        self.young.entry(key).or_insert(known)
-    }
-
-    /// Whether it was touched; touches it if so.
-    fn knows(&mut self, key: u64, now: Timestamp) -> bool {
-        let known = self.young.contains_key(&key) || self.old.contains_key(&key);
-        if known {
-            self.entry(key, now);
-        }
-        known
-    }
-
-    /// Whether it is new; it is not from here on.
-    fn learns(&mut self, key: u64, now: Timestamp) -> bool {
-        let new = !self.knows(key, now);
-        self.entry(key, now);
-        new
-    }
-
-    fn make_room(&mut self, now: Timestamp) {
-        let apart = now.since(self.since).max(self.since.since(now));
-        if self.young.len() >= self.half || apart >= self.lasts {
-            self.old = std::mem::take(&mut self.young);
-            self.since = now;
-        }
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -352,23 +304,5 @@ mod tests {
         for _ in 0..PODS {
             fairness.key(&limits, &account, &key(), at(0)).expect("within the limit").certified();
         }
-    }
-
-    #[test]
-    fn so_much_is_remembered_and_no_more() {
-        let mut recent: Recent<Used> = Recent::new(1000, MINUTE);
-        assert!(recent.entry(7, at(0)).take(1, MINUTE, at(0)));
-        for key in 1000..1300 {
-            recent.entry(key, at(0));
-        }
-        assert!(!recent.entry(7, at(0)).take(1, MINUTE, at(0)), "what is touched is kept");
-        for key in 2000..12_000 {
-            recent.entry(key, at(0));
-            assert!(recent.young.len() + recent.old.len() <= 1000);
-        }
-        assert!(!recent.knows(7, at(0)), "the oldest is forgotten");
-        recent.entry(8, at(60));
-        recent.entry(9, at(120));
-        assert_eq!((recent.young.len(), recent.old.len()), (1, 1), "what is over is forgotten");
     }
 }

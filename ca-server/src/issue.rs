@@ -2,6 +2,7 @@
 //!
 //! Each value has one private maker, so holding it proves that its step happened: `Caller → Csr → Grant → Draft → Recorded<Draft> →
 //! Signed → Issued`. From the intent on the call belongs to the server: its steps run in a task that no reset, time limit or shutdown drops.
+//! Before it drafts anything a call waits for its turn with the device (`admission`), if the device is busy.
 //! A call that is made again leaves the path after policy, with the certificate that is recorded: `Repeated`.
 
 mod answer;
@@ -17,12 +18,14 @@ use tokio::task::JoinHandle;
 use tracing::Instrument;
 
 pub use self::answer::Answer;
-use self::hold::{Hold, Permit};
+use self::hold::{Hold, OfCaller, Permit};
 
+use crate::admission::{Admission, Standing};
 use crate::authn::{Authenticators, Caller, Credentials};
 use crate::clock::Clock;
 use crate::evidence::{Evidence, RequestId};
 use crate::fairness::{Arrival, Fairness, Limits};
+use crate::holders::Holders;
 use crate::issuer::{Issuers, is_the_issuers};
 use crate::metrics::{Metrics, Step};
 use crate::policy::{Asked, Policy, ServingName, Wishes};
@@ -79,6 +82,8 @@ pub struct Pipeline {
     metrics: Arc<Metrics>,
     repeats: Repeats,
     fairness: Arc<Fairness>,
+    holders: Arc<Holders>,
+    admission: Admission,
     log_budget: LogBudget,
 }
 
@@ -86,8 +91,9 @@ impl Pipeline {
     /// A pipeline over this ledger, with this first snapshot.
     pub fn new(snapshot: Snapshot, ledger: Ledger, clock: Clock, metrics: Arc<Metrics>) -> Self {
         let (permits, snapshot) = (Arc::new(Semaphore::new(PERMITS)), ArcSwap::from_pointee(snapshot));
-        let (repeats, fairness, log_budget) = (Repeats::default(), Arc::default(), LogBudget::default());
-        Self { permits, snapshot, ledger, clock, metrics, repeats, fairness, log_budget }
+        let (repeats, fairness, holders, log_budget) = (Repeats::default(), Arc::default(), Arc::default(), LogBudget::default());
+        let admission = Admission::new(PERMITS, metrics.clone());
+        Self { permits, snapshot, ledger, clock, metrics, repeats, fairness, holders, admission, log_budget }
     }
 
     /// What is in force now.
@@ -138,9 +144,15 @@ impl Pipeline {
             Turn::Again(known) => return self.repeat(permit, ca, known, caller.evidence().clone(), call.request).await,
         };
         let key = self.fairness.key(&ca.limits, caller.identity(), csr.key(), now)?;
+        let holder = self.holders.holder(caller.identity(), caller.evidence());
+        let standing = holder.standing(caller.presented_ends(), now);
+        let device = self.admission.enter(issuers[0].id(), || ca.issuers.pace(&issuers), standing, call.deadline).await?;
+        // Which of them signs is said when the turn has come.
+        let issuer = choose(&ca, &issuers)?;
+        let grant = if issuer.id() == grant.issuer().id() { grant } else { ca.policy.under(issuer, &grant, now)? };
         let period = self.ledger.period(now);
         let draft = metrics.quick_step(Step::Draft, || Draft::new(grant, csr.into_key(), period, now, random.serial));
-        let hold = Hold::of_caller(permit, place, key, now);
+        let hold = Hold::of_caller(permit, device, OfCaller { place, key, holder, at: now });
         let issued = self.finish(hold, ca.clone(), draft, issuers, caller.evidence().clone(), call.request, call.deadline).await?;
         Ok(Answer::issued(issued, ca.bundle.clone()))
     }
@@ -154,11 +166,15 @@ impl Pipeline {
         deadline: Instant,
     ) -> Result<Issued, Refusal> {
         let (ca, now, random) = (self.snapshot(), self.clock.now(), Randomness::fresh());
-        let permit = self.permit()?;
+        // Callers that hold every permit must not keep it out.
+        let next = tokio::time::timeout_at(deadline.into(), self.permits.clone().acquire_owned()).await;
+        let permit = next.map_err(|_| Refusal::new(Reason::Overloaded, format_args!("{PERMITS} calls are under way")))?;
+        let permit = Permit::new(permit.map_err(|_| stopping())?, self.metrics.clone());
         let issuers = ca.policy.issuers(&Asked::Nothing, now)?;
         let grant = ca.policy.serving(names, choose(&ca, &issuers)?, now)?;
+        let device = self.admission.enter(issuers[0].id(), || ca.issuers.pace(&issuers), Standing::Daemon, deadline).await?;
         let draft = Draft::new(grant, key, self.ledger.period(now), now, random.serial);
-        self.finish(Hold::of_daemon(permit), ca, draft, issuers, Evidence::daemon(), request, deadline).await
+        self.finish(Hold::of_daemon(permit, device), ca, draft, issuers, Evidence::daemon(), request, deadline).await
     }
 
     /// Hands the call to the server: intent, signature and outcome run to their end whatever becomes of the caller. An issuer that fails
@@ -166,7 +182,7 @@ impl Pipeline {
     #[allow(clippy::too_many_arguments, reason = "what the task takes along, each of it once")]
     async fn finish(
         &self,
-        hold: Hold,
+        mut hold: Hold,
         ca: Arc<Snapshot>,
         mut draft: Draft,
         mut issuers: Vec<Arc<IssuerChain>>,
@@ -180,7 +196,9 @@ impl Pipeline {
                 issuers.retain(|issuer| issuer.id() != draft.issuer_id());
                 let spare = (!issuers.is_empty()).then(|| draft.clone());
                 let recorded = metrics.step(Step::Open, open(&ledger, draft, &evidence, request, &clock)).await?;
+                hold.recorded();
                 let outcome = metrics.step(Step::Sign, ca.issuers.sign(recorded, deadline)).await;
+                hold.signed();
                 let goes_on = outcome.as_ref().is_err_and(|unsigned| is_the_issuers(unsigned.refusal())) && Instant::now() < deadline;
                 draft = match metrics.step(Step::Close, ledger.close(outcome)).await {
                     Ok(issued) => break issued,
@@ -220,7 +238,7 @@ impl Pipeline {
     fn permit(&self) -> Result<Permit, Refusal> {
         match self.permits.clone().try_acquire_owned() {
             Ok(permit) => Ok(Permit::new(permit, self.metrics.clone())),
-            Err(TryAcquireError::Closed) => Err(Refusal::new(Reason::Stopping, "the daemon is shutting down")),
+            Err(TryAcquireError::Closed) => Err(stopping()),
             Err(TryAcquireError::NoPermits) => Err(Refusal::new(Reason::Overloaded, format_args!("{PERMITS} calls are under way"))),
         }
     }
@@ -271,6 +289,10 @@ impl Pipeline {
     pub fn close(&self) {
         self.permits.close();
     }
+}
+
+fn stopping() -> Refusal {
+    Refusal::new(Reason::Stopping, "the daemon is shutting down")
 }
 
 /// The end of a task that runs to its end whatever becomes of the caller.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use signers::{Job, SignError, SignFailure, Signer};
+use signers::{Job, Pace, SignError, SignFailure, Signer};
 
 use crate::refusal::{Reason, Refusal};
 use crate::store::ledger::{Recorded, Signed, Unsigned};
@@ -36,6 +36,12 @@ pub struct OpenedKey {
 pub struct Issuers(pub Vec<Issuer>);
 
 impl Issuers {
+    /// How fast the devices of these issuers sign together. Of one that does not sign nothing is known.
+    pub fn pace(&self, of: &[Arc<IssuerChain>]) -> Pace {
+        let usable = || of.iter().filter_map(|chain| self.signer(chain.id())).filter(|signer| signer.is_usable());
+        Pace::together(usable().map(Signer::pace))
+    }
+
     /// Which of several issuers, all of them allowed, is to sign next: of those whose signers can, the one with the least to do; where none
     /// can, the first, whose failure then says why. `None` only of none.
     pub fn choose<'a>(&self, allowed: &'a [Arc<IssuerChain>]) -> Option<&'a Arc<IssuerChain>> {

@@ -1,5 +1,6 @@
 //! A certificate authority for Istio meshes whose keys live in hardware. Start reading at `issue`; ARCHITECTURE.md is the map.
 
+pub mod admission;
 pub mod app;
 pub mod authn;
 pub mod ceremony;
@@ -13,10 +14,12 @@ pub mod fairness;
 pub mod front;
 pub mod guard;
 pub mod hardening;
+pub mod holders;
 pub mod issue;
 pub mod issuer;
 pub mod metrics;
 pub mod policy;
+pub mod recent;
 pub mod refusal;
 pub mod repeats;
 pub mod spiffe;

@@ -21,22 +21,26 @@ pub enum Step {
     Authenticate,
     Csr,
     Policy,
+    /// For the device, and only where a call must.
+    Wait,
     Draft,
     Open,
     Sign,
     Close,
-    /// Instead of the four before it, where the certificate is there already.
+    /// Instead of those from `Wait` on, where the certificate is there already.
     Repeat,
 }
 
 impl Step {
-    const ALL: [Step; 8] = [Step::Authenticate, Step::Csr, Step::Policy, Step::Draft, Step::Open, Step::Sign, Step::Close, Step::Repeat];
+    const ALL: [Step; 9] =
+        [Step::Authenticate, Step::Csr, Step::Policy, Step::Wait, Step::Draft, Step::Open, Step::Sign, Step::Close, Step::Repeat];
 
     fn name(self) -> &'static str {
         match self {
             Self::Authenticate => "authenticate",
             Self::Csr => "csr",
             Self::Policy => "policy",
+            Self::Wait => "wait",
             Self::Draft => "draft",
             Self::Open => "open",
             Self::Sign => "sign",
@@ -68,6 +72,9 @@ pub struct Metrics {
     in_flight: IntGauge,
     issued: IntCounterVec,
     repeated: IntCounterVec,
+    line_waiting: IntGaugeVec,
+    line_window: IntGaugeVec,
+    signer_rate: GaugeVec,
     signer_queue: IntGaugeVec,
     signer_wait: HistogramVec,
     signer_sign: HistogramVec,
@@ -129,6 +136,12 @@ impl Metrics {
                 "Calls made again that got the certificate already recorded.",
                 &["issuer"],
             ),
+            line_waiting: gauges(r, "ca_server_admission_waiting_calls", "Calls that wait for their turn with the device.", &["issuer"]),
+            line_window: gauges(r, "ca_server_admission_window_calls", "Calls that may be under way to the device at a time.", &["issuer"]),
+            signer_rate: {
+                let help = "Signatures a second that the device makes when it is busy, as measured.";
+                registered(r, GaugeVec::new(Opts::new("ca_server_signer_rate", help), &["issuer"]).expect(LEGAL))
+            },
             signer_queue: gauges(r, "ca_server_signer_queue_jobs", "Jobs waiting for a session.", &["issuer", "token"]),
             signer_wait: histograms(r, "ca_server_signer_wait_seconds", "Time a job waited for a session.", &["issuer", "token"]),
             signer_sign: histograms(
@@ -251,7 +264,7 @@ impl Metrics {
                 sign_error("CA_NOT_READY")
             }
             Reason::IssuerExpired | Reason::GuardRefused | Reason::Internal | Reason::Deadline => sign_error("CERT_GEN_ERROR"),
-            Reason::Overloaded | Reason::PeerLimit | Reason::IdentityLimit | Reason::KeyLimit => {}
+            Reason::Overloaded | Reason::DeviceBusy | Reason::PeerLimit | Reason::IdentityLimit | Reason::KeyLimit => {}
         }
     }
 
@@ -408,6 +421,32 @@ impl signers::Observer for SignerMetrics {
 
     fn reopened(&self) {
         self.reopened.inc();
+    }
+}
+
+/// What is shown of the line before one issuer's device.
+#[derive(Debug)]
+pub struct DeviceLine {
+    waiting: IntGauge,
+    window: IntGauge,
+    rate: Gauge,
+}
+
+impl DeviceLine {
+    /// The series of `issuer`, looked up once.
+    pub fn new(metrics: &Metrics, issuer: &str) -> Self {
+        Self {
+            waiting: metrics.line_waiting.with_label_values(&[issuer]),
+            window: metrics.line_window.with_label_values(&[issuer]),
+            rate: metrics.signer_rate.with_label_values(&[issuer]),
+        }
+    }
+
+    /// So many wait, so many may be under way, and the device makes so many signatures a second, if that is known.
+    pub fn is(&self, waiting: usize, window: usize, rate: Option<f64>) {
+        self.waiting.set(clamp(waiting));
+        self.window.set(clamp(window));
+        self.rate.set(rate.unwrap_or_default());
     }
 }
 

@@ -62,6 +62,8 @@ pub enum Reason {
     // Trying again later helps.
     /// No permit, or a full queue.
     Overloaded,
+    /// The device is at its limit, and could not have signed in the time that the call has left.
+    DeviceBusy,
     /// More calls or connections from one address than `[limits]` allows.
     PeerLimit,
     /// More calls of one identity than `[limits]` allows.
@@ -107,6 +109,7 @@ impl Reason {
             Self::SanMismatch => "san_mismatch",
             Self::MalformedRequest => "malformed_request",
             Self::Overloaded => "overloaded",
+            Self::DeviceBusy => "device_busy",
             Self::PeerLimit => "peer_limit",
             Self::IdentityLimit => "identity_limit",
             Self::KeyLimit => "key_limit",
@@ -134,7 +137,7 @@ impl Reason {
             | Self::UnknownSigner
             | Self::SanMismatch
             | Self::MalformedRequest => Code::InvalidArgument,
-            Self::Overloaded | Self::PeerLimit | Self::IdentityLimit | Self::KeyLimit => Code::ResourceExhausted,
+            Self::Overloaded | Self::DeviceBusy | Self::PeerLimit | Self::IdentityLimit | Self::KeyLimit => Code::ResourceExhausted,
             Self::Deadline => Code::DeadlineExceeded,
             Self::LedgerDown | Self::DeviceDown | Self::TokenCheckDown | Self::Stopping | Self::Clock | Self::DeviceRefused => {
                 Code::Unavailable

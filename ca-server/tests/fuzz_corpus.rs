@@ -60,3 +60,93 @@ fn every_ceremony_spec_that_fuzzing_starts_from_becomes_what_its_name_says() {
 fn every_config_that_fuzzing_starts_from_becomes_what_its_name_says() {
     run("config", parsers::config, None);
 }
+
+#[test]
+fn every_request_to_a_signer_that_fuzzing_starts_from_becomes_what_its_name_says() {
+    run("signer_request", parsers::signer_request, None);
+}
+
+#[test]
+fn every_reply_of_a_signer_that_fuzzing_starts_from_becomes_what_its_name_says() {
+    run("signer_reply", parsers::signer_reply, None);
+}
+
+#[test]
+fn everything_to_be_signed_that_fuzzing_starts_from_becomes_what_its_name_says() {
+    run("guard", parsers::guard, None);
+}
+
+#[test]
+fn all_rules_of_a_guard_that_fuzzing_starts_from_become_what_their_names_say() {
+    run("guard_rules", parsers::guard_rules, None);
+}
+
+/// Of each target of the signer's.
+const MUTATIONS: usize = 20_000;
+
+/// Runs the target over mutations of its corpus, by turns of each file; how many were accepted.
+fn mutate(target: &str, accepted: fn(&[u8]) -> bool) -> usize {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
+    let mut files: Vec<_> = std::fs::read_dir(directory).expect("committed").map(|file| file.expect("readable").path()).collect();
+    files.sort();
+    let bodies: Vec<Vec<u8>> = files.iter().map(|path| std::fs::read(path).expect("readable")).collect();
+    let (mut random, mut count) = (fastrand::Rng::with_seed(20_261_122), 0);
+    for number in 0..MUTATIONS {
+        let mutated = mutated(&mut random, &bodies, number % bodies.len());
+        // A panic must say what caused it.
+        let outcome = std::panic::catch_unwind(|| accepted(&mutated));
+        let by_name = || format!("{target}, mutation {number} of {}: {}", files[number % files.len()].display(), hex::encode(&mutated));
+        count += usize::from(outcome.unwrap_or_else(|_| panic!("{}", by_name())));
+    }
+    count
+}
+
+/// One to four changes: a bit, an octet, one more, one less, a length's worth of high bits, the end, a stretch of another body.
+fn mutated(random: &mut fastrand::Rng, bodies: &[Vec<u8>], of: usize) -> Vec<u8> {
+    let mut body = bodies[of].clone();
+    for _ in 0..random.usize(1..=4) {
+        let at = random.usize(..=body.len());
+        let end = (at + random.usize(1..=4)).min(body.len());
+        match random.u8(..8) {
+            0 if at < body.len() => body[at] ^= 1 << random.u8(..8),
+            1 if at < body.len() => body[at] = random.u8(..),
+            2 => body.insert(at, random.u8(..)),
+            3 => drop(body.drain(at..end)),
+            4 => body[at..end].fill(0xff),
+            5 => body[at..end].fill(0),
+            6 => body.truncate(at),
+            _ => {
+                let other = &bodies[random.usize(..bodies.len())];
+                let from = random.usize(..=other.len());
+                let stretch = other[from..(from + random.usize(..64)).min(other.len())].to_vec();
+                body.splice(at..end, stretch);
+            }
+        }
+    }
+    body
+}
+
+#[test]
+fn no_request_near_a_good_one_is_read_as_something_else() {
+    let read = mutate("signer_request", parsers::signer_request);
+    assert!(read > MUTATIONS / 100, "only {read} were read: the mutations are too wild");
+}
+
+#[test]
+fn no_reply_near_a_good_one_is_read_as_something_else() {
+    let read = mutate("signer_reply", parsers::signer_reply);
+    assert!(read > MUTATIONS / 100, "only {read} were read: the mutations are too wild");
+}
+
+#[test]
+fn nothing_near_a_good_certificate_passes_the_guard_and_breaks_its_rules() {
+    let passed = mutate("guard", parsers::guard);
+    assert!(passed > MUTATIONS / 200, "only {passed} passed: the mutations are too wild");
+}
+
+#[test]
+fn no_rules_near_good_ones_are_read_as_others() {
+    let read = mutate("guard_rules", parsers::guard_rules);
+    // Nearly all of a text is the issuer in hexadecimal, of which no octet may change.
+    assert!(read > MUTATIONS / 1000, "only {read} were read: the mutations are too wild");
+}

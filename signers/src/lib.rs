@@ -1,14 +1,17 @@
 //! A private key that can be asked for a signature. Knows bytes, keys and devices; knows nothing of certificates, databases or networks.
 //!
 //! `KeyUri` names a key, a back end (`pkcs11`, `file`) opens it as a `Device`, and `pool` puts a bounded queue and threads before it. A `Signer`
-//! asks one such pool, or several that hold the same key, in this process or in others (`process`).
+//! asks one such pool, or several that hold the same key, in this process or in others (`process`). `bench` measures how many threads a device
+//! deserves.
 
 mod algorithm;
 mod secret_file;
 mod uri;
 
+pub mod bench;
 pub mod conformance;
 pub mod file;
+pub mod pace;
 pub mod pkcs11;
 pub mod pool;
 mod probe;
@@ -18,6 +21,7 @@ mod signer;
 use std::time::{Duration, Instant};
 
 pub use algorithm::{Algorithm, KeyKind, PublicKey, UnknownName};
+pub use pace::Pace;
 pub use pool::job::Timing;
 pub use pool::{Health, HealthState, Pool, PoolOptions};
 pub use probe::PROBE;
@@ -197,38 +201,6 @@ pub struct TokenFacts {
     pub serial: String,
 }
 
-/// Signatures that one session made in a time.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SigningRate {
-    /// How many.
-    pub signatures: u64,
-    /// In how long.
-    pub time: Duration,
-}
-
-impl SigningRate {
-    /// Signs one after the other until `time` has passed, at least once, and verifies the last one.
-    pub(crate) fn measure(device: &mut dyn Device, time: Duration) -> Result<Self, SignError> {
-        let message = |number: u64| [b"throw-away ".as_slice(), &number.to_be_bytes()].concat();
-        let (begun, mut signatures) = (Instant::now(), 0);
-        loop {
-            let signature = device.sign(&message(signatures))?;
-            let taken = begun.elapsed();
-            if taken >= time {
-                let good = device.public_key().verify(&message(signatures), &signature);
-                let measured = Self { signatures: signatures + 1, time: taken };
-                return if good { Ok(measured) } else { Err(SignError::Rejected("a signature does not verify".into())) };
-            }
-            signatures += 1;
-        }
-    }
-
-    /// Signatures a second.
-    pub fn per_second(self) -> f64 {
-        self.signatures as f64 / self.time.as_secs_f64()
-    }
-}
-
 /// Creating and describing keys: the second, separate seam, which only the ceremony and `doctor` use.
 pub trait Vault {
     /// The token that holds, or will hold, the key.
@@ -237,9 +209,6 @@ pub trait Vault {
     fn describe(&mut self, uri: &KeyUri) -> Result<Option<KeyFacts>, SignError>;
     /// Generates a key pair inside the device under the URI's label and a fresh random CKA_ID: sensitive, never extractable, sign only. Refuses if one is there.
     fn generate(&mut self, uri: &KeyUri, kind: KeyKind) -> Result<KeyFacts, SignError>;
-    /// How fast signatures of such a key are made: with a key pair that is made for this alone, is never kept, and is destroyed
-    /// afterwards. No key of the vault signs anything. `Rejected` by a token that makes no keys outside its memory.
-    fn signing_rate(&mut self, kind: KeyKind, time: Duration) -> Result<SigningRate, SignError>;
     /// Opens the key for signing.
     fn open(&mut self, uri: &KeyUri) -> Result<Box<dyn Device>, SignError>;
 }
@@ -265,5 +234,14 @@ pub fn open_device(uri: &KeyUri) -> Result<Box<dyn Device>, SignError> {
     match uri {
         KeyUri::Pkcs11(uri) => Ok(Box::new(pkcs11::open_device(uri, None)?)),
         KeyUri::File(path) => Ok(Box::new(file::FileDevice::open(path)?)),
+    }
+}
+
+/// One session with a key pair of this kind that is made for it alone, where the key that `uri` names is, and ends with it: neither in the
+/// memory of a token nor in a file. No other key can be asked by it. `Rejected` by a token that makes no such keys.
+pub fn throw_away_device(uri: &KeyUri, kind: KeyKind) -> Result<Box<dyn Device>, SignError> {
+    match uri {
+        KeyUri::Pkcs11(uri) => Ok(Box::new(pkcs11::throw_away_device(uri, kind)?)),
+        KeyUri::File(_) => Ok(Box::new(file::FileDevice::generate(kind)?)),
     }
 }

@@ -6,8 +6,10 @@
 mod error;
 mod inspection;
 mod key;
+mod key_pair;
 mod life;
 mod module;
+mod throw_away;
 mod token;
 mod vault;
 
@@ -16,6 +18,7 @@ use std::time::Instant;
 
 pub use inspection::{ModuleFacts, PinState, SessionLimit, TokenState, inspect_module, inspect_token};
 pub use key::Pkcs11Device;
+pub use throw_away::{ThrowAwayDevice, throw_away_device};
 pub use vault::{Pkcs11Vault, init_token, list_tokens, open_vault, open_vault_for_reading};
 
 use crate::{Pkcs11Uri, SignError};

@@ -9,6 +9,7 @@ mod token;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::pace::{Pace, PaceMeter};
 use crate::pool::PoolOptions;
 use crate::process::RemoteKey;
 use crate::{Job, KeyUri, Pool, PublicKey, SignError, SignFailure};
@@ -30,17 +31,19 @@ pub struct Signature {
 
 impl Signer {
     /// A key in a device that this process opens, on threads of its own: see `Pool::start`. Blocks meanwhile.
-    pub fn start(key: KeyUri, options: PoolOptions) -> Result<Self, SignError> {
-        Ok(Self::alone(Place::Threads(Pool::start(key, options)?)))
+    pub fn start(key: KeyUri, mut options: PoolOptions) -> Result<Self, SignError> {
+        let meter = Arc::new(PaceMeter::default());
+        options.observer = meter.before(options.observer);
+        Ok(Self::alone(Place::Threads(Pool::start(key, options)?), meter))
     }
 
-    /// A key in a device that another process has opened.
-    pub(crate) fn remote(key: RemoteKey) -> Self {
-        Self::alone(Place::Process(key))
+    /// A key in a device that another process has opened, and who measures it.
+    pub(crate) fn remote(key: RemoteKey, meter: Arc<PaceMeter>) -> Self {
+        Self::alone(Place::Process(key), meter)
     }
 
-    fn alone(place: Place) -> Self {
-        Self(Arc::new([Arc::new(Token::new(place))]))
+    fn alone(place: Place, meter: Arc<PaceMeter>) -> Self {
+        Self(Arc::new([Arc::new(Token::new(place, meter))]))
     }
 
     /// One signer of several for the same key; `None` if they hold different keys, or if there are none.
@@ -119,6 +122,12 @@ impl Signer {
     /// How it is now. Never waits for a device.
     pub fn health(&self) -> SignerHealth {
         SignerHealth::of(self.0.iter().map(|token| token.health()).collect())
+    }
+
+    /// How fast it signs, as far as is known: all tokens that are asked, together.
+    pub fn pace(&self) -> Pace {
+        let asked = self.0.iter().filter(|token| token.is_usable()).map(|token| token.pace());
+        Pace::together(asked)
     }
 
     /// An operator asks (SIGHUP): one more login is tried if a token refused our PIN, and a lost device is tried at once. Never waits.

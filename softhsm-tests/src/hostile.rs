@@ -5,9 +5,13 @@
 //! hostile token is not the exact text of a token that a configured issuer's key signed, or what that key did sign is expired, not yet
 //! valid, for somebody else, or malformed in a claim that counts. What is only odd (an attribute nobody knows, a claim nobody reads,
 //! white space in PEM) and honestly signed is not hostile and is not made here: nothing of it reaches a certificate.
+//!
+//! `protocol` and `to_be_signed` are what a signer process meets, written out one by one.
 
 pub mod csr;
 pub mod der;
+pub mod protocol;
+pub mod to_be_signed;
 pub mod token;
 
 /// The seed of `./run-tests`.

@@ -18,9 +18,6 @@ use crate::metrics::{Metrics, SignerMetrics};
 use crate::policy::ServingName;
 use crate::x509::chain::IssuerChain;
 
-/// Sessions per key. SoftHSM gains little beyond; network HSMs are asked for more in a later config key.
-pub(crate) const SESSIONS: usize = 4;
-
 /// A device that takes longer to open its first session is taken for dead.
 const OPENED_WITHIN: Duration = Duration::from_secs(30);
 
@@ -140,7 +137,7 @@ impl<'a> Wanted<'a> {
         let keys = self.places.iter().map(|place| KeyOfProcess {
             uri: place.key.uri.clone(),
             expected: self.chain(place).public_key().clone(),
-            sessions: SESSIONS,
+            sessions: place.key.device.sessions,
             observer: Arc::new(SignerMetrics::new(metrics, self.chain(place).id(), place.number)),
         });
         start(ProcessOptions {
@@ -185,7 +182,7 @@ impl<'a> Wanted<'a> {
         let mut signers = Vec::new();
         for place in &self.places {
             let options = PoolOptions {
-                threads: SESSIONS,
+                threads: place.key.device.sessions,
                 queue: PERMITS,
                 expected: Some(self.chain(place).public_key().clone()),
                 observer: Arc::new(SignerMetrics::new(metrics, self.chain(place).id(), place.number)),

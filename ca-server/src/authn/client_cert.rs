@@ -47,7 +47,12 @@ impl ClientCertificates {
         self.verifier.clone()
     }
 
-    pub(super) fn authenticate(&self, credentials: &Credentials, now: Timestamp) -> Result<Option<(SpiffeId, Evidence)>, Refusal> {
+    /// The third is when the certificate ends.
+    pub(super) fn authenticate(
+        &self,
+        credentials: &Credentials,
+        now: Timestamp,
+    ) -> Result<Option<(SpiffeId, Evidence, Timestamp)>, Refusal> {
         let Some([leaf, intermediates @ ..]) = credentials.certificates.as_deref() else {
             return Ok(None);
         };
@@ -70,7 +75,8 @@ impl ClientCertificates {
             pod: None,
             peer: credentials.peer,
         };
-        Ok(Some((identity, evidence)))
+        let ends = tbs.validity().not_after.to_unix_duration().as_secs();
+        Ok(Some((identity, evidence, Timestamp::from_seconds(i64::try_from(ends).unwrap_or(i64::MAX)))))
     }
 }
 

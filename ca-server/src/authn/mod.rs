@@ -47,6 +47,7 @@ impl std::fmt::Debug for Credentials {
 pub struct Caller {
     identity: SpiffeId,
     evidence: Evidence,
+    presented_ends: Option<Timestamp>,
 }
 
 impl Caller {
@@ -58,6 +59,11 @@ impl Caller {
     /// The proof, as the ledger keeps it.
     pub fn evidence(&self) -> &Evidence {
         &self.evidence
+    }
+
+    /// When the certificate ends that proved the identity, if it was one.
+    pub fn presented_ends(&self) -> Option<Timestamp> {
+        self.presented_ends
     }
 }
 
@@ -85,11 +91,15 @@ impl Authenticators {
         let mut refusals: Vec<Refusal> = Vec::new();
         for authenticator in &self.0 {
             let proven = match authenticator {
-                Authenticator::ClientCertificate(certificates) => certificates.authenticate(credentials, now),
-                Authenticator::Jwt(tokens) => tokens.authenticate(credentials, now).await,
+                Authenticator::ClientCertificate(certificates) => certificates
+                    .authenticate(credentials, now)
+                    .map(|proven| proven.map(|(identity, evidence, ends)| (identity, evidence, Some(ends)))),
+                Authenticator::Jwt(tokens) => {
+                    tokens.authenticate(credentials, now).await.map(|proven| proven.map(|(identity, evidence)| (identity, evidence, None)))
+                }
             };
             match proven {
-                Ok(Some((identity, evidence))) => return Ok(Caller { identity, evidence }),
+                Ok(Some((identity, evidence, presented_ends))) => return Ok(Caller { identity, evidence, presented_ends }),
                 Ok(None) => {}
                 Err(refusal) => refusals.push(refusal),
             }

@@ -2,6 +2,7 @@
 //! changes nothing and stops at nothing: what is broken in one place hides nothing in another. It works beside the running daemon. An
 //! issuer's key signs nothing here, and a PIN is tried at most once.
 
+mod bench;
 mod certificates;
 mod configuration;
 mod device;
@@ -37,6 +38,13 @@ pub struct Args {
     /// Have the database check its own structure, too; reads all of it
     #[arg(long)]
     deep: bool,
+    /// Only measure: signatures per second and latency on 1, 2, 4 … sessions of each issuer's device, and how many to use. Takes all of the
+    /// device's speed meanwhile
+    #[arg(long, conflicts_with_all = ["output", "no_rate", "deep"])]
+    bench: bool,
+    /// Of the devices, only [device.NAME]
+    #[arg(long, value_name = "NAME")]
+    device: Option<String>,
 }
 
 /// The shape of the answer.
@@ -52,8 +60,12 @@ enum Output {
 pub fn run(args: &Args, path: &Path) -> Result<(), Exit> {
     let clock = Clock::default();
     let examined = Examination::of(path, clock.now()).map_err(Exit::config)?;
+    if args.bench {
+        return bench::run(&examined.keys, args, path);
+    }
     // Before any thread starts; what is illegal in it has been a complaint already.
-    let entered = super::environment::enter(&examined.environment);
+    let wanted = args.device.as_ref().and_then(|name| device::environment(name, &examined.keys)).or(examined.environment.clone());
+    let entered = wanted.as_ref().map_or(Ok(()), super::environment::enter);
     let mut report = Report::new(path, clock.now());
     let text = args.output == Output::Text;
     let mut tell = |findings: Findings| -> Result<(), Exit> {
@@ -69,10 +81,8 @@ pub fn run(args: &Args, path: &Path) -> Result<(), Exit> {
     let (ledger, times) = super::block_on(async { Ok(ledger::examine(examined.ledger.as_ref(), args.deep, &clock).await) })?;
     tell(ledger)?;
     tell(ledger::clock(&times, clock.now()))?;
-    for issuer in &examined.issuers {
-        for findings in device::examine(issuer, &examined.issuers, args) {
-            tell(findings)?;
-        }
+    for findings in device::examine_all(&examined.keys, wanted.is_none(), args, path) {
+        tell(findings)?;
     }
     match text {
         true => report.print_summary(&mut io::stdout().lock()),

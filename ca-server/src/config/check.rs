@@ -22,6 +22,9 @@ use crate::x509::chain::IssuerChain;
 /// Limits on a device's `timeout`.
 const DEVICE_TIMEOUT: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 
+/// Limits on a device's `sessions`.
+const SESSIONS: std::ops::RangeInclusive<u16> = 1..=64;
+
 /// Limits on `csr.call_timeout`.
 const CALL_TIMEOUT: std::ops::RangeInclusive<u64> = 100..=60_000;
 
@@ -260,10 +263,9 @@ impl<'a> Checker<'a> {
             let why = format_args!("names {} devices for {} keys; name one for all, or one for each", names.len(), uris.len());
             return Err(self.bad(&of(issuer, "device"), why));
         }
-        let device = |number: usize| names.get(number).or(names.first()).cloned().unwrap_or_default();
         let mut places: Vec<KeyConfig> = Vec::new();
         for (number, uri) in uris.into_iter().enumerate() {
-            let place = KeyConfig { uri, device: self.device(device(number), devices)? };
+            let place = KeyConfig { uri, device: self.device(issuer.device_of(number), devices)? };
             if places.iter().any(|other| other.uri.without_secrets() == place.uri.without_secrets() && other.device == place.device) {
                 return Err(self.bad(&of(issuer, "key"), format_args!("names {} twice", place.uri.without_secrets())));
             }
@@ -272,7 +274,8 @@ impl<'a> Checker<'a> {
         Ok(places)
     }
 
-    fn device(&self, name: String, devices: &BTreeMap<String, Device>) -> Result<DeviceConfig, ConfigError> {
+    /// How a key's device is opened.
+    pub(super) fn device(&self, name: String, devices: &BTreeMap<String, Device>) -> Result<DeviceConfig, ConfigError> {
         let (plain, of) = (Device::default(), |key: &str| format!("device.{name}.{key}"));
         let device = devices.get(&name).unwrap_or(&plain);
         if device.socket.is_some() && device.isolation == Isolation::Thread {
@@ -280,6 +283,9 @@ impl<'a> Checker<'a> {
         }
         if !DEVICE_TIMEOUT.contains(&device.timeout) {
             return Err(self.bad(&of("timeout"), "lies outside 100ms–60s"));
+        }
+        if !SESSIONS.contains(&device.sessions) {
+            return Err(self.bad(&of("sessions"), "lies outside 1–64"));
         }
         let legal = |(name, value): (&String, &String)| !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
         if !device.env.iter().all(legal) {
@@ -291,6 +297,7 @@ impl<'a> Checker<'a> {
             socket: device.socket.as_deref().map(|path| self.file(path)),
             timeout: device.timeout,
             network: device.network,
+            sessions: device.sessions.into(),
             name,
         })
     }

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
-use signers::KeyUri;
+use signers::{KeyUri, PublicKey};
 use toml::{Table, Value};
 
 use super::check::Checker;
 use super::file::{Csr, Device, File, Issuer, IssuerState, Jwt, Ledger, Monitoring, Profile as ProfileFile};
-use super::{Config, ConfigError, parse, read};
+use super::{Config, ConfigError, DeviceConfig, parse, read};
 use crate::policy::{Profile, ServingName};
 use crate::store::ledger::Location;
 use crate::timestamp::Timestamp;
@@ -25,8 +25,8 @@ pub struct Examination {
     pub complaints: Vec<ConfigError>,
     /// What is worth a line in the log, and no reason to refuse.
     pub warnings: Vec<String>,
-    /// `[device.*] env`, put together; empty if they contradict each other.
-    pub environment: BTreeMap<String, String>,
+    /// `[device.*] env`, put together; `None` if they contradict each other, so that each device wants a process of its own.
+    pub environment: Option<BTreeMap<String, String>>,
     /// `[ledger]`.
     pub ledger: Option<Location>,
     /// `[csr] names`.
@@ -35,6 +35,8 @@ pub struct Examination {
     pub profile: Option<Profile>,
     /// `[[issuer]]`, in order.
     pub issuers: Vec<ExaminedIssuer>,
+    /// Every place of every issuer's key, in order.
+    pub keys: Vec<ExaminedKey>,
     /// `[[jwt]]`, in order.
     pub jwt: Vec<ExaminedJwt>,
 }
@@ -48,10 +50,23 @@ pub struct ExaminedIssuer {
     pub active: bool,
     /// Its certificates.
     pub chain: Result<IssuerChain, ConfigError>,
-    /// Where its key is, and in which device; a retiring one need not say.
-    pub keys: Result<Vec<KeyUri>, ConfigError>,
     /// Why `transcript` cannot be read.
     pub transcript: Option<ConfigError>,
+}
+
+/// One place of an issuer's key.
+#[derive(Debug)]
+pub struct ExaminedKey {
+    /// The issuer's id, and which of its tokens where there are several.
+    pub id: String,
+    /// Whether its issuer signs.
+    pub active: bool,
+    /// The public key in the issuer's certificate, if that can be read.
+    pub expected: Option<PublicKey>,
+    /// Where it is; a retiring issuer need not say.
+    pub uri: Result<Option<KeyUri>, ConfigError>,
+    /// How its device is opened; `None` if that section is refused.
+    pub device: Option<DeviceConfig>,
 }
 
 /// One `[[jwt]]`.
@@ -83,6 +98,7 @@ impl Examination {
             names: parts.csr(),
             profile: parts.section::<ProfileFile>("profile").and_then(|profile| parts.checked(|checker| checker.profile(&profile))),
             issuers: parts.issuers(),
+            keys: parts.keys(),
             jwt: parts.jwt(),
             complaints: Vec::new(),
         };
@@ -127,9 +143,9 @@ impl Parts<'_> {
         check(&self.checker).map_err(|complaint| self.complaints.push(complaint)).ok()
     }
 
-    fn environment(&mut self) -> BTreeMap<String, String> {
+    fn environment(&self) -> Option<BTreeMap<String, String>> {
         let devices: BTreeMap<String, Device> = self.section("device").unwrap_or_default();
-        self.checked(|checker| checker.environment(&devices, |_| true)).unwrap_or_default()
+        self.checker.environment(&devices, |_| true).ok()
     }
 
     fn csr(&mut self) -> Vec<ServingName> {
@@ -140,15 +156,36 @@ impl Parts<'_> {
     }
 
     fn issuers(&mut self) -> Vec<ExaminedIssuer> {
-        let issuers: Vec<Issuer> = self.list("issuer");
         let examined = |issuer: &Issuer| ExaminedIssuer {
             id: issuer.id.clone(),
             active: matches!(issuer.state, IssuerState::Active),
             chain: self.checker.chain(issuer),
-            keys: self.checker.keys(issuer),
             transcript: self.checker.transcript(issuer).err(),
         };
-        issuers.iter().map(examined).collect()
+        self.list("issuer").iter().map(examined).collect()
+    }
+
+    fn keys(&mut self) -> Vec<ExaminedKey> {
+        let issuers: Vec<Issuer> = self.list("issuer");
+        let devices: BTreeMap<String, Device> = self.section("device").unwrap_or_default();
+        issuers.iter().flat_map(|issuer| self.keys_of(issuer, &devices)).collect()
+    }
+
+    fn keys_of(&mut self, issuer: &Issuer, devices: &BTreeMap<String, Device>) -> Vec<ExaminedKey> {
+        let (active, expected) = (matches!(issuer.state, IssuerState::Active), self.checker.chain(issuer).ok());
+        let expected = expected.map(|chain| chain.public_key().clone());
+        let uris: Vec<Result<Option<KeyUri>, ConfigError>> = match self.checker.keys(issuer) {
+            Err(complaint) => vec![Err(complaint)],
+            Ok(uris) if uris.is_empty() => vec![Ok(None)],
+            Ok(uris) => uris.into_iter().map(|uri| Ok(Some(uri))).collect(),
+        };
+        let several = uris.len() > 1;
+        let key = |(number, uri)| {
+            let id = if several { format!("{}, token {}", issuer.id, number + 1) } else { issuer.id.clone() };
+            let device = self.checked(|checker| checker.device(issuer.device_of(number), devices));
+            ExaminedKey { id, active, expected: expected.clone(), uri, device }
+        };
+        uris.into_iter().enumerate().map(key).collect()
     }
 
     fn jwt(&mut self) -> Vec<ExaminedJwt> {

@@ -119,11 +119,20 @@ pub(super) struct Device {
     pub timeout: Duration,
     #[serde(default)]
     pub network: bool,
+    #[serde(default = "four")]
+    pub sessions: u16,
 }
 
 impl Default for Device {
     fn default() -> Self {
-        Self { env: BTreeMap::new(), isolation: Isolation::default(), socket: None, timeout: two_seconds(), network: false }
+        Self {
+            env: BTreeMap::new(),
+            isolation: Isolation::default(),
+            socket: None,
+            timeout: two_seconds(),
+            network: false,
+            sessions: four(),
+        }
     }
 }
 
@@ -152,6 +161,13 @@ pub(super) struct Issuer {
     #[serde(default)]
     pub device: OneOrMore,
     pub sibling_of: Option<String>,
+}
+
+impl Issuer {
+    /// The device of its key of this number: one for all, or one for each; empty for none.
+    pub fn device_of(&self, number: usize) -> String {
+        self.device.0.get(number).or(self.device.0.first()).cloned().unwrap_or_default()
+    }
 }
 
 /// A text, or several.
@@ -242,6 +258,10 @@ pub(super) struct Jwt {
 
 fn info() -> String {
     "info".to_owned()
+}
+
+fn four() -> u16 {
+    4
 }
 
 fn two_seconds() -> Duration {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use signers::KeyUri;
 
-pub use examine::{Examination, ExaminedIssuer, ExaminedJwt};
+pub use examine::{Examination, ExaminedIssuer, ExaminedJwt, ExaminedKey};
 pub use file::{Isolation, Log, LogFormat, RequestDefaults};
 
 use crate::fairness::Limits;
@@ -114,6 +114,8 @@ pub struct DeviceConfig {
     pub timeout: Duration,
     /// `network`: whether the module needs the network.
     pub network: bool,
+    /// `sessions`: how many each key signs on at once.
+    pub sessions: usize,
 }
 
 /// One `[[jwt]]`.

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::admission::Entered;
 use crate::fairness::NewKey;
+use crate::holders::Holder;
 use crate::metrics::Metrics;
 use crate::repeats::Place;
 use crate::store::ledger::Issued;
@@ -32,23 +34,47 @@ impl Drop for Permit {
 /// See the module. Dropped without a certificate, it lets whoever asks the same go first, and the key has not counted.
 pub(super) struct Hold {
     /// Of a caller; the daemon itself asks nothing twice and has no limits.
-    caller: Option<(Place, NewKey, Timestamp)>,
+    caller: Option<OfCaller>,
+    /// The right to a signature, until it is there or will not be.
+    device: Option<Entered>,
     _permit: Permit,
 }
 
+/// What becomes of it when the caller has its certificate.
+pub(super) struct OfCaller {
+    pub(super) place: Place,
+    pub(super) key: NewKey,
+    pub(super) holder: Holder,
+    /// When it asked.
+    pub(super) at: Timestamp,
+}
+
 impl Hold {
-    pub(super) fn of_caller(permit: Permit, place: Place, key: NewKey, now: Timestamp) -> Self {
-        Self { caller: Some((place, key, now)), _permit: permit }
+    pub(super) fn of_caller(permit: Permit, device: Entered, caller: OfCaller) -> Self {
+        Self { caller: Some(caller), device: Some(device), _permit: permit }
     }
 
-    pub(super) fn of_daemon(permit: Permit) -> Self {
-        Self { caller: None, _permit: permit }
+    pub(super) fn of_daemon(permit: Permit, device: Entered) -> Self {
+        Self { caller: None, device: Some(device), _permit: permit }
     }
 
-    /// The certificate is recorded: it is what others get who ask the same, and its key counts.
+    /// The intent is durable.
+    pub(super) fn recorded(&self) {
+        if let Some(device) = &self.device {
+            device.recorded();
+        }
+    }
+
+    /// The device has nothing more to do with it: another call may take its place there while the ledger commits the outcome.
+    pub(super) fn signed(&mut self) {
+        self.device = None;
+    }
+
+    /// The certificate is recorded: its holder has it, others get it who ask the same, and its key counts.
     pub(super) fn end(self, issued: &Issued) {
-        if let Some((place, key, now)) = self.caller {
-            place.leave(issued, now);
+        if let Some(OfCaller { place, key, holder, at }) = self.caller {
+            holder.holds(issued.draft().validity().1, at);
+            place.leave(issued, at);
             key.certified();
         }
     }

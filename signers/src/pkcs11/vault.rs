@@ -2,19 +2,19 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType};
 use cryptoki::session::{Session, UserType};
 use cryptoki::slot::Slot;
 use secrecy::SecretString;
 
 use super::error::sign_error;
-use super::key::{Attributes, P256_PARAMS, P384_PARAMS, Pkcs11Device, Wanted, private_keys, public_key, public_keys};
+use super::key::{Attributes, Pkcs11Device, Wanted, private_keys, public_key, public_keys};
+use super::key_pair::{PRIVATE_USES, PUBLIC_USES, generation, random_id};
 use super::module::{Module, facts};
 use super::token::{Access, OpenSession, Token};
-use crate::{Device, KeyFacts, KeyKind, KeyUri, Pkcs11Uri, SignError, SigningRate, TokenFacts, Vault};
+use crate::{Device, KeyFacts, KeyKind, KeyUri, Pkcs11Uri, SignError, TokenFacts, Vault};
 
 /// One token, open for creating and describing keys.
 pub struct Pkcs11Vault {
@@ -162,62 +162,9 @@ impl Vault for Pkcs11Vault {
         self.read_facts(key, uri)
     }
 
-    fn signing_rate(&mut self, kind: KeyKind, time: Duration) -> Result<SigningRate, SignError> {
-        let what = format!("a throw-away {kind} key in token {:?}", self.token.facts.label);
-        let session = OpenSession::open(self.module.library(), self.slot, Access::ReadOnly).map_err(|e| sign_error(&what, &e))?;
-        let (mechanism, parameters) = generation(kind);
-        // Not in the token: it goes with the session if nothing else takes it away.
-        let names = [Attribute::Id(random_id()?), Attribute::Label(b"ca-server doctor, throw-away".to_vec()), Attribute::Token(false)];
-        let public = [&names[..], &PUBLIC_USES, &parameters].concat();
-        let private = [&names[..], &PRIVATE_USES].concat();
-        let generated = session.get().and_then(|session| session.generate_key_pair(&mechanism, &public, &private));
-        let (public, private) = generated.map_err(|e| sign_error(&what, &e))?;
-        let mut device = Pkcs11Device::of(&self.module, self.slot, session, private, Some(public), what)?;
-        let measured = SigningRate::measure(&mut device, time);
-        let destroyed = device.destroy(public);
-        let measured = measured?;
-        destroyed.map(|()| measured)
-    }
-
     fn open(&mut self, uri: &KeyUri) -> Result<Box<dyn Device>, SignError> {
         let uri = self.here(uri)?;
         let session = self.token.session(self.module.library(), self.slot, uri.pin_source.as_deref(), Access::ReadOnly)?;
         Ok(Box::new(Pkcs11Device::find(&self.module, self.slot, session, uri, None)?))
     }
-}
-
-/// How a token makes a key pair of this kind, and what the public half must be told.
-fn generation(kind: KeyKind) -> (Mechanism<'static>, Vec<Attribute>) {
-    match kind.modulus_bits() {
-        Some(bits) => {
-            (Mechanism::RsaPkcsKeyPairGen, vec![Attribute::ModulusBits(u64::from(bits).into()), Attribute::PublicExponent(vec![1, 0, 1])])
-        }
-        None if kind == KeyKind::P384 => (Mechanism::EccKeyPairGen, vec![Attribute::EcParams(P384_PARAMS.to_vec())]),
-        None => (Mechanism::EccKeyPairGen, vec![Attribute::EcParams(P256_PARAMS.to_vec())]),
-    }
-}
-
-const PUBLIC_USES: [Attribute; 5] = [
-    Attribute::Private(false),
-    Attribute::Verify(true),
-    Attribute::Encrypt(false),
-    Attribute::Wrap(false),
-    Attribute::VerifyRecover(false),
-];
-
-const PRIVATE_USES: [Attribute; 8] = [
-    Attribute::Private(true),
-    Attribute::Sensitive(true),
-    Attribute::Extractable(false),
-    Attribute::Sign(true),
-    Attribute::SignRecover(false),
-    Attribute::Decrypt(false),
-    Attribute::Unwrap(false),
-    Attribute::Derive(false),
-];
-
-fn random_id() -> Result<Vec<u8>, SignError> {
-    let mut id = vec![0; 16];
-    getrandom::fill(&mut id).map_err(|e| SignError::Rejected(format!("the system has no random numbers: {e}")))?;
-    Ok(id)
 }

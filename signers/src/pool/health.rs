@@ -28,7 +28,7 @@ pub struct Health {
     pub threads: usize,
     /// Threads that have a session.
     pub open: usize,
-    /// Threads whose device call is past its deadline and has not returned.
+    /// Threads whose device call, for a signature or a session, is past its limit and has not returned.
     pub stuck: usize,
     /// Jobs that wait.
     pub queued: usize,
@@ -50,14 +50,16 @@ impl Shared {
         let state = self.lock();
         let threads = self.seats();
         let open = state.seats.iter().filter(|seat| **seat == Seat::Serving).count();
+        // One that is stuck while it opens a session keeps nobody else from signing.
+        let stuck_open = state.seats.iter().enumerate().filter(|(at, seat)| **seat == Seat::Serving && self.is_stuck(*at)).count();
         let trouble = || state.trouble.as_ref().map_or_else(|| "no session is open yet".to_owned(), ToString::to_string);
         let (health, detail) = if state.closed {
             (HealthState::Stopped, "stopped".to_owned())
-        } else if open > stuck {
+        } else if open > stuck_open {
             let kind = if self.source.uri().is_file() { "; the key is a PEM file, not in a device" } else { "" };
             (HealthState::Ready, format!("{open} of {threads} sessions open, {stuck} stuck{kind}"))
-        } else if stuck > 0 {
-            (HealthState::Stuck, format!("all {stuck} open sessions are stuck inside the device"))
+        } else if stuck_open > 0 {
+            (HealthState::Stuck, format!("all {stuck_open} open sessions are stuck inside the device"))
         } else if state.locked {
             (HealthState::Locked, trouble())
         } else {

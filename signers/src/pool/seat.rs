@@ -6,11 +6,14 @@
 //! (`Shared::distrust_sessions`) is replaced before it signs again.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::job::Queued;
 use super::state::{Seat, Shared, Wake};
 use crate::{Device, Failure, SignError};
+
+/// How long a device may take to open a session and find the key before that counts as stuck.
+const OPENED_WITHIN: Duration = Duration::from_secs(10);
 
 struct Session {
     device: Box<dyn Device>,
@@ -18,10 +21,13 @@ struct Session {
 }
 
 impl Session {
-    fn open(shared: &Shared) -> Result<Self, SignError> {
+    fn open(shared: &Shared, seat: usize) -> Result<Self, SignError> {
         // Asked first: a doubt that is raised meanwhile holds for this session, too.
         let generation = shared.generation();
-        Ok(Self { device: shared.source.open()?, generation })
+        shared.enter(seat, Instant::now() + OPENED_WITHIN);
+        let device = shared.source.open();
+        shared.leave(seat);
+        Ok(Self { device: device?, generation })
     }
 
     fn is_doubtful(&self, shared: &Shared) -> bool {
@@ -72,7 +78,8 @@ fn reopen(shared: &Shared, seat: usize) -> Option<Session> {
             return None;
         }
         // A panic here would leave the turn taken for ever.
-        let opened = catch_unwind(AssertUnwindSafe(|| Session::open(shared)));
+        let opened = catch_unwind(AssertUnwindSafe(|| Session::open(shared, seat)));
+        shared.leave(seat);
         match opened.unwrap_or_else(|_| Err(SignError::Lost("opening the device failed".into()))) {
             Ok(session) => {
                 shared.probed(seat, Ok(()));
@@ -104,7 +111,7 @@ fn check(shared: &Shared, seat: usize, mut session: Session) -> Option<Session> 
 /// The first reopening after a loss: at once, and jobs meanwhile wait for it.
 fn renew(shared: &Shared, seat: usize) -> Result<Session, SignError> {
     shared.set(seat, Seat::Renewing);
-    match Session::open(shared) {
+    match Session::open(shared, seat) {
         Ok(session) => {
             shared.set(seat, Seat::Serving);
             tracing::info!(uri = %shared.source.uri(), seat, "a session was opened again");

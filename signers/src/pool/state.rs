@@ -24,7 +24,7 @@ pub(super) struct Shared {
     recovery_changed: Condvar,
     thread_ended: Condvar,
     epoch: Instant,
-    // For each seat, when the job inside its device is due, in nanoseconds since `epoch`; 0 outside.
+    // For each seat, when the job or the opening inside its device is due, in nanoseconds since `epoch`; 0 outside.
     due: Vec<AtomicU64>,
     // Held while stuck threads are counted and reported, so that the last report is the true one.
     stuck_report: Mutex<()>,
@@ -276,7 +276,7 @@ impl Shared {
         !waited.timed_out()
     }
 
-    /// The seat's thread goes into its device with a job that is due at `deadline`.
+    /// The seat's thread goes into its device, and is due back at `deadline`.
     pub(super) fn enter(&self, seat: usize, deadline: Instant) {
         self.due[seat].store(self.nanos(deadline), Ordering::Release);
     }
@@ -290,8 +290,13 @@ impl Shared {
     }
 
     pub(super) fn stuck_now(&self) -> usize {
-        let now = self.nanos(Instant::now());
-        self.due.iter().map(|due| due.load(Ordering::Acquire)).filter(|due| *due != 0 && *due < now).count()
+        (0..self.seats()).filter(|seat| self.is_stuck(*seat)).count()
+    }
+
+    /// Whether the seat's thread is inside its device for longer than it may.
+    pub(super) fn is_stuck(&self, seat: usize) -> bool {
+        let due = self.due[seat].load(Ordering::Acquire);
+        due != 0 && due < self.nanos(Instant::now())
     }
 
     /// By how much the device call that is longest past its limit is past it.

@@ -13,6 +13,7 @@ use super::options::{ProcessOptions, Way};
 use super::order::{Order, RemoteJob};
 use super::remote::RemoteKey;
 use super::wire::{KeyHealth, KeySetup, Reply, Request, Setup};
+use crate::pace::PaceMeter;
 use crate::pool::job::{Answer, Timing};
 use crate::{Health, HealthState, SignError, SignFailure, Signer};
 
@@ -47,7 +48,7 @@ const TRIES_HUNG: u32 = 2;
 const BATCH: usize = 128;
 
 /// Starts the process, waits until its keys are open, and hands out a signer for each, in order.
-pub async fn start(options: ProcessOptions) -> Result<Vec<Signer>, SignError> {
+pub async fn start(mut options: ProcessOptions) -> Result<Vec<Signer>, SignError> {
     let (setup, limit) = (setup(&options), options.opened_within);
     let opened = timeout(limit, link::open(&options.way, setup.clone(), &options.keys)).await;
     let silent = |_| SignError::Lost(format!("its device has not answered for {} s", limit.as_secs()));
@@ -55,9 +56,10 @@ pub async fn start(options: ProcessOptions) -> Result<Vec<Signer>, SignError> {
     let (orders, inbox) = mpsc::unbounded_channel();
     let now = options.keys.iter().map(|key| opened_health(key.sessions)).collect();
     let health = Arc::new(Mutex::new(now));
-    let keys = options.keys.iter().enumerate().map(|(number, key)| {
-        let number = u16::try_from(number).expect("a config has fewer issuers");
-        Signer::remote(RemoteKey::new(key.clone(), number, orders.clone(), health.clone()))
+    let keys = options.keys.iter_mut().enumerate().map(|(number, key)| {
+        let (number, meter) = (u16::try_from(number).expect("a config has fewer issuers"), Arc::new(PaceMeter::default()));
+        key.observer = meter.before(key.observer.clone());
+        Signer::remote(RemoteKey::new(key.clone(), number, orders.clone(), health.clone()), meter)
     });
     let keys = keys.collect();
     let supervisor = Supervisor {

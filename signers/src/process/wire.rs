@@ -330,7 +330,9 @@ impl<'a> Frame<'a> {
             SignError::Forbidden(_) => 5,
             SignError::Stopped => 6,
         };
-        self.byte(kind).bytes(error.cause().as_bytes())
+        // Nothing is to be said of a stop.
+        let cause = if let SignError::Stopped = error { "" } else { error.cause() };
+        self.byte(kind).bytes(cause.as_bytes())
     }
 
     fn end(self) {
@@ -398,7 +400,7 @@ impl<'a> Body<'a> {
             3 => SignError::Locked(cause),
             4 => SignError::Rejected(cause),
             5 => SignError::Forbidden(cause),
-            6 => SignError::Stopped,
+            6 if cause.is_empty() => SignError::Stopped,
             _ => return Err(Malformed),
         })
     }

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::circuit::Circuit;
 use super::condition::TokenHealth;
+use crate::pace::{Pace, PaceMeter};
 use crate::pool::job::Progress;
 use crate::probe::PROBE;
 use crate::process::RemoteKey;
@@ -33,6 +34,7 @@ pub(super) enum Place {
 #[derive(Debug)]
 pub(super) struct Token {
     place: Place,
+    meter: Arc<PaceMeter>,
     outstanding: AtomicUsize,
     circuit: Circuit,
     /// Why the circuit opened.
@@ -57,9 +59,9 @@ impl Drop for Outstanding<'_> {
 }
 
 impl Token {
-    pub(super) fn new(place: Place) -> Self {
+    pub(super) fn new(place: Place, meter: Arc<PaceMeter>) -> Self {
         let (outstanding, probes) = (AtomicUsize::new(0), AtomicU64::new(0));
-        Self { place, outstanding, circuit: Circuit::default(), trouble: Mutex::default(), probes }
+        Self { place, meter, outstanding, circuit: Circuit::default(), trouble: Mutex::default(), probes }
     }
 
     pub(super) fn is_usable(&self) -> bool {
@@ -68,6 +70,15 @@ impl Token {
 
     pub(super) fn outstanding(&self) -> usize {
         self.outstanding.load(Ordering::Relaxed)
+    }
+
+    /// How fast it signs. While no session is open, as fast as with all of them: what is wrong then is for its health to say.
+    pub(super) fn pace(&self) -> Pace {
+        let health = match &self.place {
+            Place::Threads(pool) => pool.health(),
+            Place::Process(key) => key.health(),
+        };
+        self.meter.pace(if health.open > 0 { health.open } else { health.threads })
     }
 
     /// Why it is not asked.

@@ -225,7 +225,7 @@ async fn a_slow_token_is_not_asked_for_calls_that_are_past_their_limit() {
     let (ask, channel, faults) = (Ask::bearer(&ca.token()), ca.connect().await, ca.faults());
     let csrs: Vec<String> = (0..CALLS).map(|_| Csr::demo().pem).collect();
     let before = faults.signatures();
-    // Four sessions sign forty times a second at most.
+    // Four sessions sign forty times a second at most. The calls come before that is known.
     ca.command_faults("C_Sign sleep_ms 100");
     let answers = join_all(csrs.iter().map(|csr| channel.call(csr, &ask))).await;
     let (mut certificates, mut late) = (0, 0);
@@ -236,7 +236,8 @@ async fn a_slow_token_is_not_asked_for_calls_that_are_past_their_limit() {
                 certificates += 1;
             }
             Err(status) => {
-                assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+                // Once it is known those are refused that have no chance.
+                assert!(matches!(status.code(), Code::DeadlineExceeded | Code::ResourceExhausted), "{status}");
                 late += 1;
             }
         }

@@ -2,9 +2,11 @@
 //! Numbers in names are the cases of Istio's contract.
 #![allow(clippy::disallowed_methods, reason = "tests choose times around the real clock")]
 
+mod admission;
 mod audit;
 mod authentication;
 mod bad_input;
+mod bench;
 mod chain;
 mod client_certificate;
 mod clocks;
@@ -22,6 +24,7 @@ mod ledger_errors;
 mod lifetime;
 mod loadgen;
 mod metadata;
+mod modules;
 mod operations;
 mod outages;
 mod overload;

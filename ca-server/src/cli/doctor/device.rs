@@ -5,19 +5,21 @@ mod key;
 mod login;
 mod rate;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use signers::pkcs11::{ModuleFacts, SessionLimit, TokenState, inspect_module, inspect_token};
-use signers::{Algorithm, KeyUri, Pkcs11Uri, PublicKey, SignError, open_vault_for_reading};
+use signers::{Algorithm, KeyUri, Pkcs11Uri, PoolOptions, PublicKey, SignError, open_vault_for_reading};
 
 use super::Args;
 use super::finding::{Findings, span};
-use crate::app::signers::SESSIONS;
-use crate::config::ExaminedIssuer;
+use crate::config::ExaminedKey;
 
 /// A device that answers a question later is taken to hang.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One issuer's key, and how to look at it.
 struct Case {
@@ -25,6 +27,8 @@ struct Case {
     uri: KeyUri,
     /// The public key in the issuer's certificate, if that can be read.
     expected: Option<PublicKey>,
+    /// Sessions on which the daemon signs with this key.
+    pool: usize,
     /// Sessions that the daemon wants of the token at once, for all issuers whose keys lie in it.
     sessions: usize,
     try_pin: bool,
@@ -44,39 +48,71 @@ impl Telling {
     }
 }
 
-/// Examines the devices of `issuer`, one of `all`, one after the other.
-pub(super) fn examine(issuer: &ExaminedIssuer, all: &[ExaminedIssuer], args: &Args) -> Vec<Findings> {
+/// What the module of this device finds in its environment.
+pub(super) fn environment(name: &str, all: &[ExaminedKey]) -> Option<BTreeMap<String, String>> {
+    all.iter().filter_map(|key| key.device.as_ref()).find(|device| device.name == name).map(|device| device.environment.clone())
+}
+
+/// Examines every key's device, or those of the one device that `args` names. Modules read the process's environment; where they want
+/// different ones, each device is examined `apart`, in a process of its own.
+pub(super) fn examine_all<'a>(
+    all: &'a [ExaminedKey],
+    apart: bool,
+    args: &'a Args,
+    path: &'a Path,
+) -> Box<dyn Iterator<Item = Findings> + 'a> {
+    let section = |key: &'a ExaminedKey| key.device.as_ref().map_or("", |device| device.name.as_str());
+    if !apart {
+        let wanted = move |key: &&'a ExaminedKey| args.device.as_deref().is_none_or(|name| name == section(key));
+        return Box::new(all.iter().filter(wanted).map(|key| examine(key, all, args.try_pin, !args.no_rate)));
+    }
+    let names: BTreeSet<&str> = all.iter().map(section).collect();
+    Box::new(names.into_iter().map(|name| in_a_process(name, args, path)))
+}
+
+/// The same for one device, by another process of this program.
+fn in_a_process(device: &str, args: &Args, path: &Path) -> Findings {
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["doctor", "--output", "json", "--device", device, "--config"]).arg(path);
+    command.args(args.try_pin.then_some("--try-pin")).args(args.no_rate.then_some("--no-rate"));
+    let told = command.output().map_err(|error| error.to_string());
+    let findings = told.and_then(|output| Findings::told("device", &output.stdout).map_err(|error| format!("{error} ({})", output.status)));
+    findings.unwrap_or_else(|why| {
+        let mut findings = Findings::in_area("device");
+        let what = format!("the process that looked at [device.{device}] ended without a report: {why}");
+        findings.problem("answers", what, "a library that ends its process: look at its own log, and try it with pkcs11-tool");
+        findings
+    })
+}
+
+/// Examines the device of `key`, one of `all`; `rate` says whether its speed is measured.
+pub(super) fn examine(key: &ExaminedKey, all: &[ExaminedKey], try_pin: bool, rate: bool) -> Findings {
     let mut findings = Findings::in_area("device");
-    findings.about(&issuer.id);
-    let uris = match &issuer.keys {
+    findings.about(&key.id);
+    let uri = match &key.uri {
         Err(complaint) => {
             findings.problem(
                 "key",
                 complaint.to_string(),
                 "write the URI that names module, token and key: pkcs11:token=…;object=…?module-path=…&pin-source=file:…",
             );
-            return vec![findings];
+            return findings;
         }
-        Ok(uris) => uris,
+        Ok(None) => return findings,
+        Ok(Some(uri)) => uri,
     };
-    if !issuer.active {
+    if !key.active {
         findings.ok("key", "it is retiring and signs nothing: its key is not looked at");
-        return vec![findings];
+        return findings;
     }
-    let of = |number: usize| if uris.len() > 1 { format!("{}, token {}", issuer.id, number + 1) } else { issuer.id.clone() };
-    uris.iter().enumerate().map(|(number, uri)| examine_key(&of(number), uri, issuer, all, args)).collect()
-}
-
-fn examine_key(name: &str, uri: &KeyUri, issuer: &ExaminedIssuer, all: &[ExaminedIssuer], args: &Args) -> Findings {
-    let mut findings = Findings::in_area("device");
-    findings.about(name);
     let case = Case {
-        id: issuer.id.clone(),
+        id: key.id.clone(),
         uri: uri.clone(),
-        expected: issuer.chain.as_ref().ok().map(|chain| chain.public_key().clone()),
+        expected: key.expected.clone(),
+        pool: pool_of(key),
         sessions: wanted_sessions(uri, all),
-        try_pin: args.try_pin,
-        rate: !args.no_rate,
+        try_pin,
+        rate,
     };
     let (told, findings_so_far) = channel();
     let mut telling = Telling { findings: findings.clone(), told };
@@ -100,10 +136,16 @@ fn examine_key(name: &str, uri: &KeyUri, issuer: &ExaminedIssuer, all: &[Examine
     }
 }
 
-/// Each active issuer's pool, and one more session of each token that keeps the login. Tokens are told apart by what the URIs say of them.
-fn wanted_sessions(uri: &KeyUri, all: &[ExaminedIssuer]) -> usize {
-    let keys = all.iter().filter(|issuer| issuer.active).flat_map(|issuer| issuer.keys.iter().flatten());
-    keys.filter(|other| other.token() == uri.token()).count() * SESSIONS + 1
+/// The pool of each active issuer's key in that token, and one more session that keeps the login. Tokens are told apart by what the URIs say
+/// of them.
+fn wanted_sessions(uri: &KeyUri, all: &[ExaminedKey]) -> usize {
+    let in_it = |key: &&ExaminedKey| key.active && matches!(&key.uri, Ok(Some(other)) if other.token() == uri.token());
+    all.iter().filter(in_it).map(pool_of).sum::<usize>() + 1
+}
+
+/// `sessions` of its device, or the default where that section is refused.
+fn pool_of(key: &ExaminedKey) -> usize {
+    key.device.as_ref().map_or(PoolOptions::default().threads, |device| device.sessions)
 }
 
 fn file(telling: &mut Telling, case: &Case) {

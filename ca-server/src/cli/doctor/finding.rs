@@ -1,16 +1,17 @@
 //! One finding, the findings of an area, and the report of all. The names of areas and checks, and the fields of the JSON document, are
 //! what machines rely on: they do not change.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::timestamp::Timestamp;
 
 /// How bad it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Severity {
     /// As it should be.
@@ -33,12 +34,12 @@ impl Severity {
 }
 
 /// What was found about one thing.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Finding {
-    area: &'static str,
+    area: Cow<'static, str>,
     /// The issuer, token issuer or file that it is about, where there may be several.
     subject: Option<String>,
-    check: &'static str,
+    check: Cow<'static, str>,
     severity: Severity,
     what: String,
     remedy: Option<String>,
@@ -56,6 +57,16 @@ impl Findings {
     /// None yet.
     pub(super) fn in_area(area: &'static str) -> Self {
         Self { area, subject: None, list: Vec::new() }
+    }
+
+    /// Those of a report that another process printed as JSON, as far as they are of this area.
+    pub(super) fn told(area: &'static str, report: &[u8]) -> serde_json::Result<Self> {
+        #[derive(Deserialize)]
+        struct Told {
+            findings: Vec<Finding>,
+        }
+        let told: Told = serde_json::from_slice(report)?;
+        Ok(Self { area, subject: None, list: told.findings.into_iter().filter(|finding| finding.area == area).collect() })
     }
 
     /// What follows is about this one of several.
@@ -79,8 +90,13 @@ impl Findings {
         self.add(check, Severity::Problem, what.into(), Some(remedy.into()));
     }
 
+    /// Whether one of these checks found a problem.
+    pub(super) fn has_problem(&self, checks: &[&str]) -> bool {
+        self.list.iter().any(|finding| finding.severity == Severity::Problem && checks.contains(&&*finding.check))
+    }
+
     fn add(&mut self, check: &'static str, severity: Severity, what: String, remedy: Option<String>) {
-        self.list.push(Finding { area: self.area, subject: self.subject.clone(), check, severity, what, remedy });
+        self.list.push(Finding { area: self.area.into(), subject: self.subject.clone(), check: check.into(), severity, what, remedy });
     }
 
     /// The area's heading and a line or two for each finding.

@@ -130,7 +130,8 @@ token_file = "demo.token"
 cluster_id = "{CLUSTER}"
 out = "demo"
 
-# What the PKCS#11 module finds in its environment.
+# What the PKCS#11 module finds in its environment. Each key signs on 4 sessions unless `sessions` says otherwise; `ca-server doctor --bench`
+# measures how many the device deserves.
 [device.softhsm]
 env = {{ SOFTHSM2_CONF = {softhsm} }}
 

@@ -66,7 +66,7 @@ impl Refusals {
         now: Timestamp,
     ) -> bool {
         let in_group = match refusal.reason() {
-            Reason::Overloaded => true,
+            Reason::Overloaded | Reason::DeviceBusy => true,
             Reason::IdentityLimit | Reason::KeyLimit => !self.is_first(refusal.reason(), identity, now),
             _ => false,
         };

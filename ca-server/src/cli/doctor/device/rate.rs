@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use signers::{KeyKind, KeyUri, PublicKey, SignError, SigningRate, open_vault_for_reading};
+use signers::PublicKey;
+use signers::bench::Bench;
 
 use super::{Case, Telling};
-use crate::app::signers::SESSIONS;
 
 /// How long each of the two measurements signs.
 const TIME: Duration = Duration::from_millis(300);
@@ -19,29 +19,20 @@ pub(super) fn measure(telling: &mut Telling, case: &Case, found: Option<&PublicK
         return;
     };
     telling.pass_on();
-    let one = on_sessions(&case.uri, kind, 1);
+    let mut bench = Bench::on(case.uri.clone(), kind, TIME);
+    let one = bench.level(1);
     telling.pass_on();
-    match one.and_then(|one| Ok((one, on_sessions(&case.uri, kind, SESSIONS)?))) {
+    let pool = case.pool;
+    match one.and_then(|one| Ok((one, bench.level(pool)?))) {
         Ok((one, many)) => {
-            let what =
-                format!("{} signatures a second on one session, {} on {SESSIONS} ({kind}, throw-away keys)", shown(one), shown(many));
-            telling.findings.ok("rate", what);
+            let (one, many) = (shown(one.per_second), shown(many.per_second));
+            telling.findings.ok("rate", format!("{one} signatures a second on one session, {many} on {pool} ({kind}, throw-away keys)"));
         }
         Err(error) => {
             let what = format!("the rate of signatures could not be measured with a throw-away {kind} key: {}", error.cause());
             telling.findings.warning("rate", what, "nothing, if the token allows no keys of a session; else look after the device");
         }
     }
-}
-
-/// The rates of so many sessions at once, each with a key of its own, together.
-fn on_sessions(uri: &KeyUri, kind: KeyKind, sessions: usize) -> Result<f64, SignError> {
-    std::thread::scope(|scope| {
-        let one = || open_vault_for_reading(uri)?.signing_rate(kind, TIME).map(SigningRate::per_second);
-        let threads: Vec<_> = (0..sessions).map(|_| scope.spawn(one)).collect();
-        let rates = threads.into_iter().map(|thread| thread.join().unwrap_or(Err(SignError::Stopped)));
-        rates.sum()
-    })
 }
 
 /// Three digits are more than a third of a second can tell.

@@ -1,0 +1,132 @@
+//! Who holds a certificate, and until when, as far as this process has issued it: whoever would be without one is served before those that
+//! merely renew. So many holders are remembered and no more; one that is forgotten, and everybody after a restart, counts as one that has none.
+
+use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::admission::Standing;
+use crate::evidence::Evidence;
+use crate::recent::Recent;
+use crate::spiffe::SpiffeId;
+use crate::timestamp::Timestamp;
+
+/// Holders that are remembered: some 13 MiB when all are used.
+const HOLDERS: usize = 262_144;
+
+/// The holders of the life of the daemon.
+#[derive(Debug)]
+pub struct Holders {
+    /// Its key is random, so that nobody can choose names that fall together.
+    hasher: RandomState,
+    known: Mutex<Recent<Option<Timestamp>>>,
+}
+
+impl Default for Holders {
+    fn default() -> Self {
+        Self { hasher: RandomState::new(), known: Mutex::new(Recent::new(HOLDERS, Duration::MAX)) }
+    }
+}
+
+impl Holders {
+    /// The one that asks. Replicas share an identity: they are told apart by the pod that the token is bound to, else by their address.
+    pub fn holder(self: &Arc<Self>, identity: &SpiffeId, evidence: &Evidence) -> Holder {
+        let pod = evidence.pod.as_ref().map(|pod| pod.uid.as_str());
+        let address: Option<IpAddr> = if pod.is_none() { evidence.peer.map(|peer| peer.ip().to_canonical()) } else { None };
+        Holder { holders: self.clone(), key: self.hasher.hash_one((identity, pod, address)) }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Recent<Option<Timestamp>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One of them, which may hold a certificate.
+#[derive(Debug)]
+pub struct Holder {
+    holders: Arc<Holders>,
+    key: u64,
+}
+
+impl Holder {
+    /// How urgent it is for it. `presented` is the end of the certificate that it proved itself with, if it did.
+    pub fn standing(&self, presented: Option<Timestamp>, now: Timestamp) -> Standing {
+        let known = self.holders.known().get(self.key).flatten();
+        match known.max(presented) {
+            Some(until) if until > now => Standing::Renewal { until },
+            _ => Standing::First,
+        }
+    }
+
+    /// It has been given a certificate that ends then, and uses no older one.
+    pub fn holds(&self, until: Timestamp, now: Timestamp) {
+        *self.holders.known().entry(self.key, now) = Some(until);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evidence::Pod;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_seconds(1_795_348_800 + seconds)
+    }
+
+    fn identity(name: &str) -> SpiffeId {
+        SpiffeId::parse(&format!("spiffe://cluster.local/ns/default/sa/{name}")).unwrap()
+    }
+
+    fn of(pod: Option<&str>, peer: &str) -> Evidence {
+        let pod = pod.map(|uid| Pod { name: "pod".to_owned(), uid: uid.to_owned() });
+        Evidence { pod, peer: Some(peer.parse().unwrap()), ..Evidence::daemon() }
+    }
+
+    #[test]
+    fn whoever_was_given_a_certificate_renews_until_it_ends() {
+        let holders = Arc::new(Holders::default());
+        let (a, pod) = (identity("a"), of(Some("1"), "10.0.0.1:1"));
+        assert_eq!(holders.holder(&a, &pod).standing(None, at(0)), Standing::First);
+        holders.holder(&a, &pod).holds(at(100), at(0));
+        let standing = |now| holders.holder(&a, &pod).standing(None, now);
+        assert_eq!(standing(at(99)), Standing::Renewal { until: at(100) });
+        assert_eq!(standing(at(100)), Standing::First, "one that has ended is none");
+        holders.holder(&a, &pod).holds(at(50), at(10));
+        assert_eq!(standing(at(11)), Standing::Renewal { until: at(50) }, "the newest is the one in use");
+    }
+
+    #[test]
+    fn a_certificate_that_is_presented_counts_although_we_do_not_remember_it() {
+        let holder = Arc::new(Holders::default()).holder(&identity("a"), &of(None, "10.0.0.1:1"));
+        assert_eq!(holder.standing(Some(at(7)), at(0)), Standing::Renewal { until: at(7) });
+        assert_eq!(holder.standing(Some(at(7)), at(8)), Standing::First);
+        holder.holds(at(20), at(0));
+        assert_eq!(holder.standing(Some(at(7)), at(0)), Standing::Renewal { until: at(20) }, "an older one");
+    }
+
+    #[test]
+    fn replicas_are_told_apart_by_their_pods_and_else_by_their_addresses() {
+        let holders = Arc::new(Holders::default());
+        let renews = |name: &str, evidence: &Evidence| holders.holder(&identity(name), evidence).standing(None, at(0)) != Standing::First;
+        holders.holder(&identity("a"), &of(Some("1"), "10.0.0.1:1")).holds(at(9), at(0));
+        assert!(renews("a", &of(Some("1"), "10.0.0.2:7")), "a pod, from wherever it comes");
+        assert!(!renews("a", &of(Some("2"), "10.0.0.1:1")) && !renews("b", &of(Some("1"), "10.0.0.1:1")));
+        assert!(!renews("a", &of(None, "10.0.0.1:1")), "not known to be that pod");
+        holders.holder(&identity("b"), &of(None, "10.0.0.1:1")).holds(at(9), at(0));
+        assert!(renews("b", &of(None, "10.0.0.1:2")), "on another connection");
+        assert!(renews("b", &of(None, "[::ffff:10.0.0.1]:2")), "the same address");
+        assert!(!renews("b", &of(None, "10.0.0.2:1")));
+    }
+
+    #[test]
+    fn so_many_are_remembered_and_no_more() {
+        let holders = Arc::new(Holders::default());
+        let holder = |number: usize| holders.holder(&identity("a"), &of(Some(&number.to_string()), "10.0.0.1:1"));
+        for number in 0..2 * HOLDERS {
+            holder(number).holds(at(9), at(0));
+        }
+        assert_eq!(holder(0).standing(None, at(0)), Standing::First);
+        assert_eq!(holder(2 * HOLDERS - 1).standing(None, at(0)), Standing::Renewal { until: at(9) });
+    }
+}
