@@ -136,7 +136,7 @@ fn policy(chain: &Arc<IssuerChain>) -> Policy {
         san: SanRule::Overwrite,
         keys: vec![KeyAllowed::Rsa, KeyAllowed::P256, KeyAllowed::P384, KeyAllowed::Ed25519],
     };
-    Policy::new(profile, vec![Choice { chain: chain.clone(), active: true }])
+    Policy::new(profile, vec![Choice { chain: chain.clone(), active: true, sibling_of: None }])
 }
 
 fn leaf(chain: &Arc<IssuerChain>, domain: &str, name: &str, csr: &str, lifetime: Duration) -> Vec<u8> {
@@ -145,7 +145,7 @@ fn leaf(chain: &Arc<IssuerChain>, domain: &str, name: &str, csr: &str, lifetime:
     let csr = Csr::parse(csr).unwrap_or_else(|refusal| panic!("{}", refusal.detail()));
     let wishes = Wishes { lifetime: i64::try_from(lifetime.as_secs()).expect("short"), ..Wishes::default() };
     let now = Timestamp::from_seconds(NOW);
-    let grant = policy(chain).grant(&identity, &csr, &wishes, now, 0).unwrap_or_else(|refusal| panic!("{}", refusal.detail()));
+    let grant = policy(chain).grant(&identity, &csr, &wishes, chain, now, 0).unwrap_or_else(|refusal| panic!("{}", refusal.detail()));
     Draft::new(grant, csr.key().clone(), now.period(), now, SerialRandom([7; 11])).to_be_signed().to_vec()
 }
 
@@ -153,7 +153,7 @@ fn serving(chain: &Arc<IssuerChain>, names: &[&str]) -> Vec<u8> {
     let names: Vec<ServingName> = names.iter().map(|name| ServingName::parse(name).expect("a name")).collect();
     let key = Csr::parse(P256).unwrap_or_else(|refusal| panic!("{}", refusal.detail())).key().clone();
     let now = Timestamp::from_seconds(NOW);
-    let grant = policy(chain).serving(&names, now).unwrap_or_else(|refusal| panic!("{}", refusal.detail()));
+    let grant = policy(chain).serving(&names, chain, now).unwrap_or_else(|refusal| panic!("{}", refusal.detail()));
     Draft::new(grant, key, now.period(), now, SerialRandom([9; 11])).to_be_signed().to_vec()
 }
 
