@@ -137,3 +137,32 @@ impl std::fmt::Debug for Pool {
         f.debug_struct("Pool").field("uri", &self.uri().to_string()).field("public_key", self.public_key()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::file::FileVault;
+    use crate::{KeyKind, Purpose, Vault};
+
+    #[test]
+    fn the_owner_of_a_job_that_is_not_queued_is_told_by_the_error_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let uri = KeyUri::File(directory.path().join("key.pem"));
+        FileVault.generate(&uri, KeyKind::P256).unwrap();
+        let pool = Pool::start(uri, PoolOptions { queue: 0, ..PoolOptions::default() }).unwrap();
+        let told = Arc::new(AtomicUsize::new(0));
+        let submit = || {
+            let (told, deadline) = (told.clone(), Instant::now() + Duration::from_secs(60));
+            let job = Job { purpose: Purpose::Leaf, deadline, message: b"to be signed".to_vec() };
+            pool.submit(job, Progress::default(), move |_, _| {
+                told.fetch_add(1, Ordering::SeqCst);
+            })
+        };
+        assert!(matches!(submit(), Err(SignFailure { error: SignError::Busy(_), .. })));
+        assert!(pool.stop());
+        assert!(matches!(submit(), Err(SignFailure { error: SignError::Stopped, .. })));
+        assert_eq!(told.load(Ordering::SeqCst), 0);
+    }
+}

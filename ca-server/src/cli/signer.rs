@@ -3,6 +3,7 @@
 //! a service of its own instead (`service`), which is told what to do by its own file.
 
 mod alarms;
+mod keys;
 mod rules_file;
 mod service;
 mod socket;

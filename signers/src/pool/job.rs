@@ -91,6 +91,11 @@ impl Queued {
         self.progress.is_abandoned()
     }
 
+    /// Drops the job; whoever brought it says himself how it ended.
+    pub(super) fn disown(mut self) {
+        self.owner = None;
+    }
+
     /// Gives the signature to the caller, if there still is one.
     pub(super) fn succeed(mut self, signature: Vec<u8>) {
         self.end(Ok(signature));

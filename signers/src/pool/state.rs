@@ -107,20 +107,23 @@ impl Shared {
         self.due.len()
     }
 
-    /// Queues a job, or says at once why it cannot be signed.
+    /// Queues a job, or says at once why it cannot be signed; then its owner is told nothing.
     pub(super) fn push(&self, job: Queued) -> Result<(), SignFailure> {
-        let refuse = |error| Err(SignFailure { error, deadline_passed: false, reached_device: false });
+        let refuse = |job: Queued, error| {
+            job.disown();
+            Err(SignFailure { error, deadline_passed: false, reached_device: false })
+        };
         let mut state = self.lock();
         if state.closed {
-            return refuse(SignError::Stopped);
+            return refuse(job, SignError::Stopped);
         }
         if !state.anyone_able() {
-            return refuse(state.out_of_order());
+            return refuse(job, state.out_of_order());
         }
         if state.jobs.len() >= self.options.queue {
             state.jobs.retain(|job| !job.is_abandoned());
             if state.jobs.len() >= self.options.queue {
-                return refuse(SignError::Busy(format!("{} jobs wait already", state.jobs.len())));
+                return refuse(job, SignError::Busy(format!("{} jobs wait already", state.jobs.len())));
             }
         }
         state.jobs.push_back(job);

@@ -22,6 +22,9 @@ use crate::x509::lint::Issuer;
 /// Limits on a key's `timeout`.
 const DEVICE_TIMEOUT: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 
+/// Limits on a key's `sessions`.
+const SESSIONS: std::ops::RangeInclusive<u16> = 1..=64;
+
 /// The whole file, checked.
 pub(super) struct RulesFile {
     pub(super) log: Log,
@@ -180,8 +183,8 @@ impl Checker<'_> {
         if let Some(pin) = uri.pin_source() {
             signers::check_secret_file(pin, "PIN").map_err(|error| self.bad(of, format_args!("`uri` has a bad pin-source: {error}")))?;
         }
-        if key.sessions == 0 {
-            return Err(self.bad(of, "`sessions` is 0; at least one is needed"));
+        if !SESSIONS.contains(&key.sessions) {
+            return Err(self.bad(of, "`sessions` lies outside 1–64"));
         }
         if !DEVICE_TIMEOUT.contains(&key.timeout) {
             return Err(self.bad(of, "`timeout` lies outside 100ms–60s"));

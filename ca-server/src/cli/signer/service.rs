@@ -6,23 +6,23 @@ use std::io::ErrorKind;
 use std::os::unix::net::{UnixListener as StdListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use signers::process::{Keys, serve};
-use signers::{HealthState, KeyUri, Pool, PoolOptions, Purpose, SignError};
+use signers::{KeyUri, Purpose, SignError};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::alarms::{Alarms, Asked, Kind, Peer};
+use super::keys::{Opened, Watch, again, end_at_last, open, stop};
 use super::rules_file::{Key, Peers, RulesFile};
 use super::socket::{self, Socket};
 use crate::cli::{self, Exit};
 use crate::clock::Clock;
 use crate::digest::sha256;
 use crate::guard::Guard;
-use crate::issue::PERMITS;
 use crate::{hardening, telemetry};
 
 /// Daemons that are connected at a time.
@@ -34,23 +34,8 @@ const SILENT: Duration = Duration::from_secs(10);
 /// How long a daemon may take to make room for an answer. Threads that sign wait for it.
 const TAKES_WITHIN: Duration = Duration::from_secs(1);
 
-/// A device that takes longer to open the keys is taken for dead.
-const OPENED_WITHIN: Duration = Duration::from_secs(30);
-
 /// How often the keys are looked after.
 const TICK: Duration = Duration::from_millis(250);
-
-/// What a device call may take beyond twice its limit.
-const GRACE: Duration = Duration::from_secs(1);
-
-/// When all keys are lost for so long, a library that is loaded anew finds a token that came back.
-const LOST: Duration = Duration::from_secs(5);
-
-/// The longest pause between two attempts to find a lost device.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-
-/// A vendor's own clean-up may hang, or crash, when a process ends while one of its calls has not returned.
-const ENDS_WITHIN: Duration = Duration::from_secs(2);
 
 /// Reads the file, takes the socket, and serves until SIGTERM or SIGINT.
 pub(super) fn run(address: &str, file: Option<&Path>, only_check: bool) -> Result<(), Exit> {
@@ -85,9 +70,6 @@ struct Desk {
     places: Arc<Semaphore>,
 }
 
-/// The keys, or why they are not open and wait for the operator.
-type Opened = Result<Vec<Pool>, SignError>;
-
 impl Desk {
     async fn serve(self, socket: Socket, listener: StdListener, keys: Vec<Key>) -> Result<(), Exit> {
         let failed = |error: std::io::Error| Exit::missing(format_args!("the socket: {error}"));
@@ -97,7 +79,10 @@ impl Desk {
         let mut hangup = signals(SignalKind::hangup())?;
         let mut opened = tokio::select! {
             opened = open(&keys) => opened?,
-            () = end.come() => return Ok(()),
+            () = end.come() => {
+                end_at_last();
+                return Ok(());
+            }
         };
         let (mut tick, mut watch) = (interval(TICK), Watch::default());
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -127,14 +112,15 @@ impl Desk {
                 },
             }
         };
-        drop((listener, socket));
+        // In this order: what nobody answers at any more is another's to replace.
+        drop((socket, listener));
         if let Some(why) = ended {
             tracing::error!(why, "the signer ends, so that another with a fresh library takes its place");
             end_at_last();
             return Err(Exit::missing(why));
         }
         tracing::info!("stopping: what is inside the device is finished, the rest is left to the next signer");
-        if !opened.iter().flatten().map(stopping).collect::<Vec<_>>().into_iter().all(|stopped| stopped.join().unwrap_or(false)) {
+        if !stop(&opened) {
             tracing::warn!("a device call has not returned; the process ends with it");
             end_at_last();
         }
@@ -227,85 +213,6 @@ impl signers::process::Guard for Watched {
     }
 }
 
-/// Opens every key. A token that refuses the PIN is no reason to end: whoever starts the process again would try the PIN again, and no token
-/// bears that often.
-async fn open(keys: &[Key]) -> Result<Opened, Exit> {
-    let wanted = keys.to_vec();
-    let opening = tokio::task::spawn_blocking(move || wanted.iter().map(pool).collect::<Opened>());
-    let opened = match timeout(OPENED_WITHIN, opening).await {
-        Ok(Ok(opened)) => opened,
-        Ok(Err(error)) => return Err(Exit::missing(error)),
-        Err(_) => {
-            end_at_last();
-            return Err(Exit::missing(format_args!("the device has not answered for {} s", OPENED_WITHIN.as_secs())));
-        }
-    };
-    match &opened {
-        Ok(pools) => {
-            for pool in pools.iter().filter(|pool| pool.uri().is_file()) {
-                tracing::warn!(uri = %pool.uri(), "its key is a file: good for development and migration, no hardware protects it");
-            }
-        }
-        Err(error @ SignError::Locked(_)) => {
-            tracing::error!(%error, "nothing is signed; put the right PIN into its file, then send SIGHUP")
-        }
-        Err(error @ (SignError::Lost(_) | SignError::Busy(_) | SignError::Stopped)) => return Err(Exit::missing(error)),
-        Err(error @ (SignError::Rejected(_) | SignError::Forbidden(_))) => return Err(Exit::config(error)),
-    }
-    Ok(opened)
-}
-
-fn pool(key: &Key) -> Result<Pool, SignError> {
-    let options = PoolOptions {
-        threads: key.sessions,
-        queue: PERMITS,
-        expected: Some(key.expected.clone()),
-        device_limit: key.device_limit,
-        longest_pause: LONGEST_PAUSE,
-        ..PoolOptions::default()
-    };
-    Pool::start(key.uri.clone(), options)
-}
-
-/// The operator's order.
-async fn again(opened: Opened, keys: &[Key]) -> Result<Opened, Exit> {
-    let ordered = Instant::now();
-    match opened {
-        Ok(pools) => {
-            pools.iter().for_each(|pool| pool.retry_login_ordered_at(ordered));
-            Ok(Ok(pools))
-        }
-        Err(_) => open(keys).await,
-    }
-}
-
-/// Whether it is worth another process.
-#[derive(Default)]
-struct Watch {
-    /// Since when every key is lost.
-    lost_since: Option<Instant>,
-}
-
-impl Watch {
-    /// Why the process should end, as far as is known now.
-    fn look(&mut self, pools: &[Pool], keys: &[Key]) -> Option<String> {
-        let health: Vec<_> = pools.iter().map(Pool::health).collect();
-        let lost = health.iter().all(|health| health.state == HealthState::Lost);
-        self.lost_since = if lost { self.lost_since.or_else(|| Some(Instant::now())) } else { None };
-        // Another process would try the PIN once more.
-        if health.iter().any(|health| health.state == HealthState::Locked) {
-            return None;
-        }
-        let hangs = |(pool, key): (&Pool, &Key)| pool.longest_overdue() > key.device_limit + GRACE;
-        if let Some((pool, key)) = pools.iter().zip(keys).find(|pair| hangs(*pair)) {
-            let limit = key.device_limit.as_secs_f32();
-            return Some(format!("a device call for {} has not returned long after its limit of {limit} s", pool.uri()));
-        }
-        let detail = || health.first().map(|health| health.detail.clone()).unwrap_or_default();
-        self.lost_since.is_some_and(|since| since.elapsed() > LOST).then(|| format!("every key is lost: {}", detail()))
-    }
-}
-
 /// The signals that end it.
 struct Endings {
     terminate: Signal,
@@ -323,18 +230,4 @@ impl Endings {
 
 fn signals(kind: SignalKind) -> Result<Signal, Exit> {
     signal(kind).map_err(|error| Exit::missing(format_args!("cannot watch for signals: {error}")))
-}
-
-/// Each key's threads end beside those of the others.
-fn stopping(pool: &Pool) -> std::thread::JoinHandle<bool> {
-    let pool = pool.clone();
-    std::thread::spawn(move || pool.stop())
-}
-
-/// Ends the process from outside, should it not end by itself.
-fn end_at_last() {
-    std::thread::spawn(|| {
-        std::thread::sleep(ENDS_WITHIN);
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-    });
 }

@@ -126,10 +126,14 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o660);
         assert!(refusal(path.clone()).contains("somebody answers there already"));
         drop(listener);
-        // What a process that was killed leaves behind.
-        let (newer, _listener) = Socket::claim(path.clone()).unwrap();
+        // What a process that was killed leaves behind is replaced; what somebody put in its place by hand stays.
+        fs::rename(&path, directory.path().join("moved")).unwrap();
+        let (newer, newer_listener) = Socket::claim(path.clone()).unwrap();
         drop(socket);
-        assert!(path.exists(), "another's socket stays");
+        assert!(path.exists(), "another's socket");
+        drop(newer_listener);
+        std::mem::forget(newer);
+        let (newer, _listener) = Socket::claim(path.clone()).unwrap();
         drop(newer);
         assert!(!path.exists());
     }

@@ -1,0 +1,126 @@
+//! The keys of a signer that is a service of its own: opened for all daemons together, looked after, and stopped. Nobody outside kills a call
+//! that hangs, so this says when the process should end for another to take its place.
+
+use std::time::{Duration, Instant};
+
+use signers::{HealthState, Pool, PoolOptions, SignError};
+use tokio::time::timeout;
+
+use super::rules_file::Key;
+use crate::cli::Exit;
+use crate::issue::PERMITS;
+
+/// A device that takes longer to open the keys is taken for dead.
+const OPENED_WITHIN: Duration = Duration::from_secs(30);
+
+/// What a device call may take beyond twice its limit.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// When all keys are lost for so long, a library that is loaded anew finds a token that came back.
+const LOST: Duration = Duration::from_secs(5);
+
+/// The longest pause between two attempts to find a lost device.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// A vendor's own clean-up may hang, or crash, when a process ends while one of its calls has not returned.
+const ENDS_WITHIN: Duration = Duration::from_secs(2);
+
+/// The keys, or why they are not open and wait for the operator.
+pub(super) type Opened = Result<Vec<Pool>, SignError>;
+
+/// Opens every key. A token that refuses the PIN is no reason to end: whoever starts the process again would try the PIN again, and no token
+/// bears that often.
+pub(super) async fn open(keys: &[Key]) -> Result<Opened, Exit> {
+    let wanted = keys.to_vec();
+    let opening = tokio::task::spawn_blocking(move || wanted.iter().map(pool).collect::<Opened>());
+    let opened = match timeout(OPENED_WITHIN, opening).await {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(error)) => return Err(Exit::missing(error)),
+        Err(_) => {
+            end_at_last();
+            return Err(Exit::missing(format_args!("the device has not answered for {} s", OPENED_WITHIN.as_secs())));
+        }
+    };
+    match &opened {
+        Ok(pools) => {
+            for pool in pools.iter().filter(|pool| pool.uri().is_file()) {
+                tracing::warn!(uri = %pool.uri(), "its key is a file: good for development and migration, no hardware protects it");
+            }
+        }
+        Err(error @ SignError::Locked(_)) => {
+            tracing::error!(%error, "nothing is signed; put the right PIN into its file, then send SIGHUP")
+        }
+        Err(error @ (SignError::Lost(_) | SignError::Busy(_) | SignError::Stopped)) => return Err(Exit::missing(error)),
+        Err(error @ (SignError::Rejected(_) | SignError::Forbidden(_))) => return Err(Exit::config(error)),
+    }
+    Ok(opened)
+}
+
+fn pool(key: &Key) -> Result<Pool, SignError> {
+    let options = PoolOptions {
+        threads: key.sessions,
+        queue: PERMITS,
+        expected: Some(key.expected.clone()),
+        device_limit: key.device_limit,
+        longest_pause: LONGEST_PAUSE,
+        ..PoolOptions::default()
+    };
+    Pool::start(key.uri.clone(), options)
+}
+
+/// The operator's order.
+pub(super) async fn again(opened: Opened, keys: &[Key]) -> Result<Opened, Exit> {
+    let ordered = Instant::now();
+    match opened {
+        Ok(pools) => {
+            pools.iter().for_each(|pool| pool.retry_login_ordered_at(ordered));
+            Ok(Ok(pools))
+        }
+        Err(_) => open(keys).await,
+    }
+}
+
+/// Whether it is worth another process.
+#[derive(Default)]
+pub(super) struct Watch {
+    /// Since when every key is lost.
+    lost_since: Option<Instant>,
+}
+
+impl Watch {
+    /// Why the process should end, as far as is known now.
+    pub(super) fn look(&mut self, pools: &[Pool], keys: &[Key]) -> Option<String> {
+        let health: Vec<_> = pools.iter().map(Pool::health).collect();
+        let lost = health.iter().all(|health| health.state == HealthState::Lost);
+        self.lost_since = if lost { self.lost_since.or_else(|| Some(Instant::now())) } else { None };
+        // Another process would try the PIN once more.
+        if health.iter().any(|health| health.state == HealthState::Locked) {
+            return None;
+        }
+        let hangs = |(pool, key): (&Pool, &Key)| pool.longest_overdue() > key.device_limit + GRACE;
+        if let Some((pool, key)) = pools.iter().zip(keys).find(|pair| hangs(*pair)) {
+            let limit = key.device_limit.as_secs_f32();
+            return Some(format!("a device call for {} has not returned long after its limit of {limit} s", pool.uri()));
+        }
+        let detail = || health.first().map(|health| health.detail.clone()).unwrap_or_default();
+        self.lost_since.is_some_and(|since| since.elapsed() > LOST).then(|| format!("every key is lost: {}", detail()))
+    }
+}
+
+/// Ends what waits, and waits at most two seconds for what is inside the device; each key's threads beside those of the others. Whether all
+/// have ended.
+pub(super) fn stop(opened: &Opened) -> bool {
+    std::thread::scope(|scope| {
+        let stopping: Vec<_> = opened.iter().flatten().map(|pool| scope.spawn(|| pool.stop())).collect();
+        let ended = stopping.into_iter().map(|one| one.join().unwrap_or(false));
+        ended.filter(|ended| !ended).count() == 0
+    })
+}
+
+/// Ends the process from outside, should it not end by itself.
+pub(super) fn end_at_last() {
+    std::thread::spawn(|| {
+        std::thread::sleep(ENDS_WITHIN);
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    });
+}
