@@ -68,3 +68,35 @@ impl Shared {
         Health { state: health, threads, open, stuck, queued: state.jobs.len(), detail }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::file::FileDevice;
+    use crate::pool::PoolOptions;
+    use crate::pool::source::Source;
+    use crate::{Device, KeyKind, KeyUri};
+
+    #[test]
+    fn a_session_that_hangs_while_it_is_opened_keeps_nobody_else_from_signing() {
+        let key = FileDevice::generate(KeyKind::P256).unwrap();
+        let source = Source::new(KeyUri::File("/nowhere/key.pem".into()), None);
+        // The first seat has the session that the start has opened, the other opens its own.
+        let shared = Shared::new(source, key.public_key().clone(), PoolOptions { threads: 2, ..PoolOptions::default() });
+        let is = || {
+            let health = shared.health();
+            (health.state, health.open, health.stuck)
+        };
+        assert_eq!(is(), (HealthState::Ready, 1, 0));
+        shared.enter(1, Instant::now() + Duration::from_secs(60));
+        assert_eq!(is(), (HealthState::Ready, 1, 0), "it has time");
+        shared.enter(1, Instant::now());
+        assert_eq!(is(), (HealthState::Ready, 1, 1));
+        shared.enter(0, Instant::now());
+        assert_eq!(is(), (HealthState::Stuck, 1, 2), "now nobody signs");
+        shared.leave(0);
+        assert_eq!(is(), (HealthState::Ready, 1, 1));
+    }
+}

@@ -56,7 +56,7 @@ pub(super) fn run(keys: &[ExaminedKey], args: &Args, path: &Path) -> Result<(), 
     }
 }
 
-/// `NAME` of the `[device.NAME]` that an key names; empty for none.
+/// `NAME` of the `[device.NAME]` that a key names; empty for none.
 fn section(key: &ExaminedKey) -> &str {
     key.device.as_ref().map_or("", |device| &device.name)
 }
@@ -180,14 +180,14 @@ fn advise(out: &mut impl Write, key: &ExaminedKey, measured: &Measured) -> io::R
     }
     let sessions = measured.recommended().sessions;
     let how = match &key.device {
+        Some(device) if device.socket.is_some() => {
+            format!("write `sessions = {sessions}` into the signer's own config and restart it")
+        }
         Some(device) if device.sessions == sessions => "as many as the daemon has now".to_owned(),
         Some(device) if device.name.is_empty() => format!(
             "write `sessions = {sessions}` into a [device.NAME], name that as `device` of issuer {:?}, and reload; {} now",
             key.id, device.sessions
         ),
-        Some(device) if device.socket.is_some() => {
-            format!("write `sessions = {sessions}` into the signer's own config and restart it")
-        }
         Some(device) => format!("write `sessions = {sessions}` into [device.{}] and reload; {} now", device.name, device.sessions),
         None => format!("write `sessions = {sessions}` into its [device.NAME]"),
     };
