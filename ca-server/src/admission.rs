@@ -31,6 +31,8 @@ pub enum Standing {
         /// Its end.
         until: Timestamp,
     },
+    /// Whoever has another call under way: nobody gets before others by asking twice, or for short lives.
+    Again,
 }
 
 /// One line for each issuer, for the life of the daemon.

@@ -1,6 +1,6 @@
 //! How much one address, and one identity, may ask for: so many calls a minute, so many connections a minute, so many distinct public keys an
 //! hour. Each may come all at once; what was used comes back evenly. State is bounded whatever is sent: where there is no more room, the
-//! oldest half is forgotten, which only ever allows more.
+//! oldest half is forgotten. That allows an address or an identity more; a public key that was forgotten counts once more.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
@@ -161,7 +161,7 @@ impl Drop for NewKey {
 }
 
 /// An IPv4 address, or the /64 that an IPv6 host may choose its addresses from.
-fn network(peer: IpAddr) -> IpAddr {
+pub(crate) fn network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => {
@@ -171,6 +171,9 @@ fn network(peer: IpAddr) -> IpAddr {
         }
     }
 }
+
+/// By how much a call may be judged after another that began later, µs: longer than a call can last.
+const LATE: i64 = 120_000_000;
 
 /// What was used of a limit, draining evenly. In units of which one use is as many as its period has microseconds, so that a limit of so many
 /// a period drains so many a microsecond.
@@ -184,10 +187,12 @@ impl Used {
     /// Uses one of `limit` in `period`, unless all are used.
     fn take(&mut self, limit: u32, period: Duration, now: Timestamp) -> bool {
         let (one, limit) = (units(period), u64::from(limit));
-        // A clock that was set back drains nothing, and goes on from there.
+        // Calls are not judged in the order in which they read the time: one that is late drains nothing. A clock that was set back drains
+        // nothing either, and goes on from there.
         let passed = u64::try_from(now.micros() - self.at).unwrap_or(0);
         self.units = self.units.saturating_sub(passed.saturating_mul(limit));
-        self.at = now.micros();
+        let set_back = self.at - now.micros() > LATE;
+        self.at = if set_back { now.micros() } else { self.at.max(now.micros()) };
         let after = self.units.saturating_add(one);
         let allowed = after <= limit.saturating_mul(one);
         if allowed {

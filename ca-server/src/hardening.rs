@@ -66,7 +66,7 @@ fn seccomp(network: bool) -> Result<(), String> {
 
 const AF_UNIX: u64 = libc::AF_UNIX as u64;
 
-const REFUSED: [i64; 17] = [
+const REFUSED: [i64; 20] = [
     libc::SYS_execve,
     libc::SYS_execveat,
     libc::SYS_ptrace,
@@ -81,6 +81,10 @@ const REFUSED: [i64; 17] = [
     libc::SYS_init_module,
     libc::SYS_finit_module,
     libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
+    // Sockets of every kind could be had through it.
+    libc::SYS_io_uring_setup,
+    libc::SYS_open_by_handle_at,
     libc::SYS_bpf,
     libc::SYS_perf_event_open,
     libc::SYS_reboot,

@@ -1,6 +1,7 @@
 //! Who holds a certificate, and until when, as far as this process has issued it: whoever would be without one is served before those that
 //! merely renew. So many holders are remembered and no more; one that is forgotten, and everybody after a restart, counts as one that has none.
 
+use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use crate::admission::Standing;
 use crate::evidence::Evidence;
+use crate::fairness::network;
 use crate::recent::Recent;
 use crate::spiffe::SpiffeId;
 use crate::timestamp::Timestamp;
@@ -21,32 +23,49 @@ pub struct Holders {
     /// Its key is random, so that nobody can choose names that fall together.
     hasher: RandomState,
     known: Mutex<Recent<Option<Timestamp>>>,
+    /// Those that are asking now, each once; no more than there are calls.
+    asking: Mutex<HashSet<u64>>,
 }
 
 impl Default for Holders {
     fn default() -> Self {
-        Self { hasher: RandomState::new(), known: Mutex::new(Recent::new(HOLDERS, Duration::MAX)) }
+        Self { hasher: RandomState::new(), known: Mutex::new(Recent::new(HOLDERS, Duration::MAX)), asking: Mutex::default() }
     }
 }
 
 impl Holders {
-    /// The one that asks. Replicas share an identity: they are told apart by the pod that the token is bound to, else by their address.
+    /// The one that asks. Replicas share an identity: they are told apart by the pod that the token is bound to, else by their network.
     pub fn holder(self: &Arc<Self>, identity: &SpiffeId, evidence: &Evidence) -> Holder {
         let pod = evidence.pod.as_ref().map(|pod| pod.uid.as_str());
-        let address: Option<IpAddr> = if pod.is_none() { evidence.peer.map(|peer| peer.ip().to_canonical()) } else { None };
-        Holder { holders: self.clone(), key: self.hasher.hash_one((identity, pod, address)) }
+        let address: Option<IpAddr> = if pod.is_none() { evidence.peer.map(|peer| network(peer.ip())) } else { None };
+        let key = self.hasher.hash_one((identity, pod, address));
+        Holder { holders: self.clone(), key, first: lock(&self.asking).insert(key) }
     }
 
     fn known(&self) -> MutexGuard<'_, Recent<Option<Timestamp>>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 }
 
-/// One of them, which may hold a certificate.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One of them, which may hold a certificate, for the time of one call.
 #[derive(Debug)]
 pub struct Holder {
     holders: Arc<Holders>,
     key: u64,
+    /// No other call of it is under way.
+    first: bool,
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        if self.first {
+            lock(&self.holders.asking).remove(&self.key);
+        }
+    }
 }
 
 impl Holder {
@@ -54,6 +73,7 @@ impl Holder {
     pub fn standing(&self, presented: Option<Timestamp>, now: Timestamp) -> Standing {
         let known = self.holders.known().get(self.key).flatten();
         match known.max(presented) {
+            _ if !self.first => Standing::Again,
             Some(until) if until > now => Standing::Renewal { until },
             _ => Standing::First,
         }
@@ -103,6 +123,20 @@ mod tests {
         assert_eq!(holder.standing(Some(at(7)), at(8)), Standing::First);
         holder.holds(at(20), at(0));
         assert_eq!(holder.standing(Some(at(7)), at(0)), Standing::Renewal { until: at(20) }, "an older one");
+    }
+
+    #[test]
+    fn whoever_has_another_call_under_way_goes_behind_everybody() {
+        let holders = Arc::new(Holders::default());
+        let ask = || holders.holder(&identity("a"), &of(Some("1"), "10.0.0.1:1"));
+        let first = ask();
+        let second = ask();
+        assert_eq!((first.standing(None, at(0)), second.standing(None, at(0))), (Standing::First, Standing::Again));
+        drop(second);
+        assert_eq!(ask().standing(None, at(0)), Standing::Again, "the first is still under way");
+        drop(first);
+        assert_eq!(ask().standing(None, at(0)), Standing::First);
+        assert!(Standing::Renewal { until: at(i64::from(u32::MAX)) } < Standing::Again);
     }
 
     #[test]

@@ -135,20 +135,22 @@ impl Pipeline {
         let csr = metrics.quick_step(Step::Csr, || Csr::parse(&call.csr))?;
         let (grant, issuers) = metrics.quick_step(Step::Policy, || {
             let issuers = ca.policy.issuers(&call.wishes.signer, now)?;
-            let issuer = choose(&ca, &issuers)?;
+            let issuer = choose(&ca, &issuers, random.jitter)?;
             Ok((ca.policy.grant(caller.identity(), &csr, &call.wishes, issuer, now, random.jitter)?, issuers))
         })?;
         let question = Question::new(caller.identity(), &call.csr, call.wishes.lifetime, &grant, &issuers);
         let place = match self.repeats.turn(question, now).await {
             Turn::First(place) => place,
             Turn::Again(known) => return self.repeat(permit, ca, known, caller.evidence().clone(), call.request).await,
+            Turn::Crowded => return Err(Refusal::new(Reason::Overloaded, "too many calls wait for the answer to the same CSR")),
         };
         let key = self.fairness.key(&ca.limits, caller.identity(), csr.key(), now)?;
         let holder = self.holders.holder(caller.identity(), caller.evidence());
         let standing = holder.standing(caller.presented_ends(), now);
+        ca.issuers.able(&issuers)?;
         let device = self.admission.enter(issuers[0].id(), || ca.issuers.pace(&issuers), standing, call.deadline).await?;
         // Which of them signs is said when the turn has come.
-        let issuer = choose(&ca, &issuers)?;
+        let issuer = choose(&ca, &issuers, random.jitter)?;
         let grant = if issuer.id() == grant.issuer().id() { grant } else { ca.policy.under(issuer, &grant, now)? };
         let period = self.ledger.period(now);
         let draft = metrics.quick_step(Step::Draft, || Draft::new(grant, csr.into_key(), period, now, random.serial));
@@ -171,7 +173,7 @@ impl Pipeline {
         let permit = next.map_err(|_| Refusal::new(Reason::Overloaded, format_args!("{PERMITS} calls are under way")))?;
         let permit = Permit::new(permit.map_err(|_| stopping())?, self.metrics.clone());
         let issuers = ca.policy.issuers(&Asked::Nothing, now)?;
-        let grant = ca.policy.serving(names, choose(&ca, &issuers)?, now)?;
+        let grant = ca.policy.serving(names, choose(&ca, &issuers, random.jitter)?, now)?;
         let device = self.admission.enter(issuers[0].id(), || ca.issuers.pace(&issuers), Standing::Daemon, deadline).await?;
         let draft = Draft::new(grant, key, self.ledger.period(now), now, random.serial);
         self.finish(Hold::of_daemon(permit, device), ca, draft, issuers, Evidence::daemon(), request, deadline).await
@@ -192,19 +194,25 @@ impl Pipeline {
     ) -> Result<Issued, Refusal> {
         let (ledger, metrics, clock) = (self.ledger.clone(), self.metrics.clone(), self.clock.clone());
         let task = async move {
+            let mut first = true;
             let issued = loop {
                 issuers.retain(|issuer| issuer.id() != draft.issuer_id());
                 let spare = (!issuers.is_empty()).then(|| draft.clone());
                 let recorded = metrics.step(Step::Open, open(&ledger, draft, &evidence, request, &clock)).await?;
-                hold.recorded();
+                if std::mem::take(&mut first) {
+                    hold.recorded();
+                }
                 let outcome = metrics.step(Step::Sign, ca.issuers.sign(recorded, deadline)).await;
-                hold.signed();
-                let goes_on = outcome.as_ref().is_err_and(|unsigned| is_the_issuers(unsigned.refusal())) && Instant::now() < deadline;
+                let spare = spare.filter(|_| outcome.as_ref().is_err_and(|unsigned| is_the_issuers(unsigned.refusal())));
+                if spare.is_none() {
+                    hold.signed();
+                }
                 draft = match metrics.step(Step::Close, ledger.close(outcome)).await {
                     Ok(issued) => break issued,
-                    Err(refusal) => match spare.filter(|_| goes_on) {
+                    // Asked after the outcome is recorded: that may have taken all the time that was left.
+                    Err(refusal) => match spare.filter(|_| Instant::now() < deadline && ca.issuers.able(&issuers).is_ok()) {
                         None => return Err(refusal),
-                        Some(spare) => under_another(&ca, spare, &issuers, &ledger, clock.now())?,
+                        Some(spare) => under_another(&ca, spare, &issuers, &ledger, clock.now()).map_err(|_| refusal)?,
                     },
                 };
             };
@@ -301,14 +309,15 @@ async fn of<T>(task: JoinHandle<Result<T, Refusal>>) -> Result<T, Refusal> {
 }
 
 /// The issuer that signs, of those that may.
-fn choose<'a>(ca: &Snapshot, issuers: &'a [Arc<IssuerChain>]) -> Result<&'a Arc<IssuerChain>, Refusal> {
-    ca.issuers.choose(issuers).ok_or_else(|| Refusal::new(Reason::Internal, "no issuer may sign"))
+fn choose<'a>(ca: &Snapshot, issuers: &'a [Arc<IssuerChain>], chance: u64) -> Result<&'a Arc<IssuerChain>, Refusal> {
+    ca.issuers.choose(issuers, chance).ok_or_else(|| Refusal::new(Reason::Internal, "no issuer may sign"))
 }
 
 /// The same certificate by another of these issuers.
 fn under_another(ca: &Snapshot, draft: Draft, issuers: &[Arc<IssuerChain>], ledger: &Ledger, now: Timestamp) -> Result<Draft, Refusal> {
-    let grant = ca.policy.under(choose(ca, issuers)?, draft.grant(), now)?;
-    Ok(draft.under(grant, ledger.period(now), now, Randomness::fresh().serial))
+    let random = Randomness::fresh();
+    let grant = ca.policy.under(choose(ca, issuers, random.jitter)?, draft.grant(), now)?;
+    Ok(draft.under(grant, ledger.period(now), now, random.serial))
 }
 
 /// Makes the intent durable; a draft whose month the ledger has left is drafted again with a new serial.

@@ -42,11 +42,21 @@ impl Issuers {
         Pace::together(usable().map(Signer::pace))
     }
 
-    /// Which of several issuers, all of them allowed, is to sign next: of those whose signers can, the one with the least to do; where none
-    /// can, the first, whose failure then says why. `None` only of none.
-    pub fn choose<'a>(&self, allowed: &'a [Arc<IssuerChain>]) -> Option<&'a Arc<IssuerChain>> {
+    /// Whether one of these issuers can sign now, as far as is known; if not, why not.
+    pub fn able(&self, allowed: &[Arc<IssuerChain>]) -> Result<(), Refusal> {
+        let mut troubles = allowed.iter().filter_map(|chain| self.signer(chain.id())).map(Signer::trouble);
+        match troubles.next() {
+            Some(Some(first)) if troubles.all(|trouble| trouble.is_some()) => Err(refusal(&first)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Which of several issuers, all of them allowed, is to sign next: of those whose signers can, the one with the least to do, and of equals
+    /// one by `chance`; where none can, the first, whose failure then says why. `None` only of none.
+    pub fn choose<'a>(&self, allowed: &'a [Arc<IssuerChain>], chance: u64) -> Option<&'a Arc<IssuerChain>> {
         let load = |chain: &Arc<IssuerChain>| self.signer(chain.id()).filter(|signer| signer.is_usable()).map(Signer::outstanding);
-        let able = allowed.iter().filter_map(|chain| load(chain).map(|load| (load, chain)));
+        let (before, after) = allowed.split_at(chance as usize % allowed.len().max(1));
+        let able = after.iter().chain(before).filter_map(|chain| load(chain).map(|load| (load, chain)));
         able.min_by_key(|(load, _)| *load).map(|(_, chain)| chain).or(allowed.first())
     }
 

@@ -21,6 +21,9 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// Nor longer than this part of its life, so that nobody gets one that must soon be renewed.
 const PART_OF_LIFE: u32 = 10;
 
+/// Calls that may wait for one answer.
+const WAITING: usize = 16;
+
 /// Questions that are kept, about a kilobyte each; the oldest makes room.
 const KEPT: usize = 32_768;
 
@@ -60,6 +63,8 @@ pub enum Turn {
     First(Place),
     /// It gets this certificate.
     Again(Arc<Remembered>),
+    /// So many ask the same already that it is refused: who waits holds a place among all calls.
+    Crowded,
 }
 
 /// The right to answer a question, and the duty to let others have it: whoever waits goes on when this is dropped, with the certificate that
@@ -91,7 +96,12 @@ struct Kept {
 impl Repeats {
     /// Waits for the call that asks the same and goes before, if there is one.
     pub async fn turn(&self, question: Question, now: Timestamp) -> Turn {
-        let answer = self.answer(question, now).lock_owned().await;
+        let answer = self.answer(question, now);
+        // Beside this one and the map's: those that wait, and the one that they wait for.
+        if Arc::strong_count(&answer) > WAITING + 2 {
+            return Turn::Crowded;
+        }
+        let answer = answer.lock_owned().await;
         match &*answer {
             Some((since, certificate)) if is_good(*since, certificate.ends(), now) => Turn::Again(certificate.clone()),
             _ => Turn::First(Place(answer)),
@@ -138,7 +148,7 @@ mod tests {
     async fn first(repeats: &Repeats, question: Question, now: Timestamp) -> Place {
         match repeats.turn(question, now).await {
             Turn::First(place) => place,
-            Turn::Again(_) => panic!("nothing was recorded"),
+            Turn::Again(_) | Turn::Crowded => panic!("nothing was recorded, and nobody waits"),
         }
     }
 
@@ -165,6 +175,28 @@ mod tests {
         assert!(!waiting.is_finished(), "another question waits for nobody");
         drop(place);
         waiting.await.expect("it goes first");
+    }
+
+    #[tokio::test]
+    async fn so_many_wait_for_one_answer_and_no_more() {
+        let repeats = Arc::new(Repeats::default());
+        let place = first(&repeats, question(1), at(0)).await;
+        let waiting: Vec<_> = (0..WAITING)
+            .map(|_| {
+                tokio::spawn({
+                    let repeats = repeats.clone();
+                    async move { drop(first(&repeats, question(1), at(0)).await) }
+                })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        assert!(matches!(repeats.turn(question(1), at(0)).await, Turn::Crowded));
+        drop(first(&repeats, question(2), at(0)).await);
+        drop(place);
+        for one in waiting {
+            one.await.expect("each has its turn");
+        }
+        drop(first(&repeats, question(1), at(0)).await);
     }
 
     #[tokio::test]

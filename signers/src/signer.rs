@@ -39,7 +39,7 @@ impl Signer {
 
     /// A key in a device that another process has opened, and who measures it.
     pub(crate) fn remote(key: RemoteKey, meter: Arc<PaceMeter>) -> Self {
-        Self::alone(Place::Process(key), meter)
+        Self::alone(Place::Process(Box::new(key)), meter)
     }
 
     fn alone(place: Place, meter: Arc<PaceMeter>) -> Self {
@@ -92,6 +92,11 @@ impl Signer {
     fn out_of_order(&self) -> SignFailure {
         let error = self.0.iter().find_map(|token| token.trouble()).unwrap_or_else(|| SignError::Lost("no token can sign".into()));
         SignFailure { error, deadline_passed: false, reached_device: false }
+    }
+
+    /// Why no job would be tried now; `None` if one would.
+    pub fn trouble(&self) -> Option<SignFailure> {
+        (!self.is_usable()).then(|| self.out_of_order())
     }
 
     /// Whether a job would be tried now.
@@ -154,7 +159,9 @@ impl Signer {
     pub fn stop(&self) -> bool {
         std::thread::scope(|scope| {
             let stopping: Vec<_> = self.0.iter().map(|token| scope.spawn(|| token.stop())).collect();
-            stopping.into_iter().fold(true, |all, one| one.join().unwrap_or(false) && all)
+            // Each is waited for, whatever became of the others.
+            let ended: Vec<bool> = stopping.into_iter().map(|one| one.join().unwrap_or(false)).collect();
+            ended.into_iter().all(|ended| ended)
         })
     }
 }

@@ -18,6 +18,9 @@ const COMMIT: Duration = Duration::from_millis(250);
 /// What a call needs beside the device, where the ledger is as fast as can be.
 const BESIDE: Duration = Duration::from_millis(25);
 
+/// One part in so many of all calls is kept free of those that wait: whoever comes must be heard before it is known where it stands.
+const KEPT_FREE: usize = 4;
+
 /// What the last commit counts in the mean.
 const NEWEST: f64 = 0.125;
 
@@ -63,7 +66,7 @@ struct Waiting<T> {
 pub(super) enum Arrival<T> {
     /// It goes on at once.
     Enters,
-    /// It waits. Somebody behind it may have lost the chance by that, and is turned away.
+    /// It waits. Somebody behind it may have lost the chance, or the room, by that, and is turned away.
     Waits { turn: Turn, pushed_out: Option<T> },
     /// It cannot be served in its time.
     TurnedAway,
@@ -109,6 +112,10 @@ impl<T> Line<T> {
             return Arrival::Enters;
         }
         let turn = Turn { standing, arrival: self.arrivals };
+        let full = self.inside + self.waiting.len() >= self.most - self.most / KEPT_FREE;
+        if full && self.waiting.last_key_value().is_none_or(|(last, _)| *last < turn) {
+            return Arrival::TurnedAway;
+        }
         let ahead = self.waiting.range(..turn).count();
         if self.overtaking(standing, ahead, now).is_none_or(|others| !self.is_in_time(ahead + others, deadline, now)) {
             return Arrival::TurnedAway;
@@ -118,7 +125,8 @@ impl<T> Line<T> {
         // Whoever is behind moves back by one; of these at most one is turned away, because the others then have their place again.
         let behind = self.waiting.range((Excluded(turn), Unbounded));
         let late = (ahead + 1..).zip(behind).find(|(ahead, (_, waiting))| !self.is_in_time(*ahead, waiting.deadline, now));
-        let late = late.map(|(_, (turn, _))| *turn);
+        let last = || self.waiting.last_key_value().map(|(last, _)| *last).filter(|_| full);
+        let late = late.map(|(_, (turn, _))| *turn).or_else(last);
         let pushed_out = late.and_then(|late| self.waiting.remove(&late)).map(|waiting| waiting.who);
         self.waiting.insert(turn, Waiting { deadline, who: who() });
         Arrival::Waits { turn, pushed_out }

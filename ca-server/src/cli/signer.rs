@@ -74,6 +74,8 @@ fn serve_parent(args: &Args) -> Result<(), Exit> {
     }
     let result =
         serve(stream, |setup| setup.ok_or_else(|| SignError::Rejected("the daemon gave no setup".into())).and_then(|setup| open(&setup)));
+    // The daemon has gone; a library that hangs must not keep this process, its sessions and its way out.
+    keys::end_at_last();
     result.map_err(|error| Exit::missing(format_args!("the daemon's socket: {error}")))
 }
 
@@ -102,7 +104,7 @@ fn pool(key: &KeySetup) -> Result<Pool, SignError> {
         threads: key.sessions.into(),
         queue: PERMITS,
         expected: Some(PublicKey::from_spki_der(&key.expected)?),
-        device_limit: key.device_limit,
+        device_limit: Some(key.device_limit),
         ..PoolOptions::default()
     };
     Pool::start(uri, options)

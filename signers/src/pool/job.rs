@@ -62,6 +62,8 @@ pub(super) struct Queued {
     pub(super) timing: Timing,
     progress: Progress,
     owner: Option<Owner>,
+    /// A device may have signed the bytes, whatever becomes of another try.
+    may_be_signed: bool,
 }
 
 impl Drop for Queued {
@@ -74,7 +76,7 @@ impl Drop for Queued {
 
 impl Queued {
     pub(super) fn new(job: Job, progress: Progress, owner: impl FnOnce(Answer, Timing) + Send + 'static) -> Self {
-        Self { job, since: Instant::now(), timing: Timing::default(), progress, owner: Some(Box::new(owner)) }
+        Self { job, since: Instant::now(), timing: Timing::default(), progress, owner: Some(Box::new(owner)), may_be_signed: false }
     }
 
     /// From here on the device may sign. False if the caller has given up: the job must be dropped.
@@ -82,9 +84,12 @@ impl Queued {
         self.progress.enter_device()
     }
 
-    /// The device provably did not sign: the caller may give up again.
-    pub(super) fn leave_device_unsigned(&self) {
-        self.progress.step(IN_DEVICE, WAITING);
+    /// A try has failed. Where the device provably did not sign, and no earlier one may have, the caller may give up again.
+    pub(super) fn leave_device(&mut self, may_have_signed: bool) {
+        self.may_be_signed |= may_have_signed;
+        if !self.may_be_signed {
+            self.progress.step(IN_DEVICE, WAITING);
+        }
     }
 
     pub(super) fn is_abandoned(&self) -> bool {

@@ -19,8 +19,8 @@ pub struct PoolOptions {
     pub observer: Arc<dyn Observer>,
     /// The longest pause between two tries to reopen a lost device.
     pub longest_pause: Duration,
-    /// How long the device may take for one signature; beyond that its thread counts as stuck, also before the job's deadline.
-    pub device_limit: Duration,
+    /// How long the device may take for one signature; beyond that its thread counts as stuck. `None`: until the job's deadline.
+    pub device_limit: Option<Duration>,
     /// How long a thread may idle before it asks whether its session still lives, so that health is honest without traffic.
     pub idle_check: Duration,
 }
@@ -33,7 +33,7 @@ impl Default for PoolOptions {
             expected: None,
             observer: Arc::new(Unobserved),
             longest_pause: Duration::from_secs(5),
-            device_limit: Duration::from_secs(60),
+            device_limit: None,
             idle_check: Duration::from_secs(5),
         }
     }

@@ -202,7 +202,7 @@ fn attempt(shared: &Shared, seat: usize, session: &mut Session, job: &mut Queued
     if !job.enter_device() {
         return Attempt::Dropped;
     }
-    shared.enter(seat, job.job.deadline.min(begun + shared.options.device_limit));
+    shared.enter(seat, shared.options.device_limit.map_or(job.job.deadline, |limit| begun + limit));
     let result = session.device.sign(&job.job.message);
     shared.leave(seat);
     job.timing.in_device = begun.elapsed();
@@ -211,9 +211,7 @@ fn attempt(shared: &Shared, seat: usize, session: &mut Session, job: &mut Queued
         Ok(signature) => Attempt::Signed(signature),
         Err(error) => {
             let failure = session.device.last_failure();
-            if !failure.may_have_signed {
-                job.leave_device_unsigned();
-            }
+            job.leave_device(failure.may_have_signed);
             Attempt::Failed(error, failure)
         }
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -14,6 +14,9 @@ use tokio::process::{Child, Command};
 use super::options::{KeyOfProcess, Way};
 use super::wire::{Malformed, Reply, Request, Setup, VERSION, length};
 use crate::SignError;
+
+/// How long a killed process is waited for.
+const KILLED_WITHIN: Duration = Duration::from_secs(1);
 
 /// How much is read at once.
 const READ: usize = 64 * 1024;
@@ -41,7 +44,7 @@ pub(super) async fn open(way: &Way, setup: Option<Setup>, keys: &[KeyOfProcess])
             spawn(program, arguments, environment).map_err(|error| lost(&format!("{} cannot be started", program.display()), error))?
         }
         Way::Connect(path) => {
-            (connect(path).await.map_err(|error| lost(&format!("no signer answers at {}", path.display()), error))?, None)
+            (UnixStream::connect(path).await.map_err(|error| lost(&format!("no signer answers at {}", path.display()), error))?, None)
         }
     };
     let (read, write) = stream.into_split();
@@ -61,8 +64,13 @@ pub(super) async fn open(way: &Way, setup: Option<Setup>, keys: &[KeyOfProcess])
     Ok((link, replies))
 }
 
-async fn connect(path: &Path) -> io::Result<UnixStream> {
-    UnixStream::connect(path).await
+/// SIGKILL, and a moment's wait.
+async fn end(mut child: Child) {
+    let _ = child.start_kill();
+    if tokio::time::timeout(KILLED_WITHIN, child.wait()).await.is_err() {
+        tracing::warn!(pid = child.id(), "a killed signer process does not go: its kernel holds it in a driver");
+        tokio::spawn(async move { child.wait().await });
+    }
 }
 
 fn spawn(
@@ -106,10 +114,11 @@ impl Link {
         }
     }
 
-    /// Ends the process now, whatever it is doing, and waits until it is gone: nothing of it may sign later. A service is left alone.
-    pub(super) async fn kill(mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill().await;
+    /// Ends the process now, whatever it is doing. Nothing of its program runs any more when this returns; one that its kernel holds inside a
+    /// driver may take longer to go, and is waited for elsewhere. A service is left alone.
+    pub(super) async fn kill(self) {
+        if let Some(child) = self.child {
+            end(child).await;
         }
     }
 
@@ -121,7 +130,7 @@ impl Link {
         match tokio::time::timeout(within, child.wait()).await {
             Ok(_) => true,
             Err(_) => {
-                let _ = child.kill().await;
+                end(child).await;
                 false
             }
         }

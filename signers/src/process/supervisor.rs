@@ -26,6 +26,12 @@ const SILENT: Duration = Duration::from_secs(2);
 /// A process whose keys are all lost for so long is replaced: a library that is loaded anew finds a token that came back.
 const LOST: Duration = Duration::from_secs(3);
 
+/// A process that ends so soon is not replaced without a pause, whatever it has signed.
+const BRIEF: Duration = Duration::from_millis(250);
+
+/// Reopened sessions that one report may tell of.
+const MANY: u64 = 1000;
+
 /// The first pause between two attempts to replace a process; doubles up to `longest_pause`.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
@@ -63,7 +69,7 @@ pub async fn start(mut options: ProcessOptions) -> Result<Vec<Signer>, SignError
     });
     let keys = keys.collect();
     let supervisor = Supervisor {
-        reopened: vec![0; options.keys.len()],
+        reopened: vec![None; options.keys.len()],
         options,
         setup,
         inbox,
@@ -111,8 +117,8 @@ struct Supervisor {
     ordered_at: Option<Instant>,
     /// Before the next attempt.
     pause: Duration,
-    /// Of each key, as last heard.
-    reopened: Vec<u64>,
+    /// Of each key, as last heard of this process.
+    reopened: Vec<Option<u64>>,
 }
 
 /// Why a process serves no longer.
@@ -162,7 +168,11 @@ impl Supervisor {
             link.kill().await;
             self.take_back(tries);
             // One that worked is replaced at once; one after the other that does not, with pauses.
-            self.pause = if signed || begun.elapsed() > LOST { Duration::ZERO } else { self.longer() };
+            self.pause = match begun.elapsed() {
+                lived if lived > LOST || (signed && lived > BRIEF) => Duration::ZERO,
+                _ if signed => FIRST_PAUSE,
+                _ => self.longer(),
+            };
             match self.reopen().await {
                 Some(opened) => (link, replies) = opened,
                 None => return,
@@ -187,7 +197,18 @@ impl Supervisor {
                 }
             }
             tokio::select! {
+                // The clock first: it must be heard also while answers never cease.
                 biased;
+                _ = tick.tick() => {
+                    match self.hangs() {
+                        Some(why) => return (End::Hung(why), signed),
+                        None if self.asked.is_none() => {
+                            self.asked = Some(Instant::now());
+                            requests.push(Request::Ask);
+                        }
+                        None => {}
+                    }
+                }
                 reply = replies.next() => {
                     let mut next = reply.map_err(|error| error.to_string());
                     loop {
@@ -211,22 +232,13 @@ impl Supervisor {
                             Order::Sign(job) => requests.extend(self.request(job)),
                             Order::LogIn(at) => {
                                 if self.is_new(at) {
+                                    self.locked = false;
                                     requests.push(Request::LogIn);
                                 }
                             }
                             Order::Distrust(key) => requests.push(Request::Distrust { key }),
                             Order::Stop(done) => return (End::Stop(done), signed),
                         }
-                    }
-                }
-                _ = tick.tick() => {
-                    match self.hangs() {
-                        Some(why) => return (End::Hung(why), signed),
-                        None if self.asked.is_none() => {
-                            self.asked = Some(Instant::now());
-                            requests.push(Request::Ask);
-                        }
-                        None => {}
                     }
                 }
             }
@@ -255,9 +267,9 @@ impl Supervisor {
             Reply::Health(keys) => {
                 self.asked = None;
                 self.report(keys);
-                return false;
+                false
             }
-            Reply::Ready { .. } | Reply::NotReady(_) => return false,
+            Reply::Ready { .. } | Reply::NotReady(_) => false,
         }
     }
 
@@ -270,6 +282,7 @@ impl Supervisor {
         }
         let signed = answer.is_ok();
         if let Err(failure) = &mut answer {
+            self.locked |= matches!(failure.error, SignError::Locked(_));
             // What an earlier process did with the same bytes nobody knows.
             failure.reached_device |= job.sent > 1;
         }
@@ -285,10 +298,13 @@ impl Supervisor {
         for ((key, wanted), reopened) in keys.iter().zip(&self.options.keys).zip(&mut self.reopened) {
             wanted.observer.queue_depth(key.queued as usize);
             wanted.observer.stuck_threads(key.stuck.into());
-            (*reopened..key.reopened).for_each(|_| wanted.observer.reopened());
-            *reopened = key.reopened;
+            // A service has reopened sessions before this connection, which is nobody's news; and what a peer says is not counted for ever.
+            let news = reopened.map_or(0, |before| key.reopened.saturating_sub(before).min(MANY));
+            (0..news).for_each(|_| wanted.observer.reopened());
+            *reopened = Some(key.reopened);
         }
-        self.locked = now.iter().any(|health| health.state == HealthState::Locked);
+        // One that still has a session says nothing of the log-in that it cannot repeat; only an order makes it forgotten.
+        self.locked |= now.iter().any(|health| health.state == HealthState::Locked);
         let lost = now.iter().all(|health| health.state == HealthState::Lost);
         self.lost_since = if lost { self.lost_since.or_else(|| Some(Instant::now())) } else { None };
         *self.health.lock().unwrap_or_else(PoisonError::into_inner) = now;
@@ -376,7 +392,7 @@ impl Supervisor {
                 Ok(Ok(Ok((link, replies)))) => {
                     tracing::info!(pid = link.pid(), "a signer serves again");
                     self.pause = Duration::ZERO;
-                    self.reopened.fill(0);
+                    self.reopened.fill(None);
                     self.options.keys.iter().for_each(|key| key.observer.reopened());
                     let open = self.options.keys.iter().map(|key| opened_health(key.sessions)).collect();
                     *self.health.lock().unwrap_or_else(PoisonError::into_inner) = open;
@@ -447,7 +463,7 @@ impl Supervisor {
         }
     }
 
-    /// Ends in order: what the process still signs is passed on, new jobs are refused.
+    /// Ends in order: jobs under way are answered as perhaps signed, new ones are refused.
     async fn leave(&mut self, link: Option<(Link, std::sync::mpsc::Sender<bool>)>) {
         self.inbox.close();
         self.tell(HealthState::Stopped, "stopped");

@@ -28,7 +28,7 @@ const PROBE_LIMIT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) enum Place {
     Threads(Pool),
-    Process(RemoteKey),
+    Process(Box<RemoteKey>),
 }
 
 #[derive(Debug)]

@@ -112,6 +112,20 @@ fn a_handle_that_came_to_name_another_key_is_found_again_after_one_wrong_signatu
 }
 
 #[test]
+fn bytes_that_one_try_may_have_signed_stay_so_when_the_next_provably_signs_nothing() {
+    in_child("healing::bytes_that_one_try_may_have_signed_stay_so_when_the_next_provably_signs_nothing", "", |house| {
+        let (signer, control) = (pool(house, 1), house.control());
+        // CKR_SESSION_CLOSED out of C_Sign, and CKR_DEVICE_REMOVED when the same bytes are tried once more.
+        control.set("C_Sign rv 0xB0 at 1\nC_SignInit rv 0x32 at 2").unwrap();
+        let failure = sign(&signer).unwrap_err();
+        assert_eq!((control.met("C_Sign"), control.met("C_SignInit")), (1, 1));
+        assert!(failure.reached_device, "{failure:?}");
+        control.clear().unwrap();
+        wait_until("it serves", || sign(&signer).is_ok());
+    });
+}
+
+#[test]
 fn a_token_that_runs_short_of_sessions_serves_with_those_it_gives() {
     in_child("healing::a_token_that_runs_short_of_sessions_serves_with_those_it_gives", "", |house| {
         house.token();

@@ -165,9 +165,13 @@ impl Alarms {
     /// Opened anew each time, so that it can be moved away.
     fn file(&self) -> io::Result<(File, u64)> {
         let mut options = OpenOptions::new();
-        options.append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        options.append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
         let file = options.open(&self.path)?;
-        let length = file.metadata()?.len();
+        let found = file.metadata()?;
+        if !found.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+        }
+        let length = found.len();
         if length == 0
             && let Some(directory) = self.path.parent().filter(|parent| !parent.as_os_str().is_empty())
         {

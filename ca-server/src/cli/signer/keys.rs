@@ -61,7 +61,7 @@ fn pool(key: &Key) -> Result<Pool, SignError> {
         threads: key.sessions,
         queue: PERMITS,
         expected: Some(key.expected.clone()),
-        device_limit: key.device_limit,
+        device_limit: Some(key.device_limit),
         longest_pause: LONGEST_PAUSE,
         ..PoolOptions::default()
     };
