@@ -22,7 +22,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 const PART_OF_LIFE: u32 = 10;
 
 /// Calls that may wait for one answer.
-const WAITING: usize = 16;
+const WAITING: usize = 64;
 
 /// Questions that are kept, about a kilobyte each; the oldest makes room.
 const KEPT: usize = 32_768;

@@ -194,7 +194,7 @@ pub fn a_wrong_pin_costs_exactly_one_try(subject: &Subject<'_>) -> Verdict {
     let counts = Arc::new(Counts::default());
     let options = PoolOptions { threads: 4, longest_pause: Duration::from_millis(100), observer: counts.clone(), ..PoolOptions::default() };
     let signer = subject.start(subject.first(), options)?;
-    subject.wait_until("every session is open", || signer.health().open == 4)?;
+    subject.wait_until("every session is open", || whole(&signer, 4))?;
 
     (faults.break_pin)(true);
     (faults.close_sessions)();
@@ -219,7 +219,7 @@ pub fn a_wrong_pin_costs_exactly_one_try(subject: &Subject<'_>) -> Verdict {
     let failure = subject.sign(&signer, b"still locked", PATIENCE).err();
     subject.require(failure.is_some_and(|f| matches!(f.error, SignError::Locked(_))), || "it logged in without being asked".into())?;
     signer.retry_login();
-    subject.wait_until("the pool is back", || signer.health().open == 4)?;
+    subject.wait_until("the pool is back", || whole(&signer, 4))?;
     subject.sign(&signer, b"after", PATIENCE).map(drop).map_err(|e| subject.broken(&e.to_string()))
 }
 
@@ -232,7 +232,7 @@ pub fn a_wrong_signature_makes_every_session_be_opened_anew(subject: &Subject<'_
         let failures = subject.storm(&signer)?;
         subject.require(failures.is_empty(), || format!("{when} a doubt: {:?}", failures.first()))
     };
-    subject.wait_until("every session is open", || signer.health().open == 3)?;
+    subject.wait_until("every session is open", || whole(&signer, 3))?;
     quiet("before")?;
     subject.require(reopened() == 0, || "a session was replaced without a doubt".into())?;
     let one = subject.sign(&signer, b"whatever", PATIENCE).map_err(|e| subject.broken(&e.to_string()))?;
@@ -352,6 +352,12 @@ impl Observer for Counts {
 
 fn job(message: &[u8], limit: Duration) -> Job {
     Job { purpose: Purpose::Probe, deadline: Instant::now() + limit, message: message.to_vec() }
+}
+
+/// So many sessions are open, and no token is left alone.
+fn whole(signer: &Signer, sessions: usize) -> bool {
+    let health = signer.health();
+    health.open == sessions && health.is_ready()
 }
 
 /// One for the whole process, as a daemon has it: tokens that are left alone are probed there.

@@ -35,12 +35,18 @@ pub(crate) fn wait_until(what: &str, is: impl Fn() -> bool) {
     }
 }
 
+/// So many sessions are open, and none of its tokens is left alone.
+pub(crate) fn whole(signer: &Signer, sessions: usize) -> bool {
+    let health = signer.health();
+    health.open == sessions && health.is_ready()
+}
+
 /// A token with one P-256 key and a pool of `threads` sessions, all open.
 pub(crate) fn pool(house: &House, threads: usize) -> Signer {
     house.token();
     let uri = house.key("issuing", KeyKind::P256);
     let signer = Signer::start(uri, PoolOptions { threads, ..PoolOptions::default() }).unwrap();
-    wait_until("every session is open", || signer.health().open == threads);
+    wait_until("every session is open", || whole(&signer, threads));
     signer
 }
 
@@ -83,7 +89,7 @@ fn while_the_login_fails_jobs_fail_fast_and_it_recovers_by_itself() {
         house.control().clear().unwrap();
         wait_until("it is ready again", || signer.health().is_ready());
         signed(&signer);
-        wait_until("every session is open", || signer.health().open == 2);
+        wait_until("every session is open", || whole(&signer, 2));
     });
 }
 
@@ -104,7 +110,7 @@ fn a_login_that_fails_in_an_unknown_way_costs_one_try() {
             assert_eq!(house.control().logins() - before, 1, "{code}");
             house.control().clear().unwrap();
             signer.retry_login();
-            wait_until("every session is open", || signer.health().open == 2);
+            wait_until("every session is open", || whole(&signer, 2));
             signed(&signer);
         }
     });
@@ -162,7 +168,7 @@ fn an_idle_pool_notices_that_its_sessions_are_gone() {
         house.control().set("C_GetSessionInfo rv 0x32\nC_OpenSession rv 0xE0").unwrap();
         wait_until("it is lost without a job", || signer.health().state == HealthState::Lost);
         house.control().clear().unwrap();
-        wait_until("it is ready again without a job", || signer.health().open == 2);
+        wait_until("it is ready again without a job", || whole(&signer, 2));
     });
 }
 
@@ -238,7 +244,7 @@ fn another_key_under_the_same_name_is_not_used() {
         let signer =
             Signer::start(uri.clone(), PoolOptions { threads: 2, longest_pause: Duration::from_millis(50), ..PoolOptions::default() })
                 .unwrap();
-        wait_until("every session is open", || signer.health().open == 2);
+        wait_until("every session is open", || whole(&signer, 2));
 
         house.pkcs11_tool(&["--delete-object", "--type", "privkey", "--id", "07"]);
         house.pkcs11_tool(&["--delete-object", "--type", "pubkey", "--id", "07"]);
@@ -282,7 +288,7 @@ fn an_unreadable_pin_file_is_not_a_wrong_pin() {
         let failure = sign(&signer).unwrap_err();
         assert!(failure.to_string().contains("user.pin") && !failure.reached_device, "{failure:?}");
         house.write_pin(PIN);
-        wait_until("it is ready again without being asked", || signer.health().open == 2);
+        wait_until("it is ready again without being asked", || whole(&signer, 2));
         signed(&signer);
     });
 }

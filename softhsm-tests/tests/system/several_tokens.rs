@@ -25,7 +25,11 @@ struct Second {
 
 impl Second {
     fn beside(material: &Material) -> Self {
-        let directory = material.file("second");
+        Self::named(material, "second")
+    }
+
+    fn named(material: &Material, name: &str) -> Self {
+        let directory = material.file(name);
         std::fs::create_dir_all(directory.join("faults")).expect("writable");
         let conf =
             format!("directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n", directory.join("tokens").display());
@@ -33,10 +37,11 @@ impl Second {
         Self { control: Control::new(directory.join("faults")), directory }
     }
 
-    /// `[device.second]`.
+    /// `[device.NAME]`.
     fn section(&self) -> String {
+        let name = self.directory.file_name().and_then(|name| name.to_str()).expect("text");
         format!(
-            "\n[device.second]\nenv = {{ PKCS11_FAULT_MODULE = {:?}, PKCS11_FAULT_DIR = {:?}, SOFTHSM2_CONF = {:?} }}\n",
+            "\n[device.{name}]\nenv = {{ PKCS11_FAULT_MODULE = {:?}, PKCS11_FAULT_DIR = {:?}, SOFTHSM2_CONF = {:?} }}\n",
             softhsm(),
             self.directory.join("faults"),
             self.directory.join("softhsm2.conf")
@@ -74,7 +79,7 @@ fn line(material: &Material, begins: &str) -> String {
     text.lines().find(|line| line.starts_with(begins)).unwrap_or_else(|| panic!("no {begins}")).to_owned()
 }
 
-async fn uri(material: &Material) -> String {
+fn uri(material: &Material) -> String {
     line(material, "key = ").trim_start_matches("key = ").trim_matches('"').to_owned()
 }
 
@@ -114,7 +119,7 @@ async fn with_two_tokens() -> (TestCa, Second) {
     let material = Material::new();
     let second = Second::beside(&material);
     copy(&material.file("tokens"), &second.directory.join("tokens"));
-    let (key, first) = (line(&material, "key = "), uri(&material).await);
+    let (key, first) = (line(&material, "key = "), uri(&material));
     let other = first.replace(softhsm().to_str().expect("text"), fault_module().to_str().expect("text"));
     let setup = Setup { append: second.section(), ..Setup::default() }
         .replace(&key, &format!("key = [{first:?}, {other:?}]"))
@@ -211,4 +216,55 @@ async fn a_sibling_takes_the_calls_of_an_issuer_that_fails_with_serials_of_its_o
         by("mesh"),
         by("mesh-2")
     ));
+}
+
+/// How long a slow token takes for a signature.
+const SLOW: Duration = Duration::from_millis(50);
+/// What of the tokens' own rate must become certificates.
+const SHARE: f64 = 0.95;
+
+/// Certificates a second of an issuer whose key is in so many slow tokens of one session each.
+async fn rate_of_slow_tokens(count: usize) -> f64 {
+    let material = Material::new();
+    let (key, first) = (line(&material, "key = "), uri(&material));
+    let other = first.replace(softhsm().to_str().expect("text"), fault_module().to_str().expect("text"));
+    let devices: Vec<Second> = (0..count).map(|number| Second::named(&material, &format!("slow{number}"))).collect();
+    let mut append = String::new();
+    for device in &devices {
+        copy(&material.file("tokens"), &device.directory.join("tokens"));
+        append += &(device.section() + "sessions = 1\n");
+    }
+    let names: Vec<String> = (0..count).map(|number| format!("slow{number}")).collect();
+    let setup = Setup { append, ..Setup::default() }
+        .replace(&key, &format!("key = {:?}", vec![other; count]))
+        .replace("device = \"softhsm\"", &format!("device = {names:?}"));
+    let ca = TestCa::start_on(material, setup).await;
+    devices.iter().for_each(|device| device.control.set(&format!("C_Sign sleep_ms {}", SLOW.as_millis())).expect("writable"));
+    let mut load = Load::on(&ca, 8 * count);
+    // Until the pace is known and the line has formed.
+    load.until_issued(&ca, 20 * count).await;
+    let (before, begun) = (load.issued(), Instant::now());
+    load.until_issued(&ca, 100 * count).await;
+    let rate = (load.issued() - before) as f64 / begun.elapsed().as_secs_f64();
+    load.stop().await;
+    devices.iter().for_each(|device| device.control.clear().expect("writable"));
+    assert!(load.unanswered().is_empty(), "{:?}", load.unanswered());
+    ca.check();
+    rate
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_slow_tokens_sign_twice_as_much_and_four_four_times() {
+    let mut rates = Vec::new();
+    for count in [1, 2, 4] {
+        rates.push((count, rate_of_slow_tokens(count).await));
+    }
+    let raw = |count: usize| count as f64 / SLOW.as_secs_f64();
+    let text = rates.iter().map(|(count, rate)| format!("{count}: {rate:.1}/s, {:.1} % of the raw rate", 100.0 * rate / raw(*count)));
+    tell(&format!("slow tokens behind one issuer, {} ms a signature: {}", SLOW.as_millis(), text.collect::<Vec<_>>().join("; ")));
+    let one = rates[0].1;
+    for (count, rate) in rates {
+        assert!(rate >= SHARE * raw(count), "{count} tokens: {rate} of {}", raw(count));
+        assert!(rate >= SHARE * count as f64 * one, "{count} tokens: {rate} of {count} × {one}");
+    }
 }
