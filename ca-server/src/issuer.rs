@@ -20,6 +20,16 @@ pub struct Issuer {
     pub signer: Option<Signer>,
     /// The places of the key, one by one.
     pub keys: Vec<OpenedKey>,
+    /// The id of the issuer that it stands beside.
+    pub sibling_of: Option<String>,
+}
+
+impl Issuer {
+    /// Whether both sign the same calls.
+    fn stands_beside(&self, other: &Self) -> bool {
+        let group = |issuer: &'_ Self| issuer.sibling_of.clone().unwrap_or_else(|| issuer.chain.id().to_owned());
+        group(self) == group(other)
+    }
 }
 
 /// One place of an issuer's key.
@@ -36,6 +46,12 @@ pub struct OpenedKey {
 pub struct Issuers(pub Vec<Issuer>);
 
 impl Issuers {
+    /// Whether this issuer's calls are signed now: by itself, or by one that stands beside it.
+    pub fn serves(&self, issuer: &Issuer) -> bool {
+        let ready = |other: &Issuer| other.signer.as_ref().is_some_and(|signer| signer.health().is_ready());
+        self.0.iter().any(|other| other.stands_beside(issuer) && ready(other))
+    }
+
     /// How fast the devices of these issuers sign together. Of one that does not sign nothing is known.
     pub fn pace(&self, of: &[Arc<IssuerChain>]) -> Pace {
         let usable = || of.iter().filter_map(|chain| self.signer(chain.id())).filter(|signer| signer.is_usable());

@@ -42,7 +42,7 @@ pub(super) async fn open(config: &Config, metrics: &Arc<Metrics>, before: Option
         let keys: Vec<OpenedKey> = keys.into_iter().flatten().collect();
         let signers: Vec<Signer> = keys.iter().map(|key| key.signer.clone()).collect();
         // Each was compared with the issuer's certificate when it was opened.
-        Issuer { chain: issuer.chain.clone(), signer: Signer::together(&signers), keys }
+        Issuer { chain: issuer.chain.clone(), signer: Signer::together(&signers), keys, sibling_of: issuer.sibling_of.clone() }
     });
     Ok(issuers.collect())
 }

@@ -36,7 +36,8 @@ impl Daemon {
         let now = self.clock.now();
         let ledger = self.ledger.health(now);
         let mut checks = vec![Check { name: "ledger".to_owned(), ready: ledger.ready, detail: ledger.detail }];
-        checks.extend(self.pipeline.snapshot().issuers.0.iter().flat_map(|issuer| issuer_checks(issuer, now)));
+        let issuers = &self.pipeline.snapshot().issuers;
+        checks.extend(issuers.0.iter().flat_map(|issuer| issuer_checks(issuer, issuers.serves(issuer), now)));
         checks.push(self.serving_check(now));
         checks
     }
@@ -52,8 +53,9 @@ impl Daemon {
     }
 }
 
-/// An active issuer's certificates and signer; a retiring one does nothing that could be unwell.
-fn issuer_checks(issuer: &Issuer, now: Timestamp) -> Vec<Check> {
+/// An active issuer's certificates and signer; a retiring one does nothing that could be unwell. `serves`: its calls are signed, if need be by
+/// a sibling.
+fn issuer_checks(issuer: &Issuer, serves: bool, now: Timestamp) -> Vec<Check> {
     let (id, chain) = (issuer.chain.id(), &issuer.chain);
     let Some(signer) = &issuer.signer else {
         return Vec::new();
@@ -70,6 +72,6 @@ fn issuer_checks(issuer: &Issuer, now: Timestamp) -> Vec<Check> {
             ready: chain.may_sign_at(now),
             detail: format!("valid from {} to {}", chain.begins(), chain.ends()),
         },
-        Check { name: format!("signer:{id}"), ready: health.is_ready(), detail },
+        Check { name: format!("signer:{id}"), ready: serves, detail },
     ]
 }

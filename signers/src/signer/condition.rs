@@ -116,7 +116,9 @@ impl SignerHealth {
             [alone] => alone.detail.clone(),
             several => {
                 let of = several.iter().enumerate();
-                of.map(|(number, token)| format!("token {} is {}: {}", number + 1, token.condition, token.detail)).collect::<Vec<_>>().join("; ")
+                of.map(|(number, token)| format!("token {} is {}: {}", number + 1, token.condition, token.detail))
+                    .collect::<Vec<_>>()
+                    .join("; ")
             }
         };
         let state = tokens.iter().min_by_key(|token| token.condition).map_or(HealthState::Stopped, |token| token.sessions.state);
