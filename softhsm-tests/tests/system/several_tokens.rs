@@ -130,7 +130,7 @@ async fn with_two_tokens() -> (TestCa, Second) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_that_is_taken_away_from_beside_another_costs_nothing_but_time() {
     let (ca, second) = with_two_tokens().await;
-    assert!(signer_detail(&ca).await.1.starts_with("healthy: token 1 is healthy: "), "{}", signer_detail(&ca).await.1);
+    ca.until("whole", || async { signer_detail(&ca).await.1.starts_with("healthy: token 1 is healthy: ") }).await;
     let took = taken_away_and_given_back(&ca, &second, "two tokens").await;
     ca.until("healthy", || async { signer_detail(&ca).await.1.starts_with("healthy") }).await;
     let states = |state: &str| format!("ca_server_token_state{{issuer=\"quickstart\",state=\"{state}\",token=\"2\"}}");
