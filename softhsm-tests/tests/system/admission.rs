@@ -12,10 +12,10 @@ use tokio::time::MissedTickBehavior;
 use tonic::{Code, Status};
 
 /// What the device takes for a signature.
-const SIGNATURE: Duration = Duration::from_millis(50);
+const SIGNATURE: Duration = Duration::from_millis(100);
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long more is asked for than it can do.
-const OVERLOAD: Duration = Duration::from_secs(5);
+const OVERLOAD: Duration = Duration::from_secs(8);
 
 /// A daemon whose device has so many sessions, each of them slow.
 async fn slow(sessions: u32) -> TestCa {
