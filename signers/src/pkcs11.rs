@@ -8,6 +8,7 @@ mod inspection;
 mod key;
 mod key_pair;
 mod life;
+mod login_watch;
 mod module;
 mod throw_away;
 mod token;
@@ -20,6 +21,8 @@ pub use inspection::{ModuleFacts, PinState, SessionLimit, TokenState, inspect_mo
 pub use key::Pkcs11Device;
 pub use throw_away::{ThrowAwayDevice, throw_away_device};
 pub use vault::{Pkcs11Vault, init_token, list_tokens, open_vault, open_vault_for_reading};
+
+pub(crate) use login_watch::watch_logins;
 
 use crate::{Pkcs11Uri, SignError};
 use module::Module;

@@ -69,11 +69,12 @@ impl KeyUri {
         self.to_string()
     }
 
-    /// What it says of the token alone, for telling tokens apart; none for a file.
-    pub fn token(&self) -> Option<Pkcs11Uri> {
-        match self {
-            Self::Pkcs11(uri) => Some(Pkcs11Uri { object: None, id: None, pin_source: None, ..uri.clone() }),
-            Self::File(_) => None,
+    /// Whether both keys may be in one token, as far as the URIs say: the library is the same, and nothing that both say of the token differs.
+    /// Never so for files.
+    pub fn may_share_a_token_with(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Pkcs11(one), Self::Pkcs11(other)) => one.may_share_a_token_with(other),
+            (Self::Pkcs11(_) | Self::File(_), _) => false,
         }
     }
 
@@ -100,6 +101,18 @@ impl KeyUri {
 }
 
 impl Pkcs11Uri {
+    fn may_share_a_token_with(&self, other: &Self) -> bool {
+        fn agree<T: PartialEq>(one: &Option<T>, other: &Option<T>) -> bool {
+            one.as_ref().zip(other.as_ref()).is_none_or(|(one, other)| one == other)
+        }
+        self.module_path == other.module_path
+            && agree(&self.token, &other.token)
+            && agree(&self.manufacturer, &other.manufacturer)
+            && agree(&self.model, &other.model)
+            && agree(&self.serial, &other.serial)
+            && agree(&self.slot_id, &other.slot_id)
+    }
+
     fn parse(text: &str, base_dir: &Path) -> Result<Self, UriError> {
         let (path, query) = match text.split_once('?') {
             Some((path, query)) => (path, Some(query)),

@@ -63,10 +63,11 @@ impl Place<'_> {
         self.key.device.isolation == Isolation::Process && !self.key.uri.is_file()
     }
 
-    /// Whether both are opened by one process: keys of one token share it, and all keys of a signer that runs by itself.
+    /// Whether both are opened by one process: keys that may be in one token share it, so that a wrong PIN costs one try, and all keys of a
+    /// signer that runs by itself.
     fn shares_a_process_with(&self, other: &Self) -> bool {
         let same_device = self.in_a_process() && other.in_a_process() && self.key.device == other.key.device;
-        same_device && (self.key.device.socket.is_some() || self.key.uri.token() == other.key.uri.token())
+        same_device && (self.key.device.socket.is_some() || self.key.uri.may_share_a_token_with(&other.key.uri))
     }
 }
 

@@ -15,6 +15,7 @@ use cryptoki::slot::Slot;
 
 use super::error::{handle_gone, may_have_cost_a_try, name, sign_error};
 use super::life::{Library, Member};
+use super::login_watch::LoginUnderWay;
 use crate::{SignError, TokenFacts, read_pin};
 
 /// One token, wherever it sits.
@@ -149,7 +150,10 @@ impl Token {
         let tried_at = Instant::now();
         let pin = read_pin(pin_source)?;
         let answer = match &login.anchor {
-            Some(anchor) => anchor.get().and_then(|session| session.login(UserType::User, Some(&pin))),
+            Some(anchor) => anchor.get().and_then(|session| {
+                let _until_it_returns = LoginUnderWay::begin();
+                session.login(UserType::User, Some(&pin))
+            }),
             None => return Err(SignError::Lost(format!("token {:?} has no session", self.facts.label))),
         };
         match answer {

@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -33,11 +35,17 @@ pub(super) struct Replies {
     read: OwnedReadHalf,
     buffer: Vec<u8>,
     ready: std::ops::Range<usize>,
+    logging_in: Arc<AtomicBool>,
 }
 
 /// Starts, or finds, a signer and waits until its keys are open and are the expected ones. Whoever gives up waiting drops the future, and
 /// with it the process.
-pub(super) async fn open(way: &Way, setup: Option<Setup>, keys: &[KeyOfProcess]) -> Result<(Link, Replies), SignError> {
+pub(super) async fn open(
+    way: &Way,
+    setup: Option<Setup>,
+    keys: &[KeyOfProcess],
+    logging_in: Arc<AtomicBool>,
+) -> Result<(Link, Replies), SignError> {
     let lost = |what: &str, error: io::Error| SignError::Lost(format!("{what}: {error}"));
     let (stream, child) = match way {
         Way::Spawn { program, arguments, environment } => {
@@ -48,7 +56,7 @@ pub(super) async fn open(way: &Way, setup: Option<Setup>, keys: &[KeyOfProcess])
         }
     };
     let (read, write) = stream.into_split();
-    let (mut link, mut replies) = (Link { write, child }, Replies { read, buffer: vec![0; READ], ready: 0..0 });
+    let (mut link, mut replies) = (Link { write, child }, Replies { read, buffer: vec![0; READ], ready: 0..0, logging_in });
     link.send(&[Request::Begin { version: VERSION, setup }]).await.map_err(|error| lost("the signer ended at its start", error))?;
     let ready = match replies.next().await {
         Ok(Some(Reply::Ready { version: VERSION, keys })) => keys,
@@ -158,13 +166,18 @@ impl Replies {
         }
     }
 
-    /// A reply that has arrived whole.
+    /// A reply that has arrived whole. What the process says of its C_Login is only noted.
     pub(super) fn buffered(&mut self) -> Result<Option<Reply>, Malformed> {
-        let waiting = &self.buffer[self.ready.clone()];
-        let Some((header, rest)) = waiting.split_first_chunk::<4>() else { return Ok(None) };
-        let Some(body) = rest.get(..length(*header)?) else { return Ok(None) };
-        let reply = Reply::read(body)?;
-        self.ready.start += 4 + body.len();
-        Ok(Some(reply))
+        loop {
+            let waiting = &self.buffer[self.ready.clone()];
+            let Some((header, rest)) = waiting.split_first_chunk::<4>() else { return Ok(None) };
+            let Some(body) = rest.get(..length(*header)?) else { return Ok(None) };
+            let reply = Reply::read(body)?;
+            self.ready.start += 4 + body.len();
+            match reply {
+                Reply::LoggingIn(under_way) => self.logging_in.store(under_way, Ordering::Relaxed),
+                reply => return Ok(Some(reply)),
+            }
+        }
     }
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::wire::{KeyHealth, Malformed, Reply, Request, Setup, VERSION, length};
+use crate::pkcs11::watch_logins;
 use crate::pool::job::Progress;
 use crate::{Job, KeyUri, Pool, Purpose, SignError, SignFailure, Timing};
 
@@ -50,6 +51,11 @@ pub fn serve(stream: UnixStream, open: impl FnOnce(Option<Setup>) -> Result<Arc<
     let Some(Request::Begin { version, setup }) = frames.next()? else {
         return Err(Malformed.into());
     };
+    if setup.is_some() {
+        // Whoever started this process also replaces it, and must not spend a try of the PIN with each that ends inside C_Login.
+        let answers = answers.clone();
+        watch_logins(move |under_way| answers.send_or_end(&Reply::LoggingIn(under_way)));
+    }
     let opened = match version {
         VERSION => open(setup),
         other => Err(SignError::Rejected(format!("the daemon speaks version {other} of the signer's protocol, this signer {VERSION}"))),

@@ -2,6 +2,7 @@
 //! and replaces it when it ends. Jobs that an ended process had are given to the next one, within their deadlines.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -50,13 +51,21 @@ const TRIES: u32 = 5;
 /// The same where they hung.
 const TRIES_HUNG: u32 = 2;
 
+/// Processes that end inside C_Login, one after the other, before nobody tries the PIN again without an order: the first may have been an
+/// accident.
+const LOGINS_CUT_SHORT: u32 = 2;
+
+/// How long what an ended process has still said is waited for; it is there already.
+const LAST_WORDS: Duration = Duration::from_millis(50);
+
 /// Requests of one write.
 const BATCH: usize = 128;
 
 /// Starts the process, waits until its keys are open, and hands out a signer for each, in order.
 pub async fn start(mut options: ProcessOptions) -> Result<Vec<Signer>, SignError> {
     let (setup, limit) = (setup(&options), options.opened_within);
-    let opened = timeout(limit, link::open(&options.way, setup.clone(), &options.keys)).await;
+    let logging_in = Arc::new(AtomicBool::new(false));
+    let opened = timeout(limit, link::open(&options.way, setup.clone(), &options.keys, logging_in.clone())).await;
     let silent = |_| SignError::Lost(format!("its device has not answered for {} s", limit.as_secs()));
     let (link, replies) = opened.map_err(silent)??;
     let (orders, inbox) = mpsc::unbounded_channel();
@@ -80,6 +89,8 @@ pub async fn start(mut options: ProcessOptions) -> Result<Vec<Signer>, SignError
         asked: None,
         lost_since: None,
         locked: false,
+        logging_in,
+        ended_logging_in: 0,
         ordered_at: None,
         pause: Duration::ZERO,
     };
@@ -114,6 +125,10 @@ struct Supervisor {
     lost_since: Option<Instant>,
     /// The token refused our PIN: no other process tries it until an operator says so.
     locked: bool,
+    /// Whether the process is inside C_Login, as it last said.
+    logging_in: Arc<AtomicBool>,
+    /// How many processes have ended there since one came through.
+    ended_logging_in: u32,
     ordered_at: Option<Instant>,
     /// Before the next attempt.
     pause: Duration,
@@ -166,7 +181,16 @@ impl Supervisor {
                 }
             };
             link.kill().await;
+            // What it has said before its end: a signature that is made need not be made again, and whether it was logging in.
+            while let Ok(Ok(Some(reply))) = timeout(LAST_WORDS, replies.next()).await {
+                self.heard(reply);
+            }
             self.take_back(tries);
+            if let Some(error) = self.ended_inside_login() {
+                tracing::error!(%error, "no other signer process is started");
+                self.locked = true;
+                self.tell(HealthState::Locked, error.cause());
+            }
             // One that worked is replaced at once; one after the other that does not, with pauses.
             self.pause = match begun.elapsed() {
                 lived if lived > LOST || (signed && lived > BRIEF) => Duration::ZERO,
@@ -269,7 +293,7 @@ impl Supervisor {
                 self.report(keys);
                 false
             }
-            Reply::Ready { .. } | Reply::NotReady(_) => false,
+            Reply::Ready { .. } | Reply::NotReady(_) | Reply::LoggingIn(_) => false,
         }
     }
 
@@ -344,6 +368,21 @@ impl Supervisor {
         }
     }
 
+    /// A process has ended. If that was inside C_Login, and not for the first time since one came through: what waits for an operator.
+    fn ended_inside_login(&mut self) -> Option<SignError> {
+        if !self.logging_in.swap(false, Ordering::Relaxed) {
+            return None;
+        }
+        self.ended_logging_in += 1;
+        (self.ended_logging_in >= LOGINS_CUT_SHORT).then(|| {
+            SignError::Locked(format!(
+                "{} signer processes one after the other ended inside C_Login, and each may have spent a try of the PIN; it is not tried \
+                 again until the next reload or restart",
+                self.ended_logging_in
+            ))
+        })
+    }
+
     fn longer(&self) -> Duration {
         (2 * self.pause).clamp(FIRST_PAUSE, self.options.longest_pause)
     }
@@ -379,7 +418,8 @@ impl Supervisor {
                 self.locked = false;
             }
             let (way, setup, keys) = (self.options.way.clone(), self.setup.clone(), self.options.keys.clone());
-            let opening = async move { timeout(REPLACED_WITHIN, link::open(&way, setup, &keys)).await };
+            let logging_in = self.logging_in.clone();
+            let opening = async move { timeout(REPLACED_WITHIN, link::open(&way, setup, &keys, logging_in)).await };
             let (tell, mut told) = tokio::sync::oneshot::channel();
             let attempt = async {
                 let _ = tell.send(opening.await);
@@ -391,7 +431,7 @@ impl Supervisor {
             let error = match told.try_recv() {
                 Ok(Ok(Ok((link, replies)))) => {
                     tracing::info!(pid = link.pid(), "a signer serves again");
-                    self.pause = Duration::ZERO;
+                    (self.pause, self.ended_logging_in) = (Duration::ZERO, 0);
                     self.reopened.fill(None);
                     self.options.keys.iter().for_each(|key| key.observer.reopened());
                     let open = self.options.keys.iter().map(|key| opened_health(key.sessions)).collect();
@@ -407,6 +447,7 @@ impl Supervisor {
                     SignError::Lost(format!("the signer process did not open its keys within {} s", REPLACED_WITHIN.as_secs()))
                 }
             };
+            let error = self.ended_inside_login().unwrap_or(error);
             tracing::warn!(%error, "no signer process serves");
             let locked = matches!(error, SignError::Locked(_));
             self.locked = locked && !self.options.way.is_service();
@@ -469,13 +510,20 @@ impl Supervisor {
         self.tell(HealthState::Stopped, "stopped");
         self.take_back(0);
         self.give_up_waiting(&SignError::Stopped);
+        let mut others = Vec::new();
         while let Ok(order) = self.inbox.try_recv() {
-            if let Order::Sign(job) = order {
-                refuse(job, &SignError::Stopped);
+            match order {
+                Order::Sign(job) => refuse(job, &SignError::Stopped),
+                Order::Stop(done) => others.push(done),
+                Order::LogIn(_) | Order::Distrust(_) => {}
             }
         }
-        if let Some((link, done)) = link {
-            let _ = done.send(link.stop(SILENT).await);
+        let (in_time, first) = match link {
+            Some((link, done)) => (link.stop(SILENT).await, Some(done)),
+            None => (true, None),
+        };
+        for done in first.into_iter().chain(others) {
+            let _ = done.send(in_time);
         }
     }
 }

@@ -101,6 +101,8 @@ pub enum Reply {
     },
     /// How each key is.
     Health(Vec<KeyHealth>),
+    /// From a spawned signer: C_Login is about to be called, or has returned.
+    LoggingIn(bool),
 }
 
 /// How a key's pool is.
@@ -236,6 +238,9 @@ impl Reply {
                     frame.long(key.queued.into()).long(key.reopened).bytes(key.detail.as_bytes());
                 }
             }
+            Self::LoggingIn(under_way) => {
+                frame.byte(6).byte(u8::from(*under_way));
+            }
         }
         frame.end();
     }
@@ -270,6 +275,7 @@ impl Reply {
                 });
                 Self::Health(keys.collect::<Result<_, _>>()?)
             }
+            6 => Self::LoggingIn(body.flag()?),
             _ => return Err(Malformed),
         };
         body.end(reply)
@@ -449,6 +455,7 @@ mod tests {
             Reply::Signed { id: 9, timing, signature: vec![2; 71] },
             Reply::NotSigned { id: 9, timing, failure },
             Reply::Health(vec![health.clone(), health]),
+            Reply::LoggingIn(true),
         ] {
             let mut frame = Vec::new();
             reply.write(&mut frame);

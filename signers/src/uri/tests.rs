@@ -30,6 +30,23 @@ fn a_full_uri_is_read() {
 }
 
 #[test]
+fn keys_may_share_a_token_unless_their_uris_name_two() {
+    let share = |one: &str, other: &str| parse(one).unwrap().may_share_a_token_with(&parse(other).unwrap());
+    let key = "pkcs11:token=ca;object=a?module-path=/lib/x.so&pin-source=file:/a";
+    for other in [
+        "pkcs11:token=ca;object=b?module-path=/lib/x.so&pin-source=file:/b",
+        "pkcs11:token=ca;serial=01;object=b?module-path=/lib/x.so",
+        "pkcs11:serial=01;slot-id=3;object=b?module-path=/lib/x.so",
+    ] {
+        assert!(share(key, other) && share(other, key), "{other}");
+    }
+    for other in ["pkcs11:token=other;object=a?module-path=/lib/x.so", "pkcs11:token=ca;object=a?module-path=/lib/y.so", "file:/key.pem"] {
+        assert!(!share(key, other) && !share(other, key), "{other}");
+    }
+    assert!(!share("file:/key.pem", "file:/key.pem"));
+}
+
+#[test]
 fn relative_paths_count_from_the_base_directory() {
     for source in ["issuing.pin", "file:issuing.pin", "%66ile:issuing.pin"] {
         let uri = pkcs11(&format!("pkcs11:token=ca;object=k?module-path=lib/x.so&pin-source={source}"));

@@ -86,6 +86,8 @@ pub fn replies() -> Vec<Body> {
         ("health", Reply::Health(all.into_iter().map(|state| health(state, "4 of 4 sessions open")).collect())),
         ("health-none", Reply::Health(Vec::new())),
         ("health-empty-detail", Reply::Health(vec![health(HealthState::Ready, "")])),
+        ("logging-in", Reply::LoggingIn(true)),
+        ("logged-in", Reply::LoggingIn(false)),
     ];
     let good: Vec<Body> = good.into_iter().map(|(name, reply)| (format!("good-{name}"), body(|to| reply.write(to)))).collect();
     let of = |name: &str| good.iter().find(|(of, _)| of.strip_prefix("good-") == Some(name)).expect("one of them").1.clone();
@@ -93,6 +95,7 @@ pub fn replies() -> Vec<Body> {
     // Kind, id, two times: the two flags and the kind of error follow.
     bad.push(with(of("busy"), "flag", 25, &[2]));
     bad.push(with(of("busy"), "unknown-error", 27, &[7]));
+    bad.push(with(of("logging-in"), "neither-in-nor-out", 1, &[2]));
     bad.push(with(of("busy"), "stopped-with-a-cause", 27, &[6]));
     bad.push(with(of("busy"), "text-length-lies", 28, &[0xff; 4]));
     bad.push(with(of("busy"), "not-text", 32, &[0xff]));
@@ -111,7 +114,7 @@ fn body(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 
 /// What no body may be, and each of these cut, or with more behind it.
 fn broken(of: &[(&str, Vec<u8>)]) -> Vec<Body> {
-    let mut bad: Vec<Body> = [("empty", Vec::new()), ("kind-0", vec![0]), ("kind-6", vec![6, 0, 0]), ("kind-255", vec![255])]
+    let mut bad: Vec<Body> = [("empty", Vec::new()), ("kind-0", vec![0]), ("kind-7", vec![7, 0, 0]), ("kind-255", vec![255])]
         .into_iter()
         .map(|(name, body)| (format!("bad-{name}"), body))
         .collect();

@@ -146,6 +146,30 @@ async fn a_library_that_crashes_while_it_is_opened_is_started_until_it_does_not(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_library_that_keeps_dying_inside_the_login_is_tried_twice_and_then_once_an_order() {
+    let mut daemon = Daemon::start(Setup::default()).await;
+    let before = daemon.ca.faults().logins();
+    daemon.ca.command_faults("C_Sign abort once\nC_Login segfault");
+    let refusal = daemon.ca.call(&Csr::demo().pem, &daemon.ask).await.expect_err("no process comes through");
+    assert_eq!(refusal.code(), Code::Unavailable, "{refusal}");
+    for tries in 2..5 {
+        let told = format!("{tries} signer processes one after the other ended inside C_Login");
+        daemon.ca.until("locked", || async { daemon.ca.get("/healthz/ready").await.1.contains(&told) }).await;
+        assert_eq!(daemon.ca.faults().logins() - before, tries, "one login a process");
+        let refusal = daemon.ca.call(&Csr::demo().pem, &daemon.ask).await.expect_err("it is locked");
+        assert_eq!(refusal.code(), Code::Unavailable, "{refusal}");
+        daemon.ca.reload().await;
+    }
+    daemon.ca.until("one more order's try", || async { daemon.ca.faults().logins() - before == 5 }).await;
+    daemon.ca.command_faults("");
+    daemon.ca.until("locked after it", || async { daemon.ca.get("/healthz/ready").await.1.contains("5 signer processes") }).await;
+    daemon.ca.reload().await;
+    daemon.is_well().await;
+    assert_eq!(daemon.ca.faults().logins() - before, 6, "nobody tried without an order");
+    daemon.tells("a library that keeps dying inside the login").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_library_that_hangs_while_it_signs_is_killed_and_the_call_given_to_the_next() {
     let mut daemon = Daemon::start(Setup::default().replace("env = {", "timeout = \"500ms\"\nenv = {")).await;
     for rules in ["C_Sign hang once", "C_SignInit hang once", "C_Sign hang at 3"] {

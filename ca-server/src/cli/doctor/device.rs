@@ -139,7 +139,7 @@ pub(super) fn examine(key: &ExaminedKey, all: &[ExaminedKey], try_pin: bool, rat
 /// The pool of each active issuer's key in that token, and one more session that keeps the login. Tokens are told apart by what the URIs say
 /// of them.
 fn wanted_sessions(uri: &KeyUri, all: &[ExaminedKey]) -> usize {
-    let in_it = |key: &&ExaminedKey| key.active && matches!(&key.uri, Ok(Some(other)) if other.token() == uri.token());
+    let in_it = |key: &&ExaminedKey| key.active && matches!(&key.uri, Ok(Some(other)) if other.may_share_a_token_with(uri));
     all.iter().filter(in_it).map(pool_of).sum::<usize>() + 1
 }
 

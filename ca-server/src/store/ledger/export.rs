@@ -30,7 +30,7 @@ pub struct Selection {
     pub until: Option<Timestamp>,
     /// What an identity asked for: its intents, each followed by its outcome, its repeats and its refusals.
     pub identity: Option<String>,
-    /// Intents that name this issuer, their outcomes, and the issuer's own rows.
+    /// Intents that name this issuer, their outcomes and repeats, and the issuer's own rows and its tokens'.
     pub issuer: Option<String>,
     /// Rows of these kinds; all if empty.
     pub kinds: Vec<String>,
