@@ -64,7 +64,7 @@ impl TestCa {
             assert!(issued.contains(hex::encode(digest(&SHA256, &der)).as_str()), "received, and not in the ledger: {leaf}");
         }
         if all.iter().all(|one| one.faults_directory().exists()) {
-            let asked = all.iter().flat_map(|one| one.faults().signature_inputs());
+            let asked = all.iter().flat_map(|one| one.faults().perhaps_signed());
             check_signatures(&ledger, &asked.collect());
         }
         ledger
@@ -85,7 +85,8 @@ impl TestCa {
 }
 
 /// Invariant 3: every signature that a device was asked for belongs to exactly one intent, which was issued, is unknown, or is open
-/// still; and every certificate issued was signed. A retry of the same bytes after a lost session is the same signature.
+/// still; and every certificate issued was signed. A retry of the same bytes after a lost session is the same signature, and what the device
+/// declined is none.
 fn check_signatures(ledger: &Ledger, asked: &BTreeSet<String>) {
     let digests = |kind: &str| -> BTreeSet<String> {
         ledger.kind(kind).iter().map(|row| row["to_be_signed_sha256"].as_str().expect("a digest").to_owned()).collect()
