@@ -376,8 +376,7 @@ impl Supervisor {
         self.ended_logging_in += 1;
         (self.ended_logging_in >= LOGINS_CUT_SHORT).then(|| {
             SignError::Locked(format!(
-                "{} signer processes one after the other ended inside C_Login, and each may have spent a try of the PIN; it is not tried \
-                 again until the next reload or restart",
+                "the PIN is not tried again until the next reload or restart: {} signer processes one after the other ended inside C_Login",
                 self.ended_logging_in
             ))
         })

@@ -1,6 +1,5 @@
 //! A test's hand on a fault directory: it writes the rules and reads the counters.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -62,20 +61,6 @@ impl Control {
     /// What C_Sign was given, call by call, as lower-case hex: for ECDSA the digest of the to-be-signed bytes.
     pub fn signature_inputs(&self) -> Vec<String> {
         self.lines("signatures").lines().map(str::to_owned).collect()
-    }
-
-    /// The inputs that may have been signed, each once: for at least one call no other answer than a signature is known.
-    pub fn perhaps_signed(&self) -> BTreeSet<String> {
-        let mut calls: BTreeMap<String, u64> = BTreeMap::new();
-        // Read first: what is declined after that only leaves a call in doubt.
-        let declined = self.lines("declined");
-        self.signature_inputs().into_iter().for_each(|input| *calls.entry(input).or_default() += 1);
-        for input in declined.lines() {
-            if let Some(count) = calls.get_mut(input) {
-                *count = count.saturating_sub(1);
-            }
-        }
-        calls.into_iter().filter(|(_, count)| *count > 0).map(|(input, _)| input).collect()
     }
 
     fn count(&self, counter: &str) -> u64 {

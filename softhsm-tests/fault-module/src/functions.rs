@@ -301,8 +301,10 @@ function!(
             }
             reached = true;
             let rv = call();
-            let counted = if rv == CKR_OK { fault.signed.add(&[]) } else { fault.declined.add(input) };
-            if counted.is_ok() { rv } else { CKR_GENERAL_ERROR }
+            if rv == CKR_OK && fault.signed.add(&[]).is_err() {
+                return CKR_GENERAL_ERROR;
+            }
+            rv
         });
         if rv == CKR_OK {
             // SAFETY: CKR_OK says that `room` holds the length of the signature that was written to `signature`.

@@ -59,8 +59,6 @@
 //! - `signatures`: C_Sign calls with a buffer that are about to reach the real module, after any rule: whatever the device signed is at
 //!   most this. Each line is the hex of what was to be signed, so that a signature can be traced to its intent.
 //! - `signed`: C_Sign calls with a buffer to which the real module answered CKR_OK: at least what the caller was given.
-//! - `declined`: the others that the real module answered, such as those whose session another thread has logged out meanwhile. Lines as in
-//!   `signatures`.
 //! - `logins`: C_Login calls, whether a rule answered or the real module did: what may have been a try of the PIN.
 //! - `calls/FUNCTION`: calls of each function above.
 //! - `met/FUNCTION`: those of them that a rule applied to, counted before anything is done, so that a process that hangs or dies is counted.

@@ -137,20 +137,6 @@ fn calls_and_met_rules_are_counted_for_each_function() {
 }
 
 #[test]
-fn what_the_token_declines_is_not_counted_as_perhaps_signed() {
-    in_child("what_the_token_declines_is_not_counted_as_perhaps_signed", |caller| {
-        let (session, control) = (caller.log_in(), &caller.control);
-        let key = find(&session, ObjectClass::PRIVATE_KEY, b"a");
-        control.set("C_Sign logout count 1").unwrap();
-        sign(&session, key).expect_err("the session's login is gone");
-        assert_eq!((control.signatures(), control.signed(), control.perhaps_signed().len()), (1, 0, 0));
-        session.login(UserType::User, Some(&PIN.into())).unwrap();
-        sign(&session, key).unwrap();
-        assert_eq!((control.signatures(), control.signed(), control.perhaps_signed().len()), (2, 1, 1));
-    });
-}
-
-#[test]
 fn a_swapped_handle_signs_with_the_other_key_until_it_is_found_again() {
     in_child("a_swapped_handle_signs_with_the_other_key_until_it_is_found_again", |caller| {
         caller.generate(b"b");
