@@ -15,9 +15,18 @@ pub struct Material {
 impl Material {
     /// A fresh copy.
     pub fn new() -> Self {
+        Self::copied_to(tempfile::tempdir().expect("a temporary directory"))
+    }
+
+    /// A fresh copy in memory, where the machine has such a file system: for stories in which only the device is slow, while a disk that others
+    /// write to may take seconds for a commit.
+    pub fn in_memory() -> Self {
+        Self::copied_to(tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().expect("a temporary directory")))
+    }
+
+    fn copied_to(directory: TempDir) -> Self {
         static TEMPLATE: OnceLock<TempDir> = OnceLock::new();
         let template = TEMPLATE.get_or_init(make_template).path();
-        let directory = tempfile::tempdir().expect("a temporary directory");
         copy(template, directory.path());
         let rewritten = |name: &str| {
             let path = directory.path().join(name);

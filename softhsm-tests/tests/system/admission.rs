@@ -21,7 +21,7 @@ const OVERLOAD: Duration = Duration::from_secs(8);
 async fn slow(sessions: u32) -> TestCa {
     softhsm_tests::crypto();
     let setup = Setup::default().with_faults().replace("call_timeout = \"5s\"", "call_timeout = \"2s\"");
-    let mut ca = TestCa::configured(Material::new(), setup);
+    let mut ca = TestCa::configured(Material::in_memory(), setup);
     // One more keeps the login.
     ca.command_faults(&format!("C_OpenSession limit {}\nC_Sign sleep_ms {}", sessions + 1, SIGNATURE.as_millis()));
     ca.restart().await;
