@@ -72,8 +72,10 @@ fn serve_parent(args: &Args) -> Result<(), Exit> {
     for missing in hardening::enter(args.network) {
         tracing::warn!("the signer process could not be hardened in one way: {missing}");
     }
-    let result =
-        serve(stream, |setup| setup.ok_or_else(|| SignError::Rejected("the daemon gave no setup".into())).and_then(|setup| open(&setup)));
+    let result = serve(stream, |setup, logins| {
+        logins.are_told();
+        setup.ok_or_else(|| SignError::Rejected("the daemon gave no setup".into())).and_then(|setup| open(&setup))
+    });
     // The daemon has gone; a library that hangs must not keep this process, its sessions and its way out.
     keys::end_at_last();
     result.map_err(|error| Exit::missing(format_args!("the daemon's socket: {error}")))

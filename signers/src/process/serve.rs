@@ -43,21 +43,27 @@ pub struct Keys {
     pub guard: Box<dyn Guard>,
 }
 
+/// How a daemon hears of this process's C_Logins.
+pub struct Logins(Answers);
+
+impl Logins {
+    /// From now on the daemon is told before each C_Login and after it. For a process that the daemon has started and replaces: it must not
+    /// spend a try of the PIN with each that ends inside.
+    pub fn are_told(self) {
+        watch_logins(move |under_way| self.0.send_or_end(&Reply::LoggingIn(under_way)));
+    }
+}
+
 /// Serves one daemon until it closes the socket. `open` opens the keys once the daemon has begun; what it was given to do, if anything, is
 /// handed on. An error is a broken socket or a peer that does not keep to the protocol.
-pub fn serve(stream: UnixStream, open: impl FnOnce(Option<Setup>) -> Result<Arc<Keys>, SignError>) -> io::Result<()> {
+pub fn serve(stream: UnixStream, open: impl FnOnce(Option<Setup>, Logins) -> Result<Arc<Keys>, SignError>) -> io::Result<()> {
     let answers = Answers(Arc::new(Mutex::new(stream.try_clone()?)));
     let mut frames = Frames::new(stream);
     let Some(Request::Begin { version, setup }) = frames.next()? else {
         return Err(Malformed.into());
     };
-    if setup.is_some() {
-        // Whoever started this process also replaces it, and must not spend a try of the PIN with each that ends inside C_Login.
-        let answers = answers.clone();
-        watch_logins(move |under_way| answers.send_or_end(&Reply::LoggingIn(under_way)));
-    }
     let opened = match version {
-        VERSION => open(setup),
+        VERSION => open(setup, Logins(answers.clone())),
         other => Err(SignError::Rejected(format!("the daemon speaks version {other} of the signer's protocol, this signer {VERSION}"))),
     };
     let keys = match opened {

@@ -181,10 +181,16 @@ impl Supervisor {
                 }
             };
             link.kill().await;
-            // What it has said before its end: a signature that is made need not be made again, and whether it was logging in.
-            while let Ok(Ok(Some(reply))) = timeout(LAST_WORDS, replies.next()).await {
-                self.heard(reply);
-            }
+            // What it has said before its end: a signature that is made need not be made again, and whether it was logging in. A failure of
+            // its last moments is not the job's: the next process has it.
+            let last_words = async {
+                while let Ok(Some(reply)) = replies.next().await {
+                    if let Reply::Signed { .. } = reply {
+                        self.heard(reply);
+                    }
+                }
+            };
+            let _ = timeout(LAST_WORDS, last_words).await;
             self.take_back(tries);
             if let Some(error) = self.ended_inside_login() {
                 tracing::error!(%error, "no other signer process is started");

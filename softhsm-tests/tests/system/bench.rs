@@ -69,18 +69,18 @@ async fn the_pool_size_that_is_measured_beside_the_daemon_is_the_one_that_it_tak
 #[test]
 fn a_device_that_is_slow_and_not_busy_is_given_more_sessions() {
     let ca = TestCa::configured(Material::new(), Setup::default().with_faults());
-    // One more of the nine keeps the login.
-    ca.command_faults("C_Sign sleep_ms 5\nC_GetTokenInfo sessions 9");
+    // So slow that what a busy machine adds does not count; one more of the nine sessions keeps the login.
+    ca.command_faults("C_Sign sleep_ms 40\nC_GetTokenInfo sessions 9");
     let benched = bench(&ca);
     assert_eq!(benched.status, Some(0), "{}{}", benched.out, benched.error);
     let (one, two) = (benched.levels[0].1, benched.levels[1].1);
     assert!((1.6..2.4).contains(&(two / one)), "{}", benched.out);
-    assert!(one <= 200.0 && benched.levels.iter().all(|(sessions, _)| *sessions <= 8), "{}", benched.out);
+    assert!(one <= 25.0 && benched.levels.iter().all(|(sessions, _)| *sessions <= 8), "{}", benched.out);
     assert!(benched.recommended.is_some_and(|sessions| sessions > 1), "{}", benched.out);
     assert!(benched.out.contains("[device.softhsm]"), "{}", benched.out);
     assert_eq!(ca.faults().logins(), 1);
     assert!(!objects(&ca).contains("throw-away"));
-    tell(&format!("doctor --bench on a token that takes 5 ms:\n{}", benched.out));
+    tell(&format!("doctor --bench on a token that takes 40 ms:\n{}", benched.out));
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn devices_that_want_different_environments_are_measured_each_in_its_own() {
 fn a_token_that_gives_fewer_sessions_than_it_says_is_measured_up_to_them() {
     let ca = TestCa::configured(Material::new(), Setup::default().with_faults());
     // One for the login, two that sign.
-    ca.command_faults("C_Sign sleep_ms 5\nC_OpenSession limit 3");
+    ca.command_faults("C_Sign sleep_ms 40\nC_OpenSession limit 3");
     let benched = bench(&ca);
     assert_eq!((benched.status, benched.levels.len(), benched.recommended), (Some(0), 2, Some(2)), "{}{}", benched.out, benched.error);
     assert!(benched.out.contains("4 sessions could not be measured") && benched.out.contains("CKR_SESSION_COUNT"), "{}", benched.out);

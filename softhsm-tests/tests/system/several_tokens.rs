@@ -157,14 +157,13 @@ async fn one_of_two_tokens_whose_process_is_killed_fifty_times_costs_no_call() {
     let mut load = Load::on(&ca, 4);
     load.until_issued(&ca, 20).await;
     for _ in 0..50 {
-        let before = second.control.signed();
         // That of the second token holds its fault directory's module.
-        let process = signer_processes(&ca)
-            .into_iter()
-            .find(|pid| std::fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("pkcs11_fault")));
-        if let Some(pid) = process {
-            signal(pid, "KILL");
-        }
+        let holds_it = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("pkcs11_fault"));
+        let process = signer_processes(&ca).into_iter().find(holds_it).expect("it has just signed");
+        signal(process, "KILL");
+        // What is signed from here on, another process signs.
+        ca.until("gone", || async { !holds_it(&process) }).await;
+        let before = second.control.signed();
         ca.until("signs again", || async { second.control.signed() > before }).await;
     }
     load.stop().await;

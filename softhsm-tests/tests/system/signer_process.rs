@@ -145,12 +145,18 @@ impl Spoken {
         self.stream.write_all(&frame).expect("it listens");
     }
 
+    /// The next reply that is not about its C_Login.
     fn hear(&mut self) -> Reply {
-        let mut header = [0; 4];
-        self.stream.read_exact(&mut header).expect("it answers");
-        let mut body = vec![0; length(header).expect("a frame")];
-        self.stream.read_exact(&mut body).expect("it answers");
-        Reply::read(&body).expect("a reply")
+        loop {
+            let mut header = [0; 4];
+            self.stream.read_exact(&mut header).expect("it answers");
+            let mut body = vec![0; length(header).expect("a frame")];
+            self.stream.read_exact(&mut body).expect("it answers");
+            match Reply::read(&body).expect("a reply") {
+                Reply::LoggingIn(_) => {}
+                reply => return reply,
+            }
+        }
     }
 
     fn asks(&mut self, purpose: Purpose, message: &[u8]) -> Result<Vec<u8>, SignError> {

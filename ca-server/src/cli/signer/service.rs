@@ -167,7 +167,7 @@ impl Connection {
         let (peer, alarms) = (self.peer, self.alarms.clone());
         tracing::info!(peer.uid, peer.pid, "a daemon is connected");
         let guard = Watched { guard: self.guard.clone(), alarms: self.alarms.clone(), peer };
-        let ended = serve(stream, |setup| {
+        let ended = serve(stream, |setup, _| {
             if setup.is_some() {
                 let why = "it brings keys and rules of its own; this signer has its own";
                 alarms.raise(Kind::Setup, peer, None, why);
