@@ -3,6 +3,7 @@
 //! A module is loaded and initialised once in the process, a token is logged into once for all its sessions, and each device owns one session.
 //! What a token answers is grouped by who must act (`SignError`). A key is found by its URI, never by a remembered handle alone.
 
+mod ending;
 mod error;
 mod inspection;
 mod key;
@@ -17,6 +18,7 @@ mod vault;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+pub use ending::end_process;
 pub use inspection::{ModuleFacts, PinState, SessionLimit, TokenState, inspect_module, inspect_token};
 pub use key::Pkcs11Device;
 pub use throw_away::{ThrowAwayDevice, throw_away_device};

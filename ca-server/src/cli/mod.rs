@@ -100,13 +100,20 @@ enum Verb {
 /// Runs the program.
 pub fn main() -> ExitCode {
     let line = CommandLine::parse();
-    match run(line) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(exit) => {
-            eprintln!("ca-server: {exit}");
-            ExitCode::from(exit.code())
-        }
-    }
+    ExitCode::from(told(run(line)))
+}
+
+/// The exit status of a verb, whose last sentence is printed.
+fn told(result: Result<(), Exit>) -> u8 {
+    let Err(exit) = result else { return 0 };
+    eprintln!("ca-server: {exit}");
+    exit.code()
+}
+
+/// Ends the process as `main` would, but without any clean-up of the device libraries that are loaded: where one of their calls has not
+/// returned it would crash or hang.
+pub(crate) fn end_at_once(result: Result<(), Exit>) -> ! {
+    signers::pkcs11::end_process(told(result))
 }
 
 fn run(line: CommandLine) -> Result<(), Exit> {

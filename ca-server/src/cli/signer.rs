@@ -19,7 +19,7 @@ use signers::process::{Keys, serve};
 use signers::{KeyUri, Pool, PoolOptions, PublicKey, SignError};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::Exit;
+use super::{self as cli, Exit};
 use crate::config::{Log, LogFormat};
 use crate::guard::Guard;
 use crate::issue::PERMITS;
@@ -72,13 +72,18 @@ fn serve_parent(args: &Args) -> Result<(), Exit> {
     for missing in hardening::enter(args.network) {
         tracing::warn!("the signer process could not be hardened in one way: {missing}");
     }
-    let result = serve(stream, |setup, logins| {
+    let mut opened = None;
+    let served = serve(stream, |setup, logins| {
         logins.are_told();
-        setup.ok_or_else(|| SignError::Rejected("the daemon gave no setup".into())).and_then(|setup| open(&setup))
+        let keys = setup.ok_or_else(|| SignError::Rejected("the daemon gave no setup".into())).and_then(|setup| open(&setup))?;
+        opened = Some(keys.clone());
+        Ok(keys)
     });
-    // The daemon has gone; a library that hangs must not keep this process, its sessions and its way out.
-    keys::end_at_last();
-    result.map_err(|error| Exit::missing(format_args!("the daemon's socket: {error}")))
+    // The daemon has gone. Sessions are closed, but a call that hangs must not keep this process.
+    if let Some(keys) = opened {
+        keys::stop(&keys.pools);
+    }
+    cli::end_at_once(served.map_err(|error| Exit::missing(format_args!("the daemon's socket: {error}"))))
 }
 
 /// A signal to the whole group, such as systemd's or a terminal's, must not take the signer from a daemon that still finishes calls.

@@ -22,9 +22,6 @@ const LOST: Duration = Duration::from_secs(5);
 /// The longest pause between two attempts to find a lost device.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// A vendor's own clean-up may hang, or crash, when a process ends while one of its calls has not returned.
-const ENDS_WITHIN: Duration = Duration::from_secs(2);
-
 /// The keys, or why they are not open and wait for the operator.
 pub(super) type Opened = Result<Vec<Pool>, SignError>;
 
@@ -36,10 +33,7 @@ pub(super) async fn open(keys: &[Key]) -> Result<Opened, Exit> {
     let opened = match timeout(OPENED_WITHIN, opening).await {
         Ok(Ok(opened)) => opened,
         Ok(Err(error)) => return Err(Exit::missing(error)),
-        Err(_) => {
-            end_at_last();
-            return Err(Exit::missing(format_args!("the device has not answered for {} s", OPENED_WITHIN.as_secs())));
-        }
+        Err(_) => return Err(Exit::missing(format_args!("the device has not answered for {} s", OPENED_WITHIN.as_secs()))),
     };
     match &opened {
         Ok(pools) => {
@@ -109,18 +103,10 @@ impl Watch {
 
 /// Ends what waits, and waits at most two seconds for what is inside the device; each key's threads beside those of the others. Whether all
 /// have ended.
-pub(super) fn stop(opened: &Opened) -> bool {
+pub(super) fn stop(pools: &[Pool]) -> bool {
     std::thread::scope(|scope| {
-        let stopping: Vec<_> = opened.iter().flatten().map(|pool| scope.spawn(|| pool.stop())).collect();
+        let stopping: Vec<_> = pools.iter().map(|pool| scope.spawn(|| pool.stop())).collect();
         let ended = stopping.into_iter().map(|one| one.join().unwrap_or(false));
         ended.filter(|ended| !ended).count() == 0
     })
-}
-
-/// Ends the process from outside, should it not end by itself.
-pub(super) fn end_at_last() {
-    std::thread::spawn(|| {
-        std::thread::sleep(ENDS_WITHIN);
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-    });
 }

@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::alarms::{Alarms, Asked, Kind, Peer};
-use super::keys::{Opened, Watch, again, end_at_last, open, stop};
+use super::keys::{Opened, Watch, again, open, stop};
 use super::rules_file::{Key, Peers, RulesFile};
 use super::socket::{self, Socket};
 use crate::cli::{self, Exit};
@@ -59,7 +59,8 @@ pub(super) fn run(address: &str, file: Option<&Path>, only_check: bool) -> Resul
         peers: rules.peers,
         places: Arc::new(Semaphore::new(CONNECTIONS)),
     };
-    cli::block_on(desk.serve(socket, listener, rules.keys))
+    let ended = cli::block_on(desk.serve(socket, listener, rules.keys));
+    cli::end_at_once(ended)
 }
 
 /// What meets daemons.
@@ -79,10 +80,7 @@ impl Desk {
         let mut hangup = signals(SignalKind::hangup())?;
         let mut opened = tokio::select! {
             opened = open(&keys) => opened?,
-            () = end.come() => {
-                end_at_last();
-                return Ok(());
-            }
+            () = end.come() => return Ok(()),
         };
         let (mut tick, mut watch) = (interval(TICK), Watch::default());
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -116,13 +114,11 @@ impl Desk {
         drop((socket, listener));
         if let Some(why) = ended {
             tracing::error!(why, "the signer ends, so that another with a fresh library takes its place");
-            end_at_last();
             return Err(Exit::missing(why));
         }
         tracing::info!("stopping: what is inside the device is finished, the rest is left to the next signer");
-        if !stop(&opened) {
+        if !opened.map_or(true, |pools| stop(&pools)) {
             tracing::warn!("a device call has not returned; the process ends with it");
-            end_at_last();
         }
         tracing::info!("stopped");
         Ok(())
