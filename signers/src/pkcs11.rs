@@ -21,6 +21,7 @@ use std::time::Instant;
 pub use ending::end_process;
 pub use inspection::{ModuleFacts, PinState, SessionLimit, TokenState, inspect_module, inspect_token};
 pub use key::Pkcs11Device;
+pub use module::close_logins;
 pub use throw_away::{ThrowAwayDevice, throw_away_device};
 pub use vault::{Pkcs11Vault, init_token, list_tokens, open_vault, open_vault_for_reading};
 

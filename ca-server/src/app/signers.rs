@@ -71,17 +71,22 @@ impl Place<'_> {
     }
 }
 
-/// What is opened together, in the config's order.
+/// What is opened together.
 fn groups(config: &Config) -> Vec<Vec<Place<'_>>> {
-    let mut groups: Vec<Vec<Place<'_>>> = Vec::new();
-    for (issuer, of) in config.issuers.iter().enumerate() {
-        for (number, key) in of.keys.iter().enumerate() {
-            let place = Place { issuer, number, key };
-            match groups.iter_mut().find(|group| group[0].shares_a_process_with(&place)) {
-                Some(group) => group.push(place),
-                None => groups.push(vec![place]),
-            }
-        }
+    let places = config.issuers.iter().enumerate().flat_map(|(issuer, of)| {
+        let keys = of.keys.iter().enumerate();
+        keys.map(move |(number, key)| Place { issuer, number, key })
+    });
+    grouped(places, Place::shares_a_process_with)
+}
+
+/// Whatever shares with anything in a group is in that group, so that two that share are never in two.
+fn grouped<T>(all: impl Iterator<Item = T>, share: impl Fn(&T, &T) -> bool) -> Vec<Vec<T>> {
+    let mut groups: Vec<Vec<T>> = Vec::new();
+    for one in all {
+        let (sharing, mut others): (Vec<_>, Vec<_>) = groups.into_iter().partition(|group| group.iter().any(|other| share(other, &one)));
+        others.push(sharing.into_iter().flatten().chain([one]).collect());
+        groups = others;
     }
     groups
 }
@@ -195,5 +200,21 @@ impl<'a> Wanted<'a> {
             signers.push(started.map_err(silent)?.map_err(|error| SignError::Lost(error.to_string()))??);
         }
         Ok(signers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::grouped;
+
+    #[test]
+    fn two_that_share_are_never_in_two_groups_in_whichever_order_they_come() {
+        // The first may be either of the others' token; those two are not each other's.
+        let share = |one: &char, other: &char| one == other || [*one, *other].contains(&'a');
+        for order in ["abc", "acb", "bac", "bca", "cab", "cba"] {
+            let groups = grouped(order.chars(), share);
+            assert_eq!(groups.len(), 1, "{order}: {groups:?}");
+        }
+        assert_eq!(grouped("bcbdc".chars(), share), [vec!['b', 'b'], vec!['d'], vec!['c', 'c']]);
     }
 }

@@ -79,7 +79,7 @@ fn serve_parent(args: &Args) -> Result<(), Exit> {
         opened = Some(keys.clone());
         Ok(keys)
     });
-    // The daemon has gone. Sessions are closed, but a call that hangs must not keep this process.
+    // The daemon has gone. What it had open is closed, but a call that hangs must not keep this process.
     if let Some(keys) = opened {
         keys::stop(&keys.pools);
     }

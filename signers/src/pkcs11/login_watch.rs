@@ -7,24 +7,14 @@ type Watch = Arc<dyn Fn(bool) + Send + Sync>;
 
 static WATCH: Mutex<Option<Watch>> = Mutex::new(None);
 
-/// From now on `watch` is told of each C_Login of this process: true before the call, false when it has returned. It must not wait.
+/// From now on `watch` is told of each C_Login of this process: true before the call, false when it has returned and was not refused. It must not wait.
 pub(crate) fn watch_logins(watch: impl Fn(bool) + Send + Sync + 'static) {
     *WATCH.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(watch));
 }
 
-/// One C_Login, until it is dropped.
-pub(super) struct LoginUnderWay(Option<Watch>);
-
-impl LoginUnderWay {
-    pub(super) fn begin() -> Self {
-        let watch = WATCH.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        watch.iter().for_each(|watch| watch(true));
-        Self(watch)
-    }
-}
-
-impl Drop for LoginUnderWay {
-    fn drop(&mut self) {
-        self.0.iter().for_each(|watch| watch(false));
-    }
+/// A C_Login is about to be called, or has returned and cost no try of the PIN. One that was refused is told of in another way, and stays
+/// under way until then: this process could end before.
+pub(super) fn login_is_under_way(now: bool) {
+    let watch = WATCH.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    watch.iter().for_each(|watch| watch(now));
 }

@@ -18,6 +18,15 @@ use crate::{Pkcs11Uri, SignError, TokenFacts};
 
 static MODULES: Mutex<BTreeMap<PathBuf, Arc<Module>>> = Mutex::new(BTreeMap::new());
 
+/// Closes the sessions that keep the logins, of every library. Only for a process that ends, when nobody is inside a library any more: a
+/// device that counts sessions would keep them until its time-out.
+pub fn close_logins() {
+    let modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
+    for module in modules.values() {
+        module.tokens.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|token| token.release_anchor());
+    }
+}
+
 /// One initialised library.
 pub(super) struct Module {
     pub(super) context: Pkcs11,

@@ -15,7 +15,7 @@ use cryptoki::slot::Slot;
 
 use super::error::{handle_gone, may_have_cost_a_try, name, sign_error};
 use super::life::{Library, Member};
-use super::login_watch::LoginUnderWay;
+use super::login_watch::login_is_under_way;
 use crate::{SignError, TokenFacts, read_pin};
 
 /// One token, wherever it sits.
@@ -116,6 +116,11 @@ impl Token {
         self.lock().anchor.take_if(|anchor| anchor.logged_in().is_err());
     }
 
+    /// The session that keeps the login is closed.
+    pub(super) fn release_anchor(&self) {
+        self.lock().anchor = None;
+    }
+
     pub(super) fn error(&self, error: &Error) -> SignError {
         sign_error(&format!("token {:?}", self.facts.label), error)
     }
@@ -151,13 +156,16 @@ impl Token {
         let pin = read_pin(pin_source)?;
         let answer = match &login.anchor {
             Some(anchor) => anchor.get().and_then(|session| {
-                let _until_it_returns = LoginUnderWay::begin();
+                login_is_under_way(true);
                 session.login(UserType::User, Some(&pin))
             }),
             None => return Err(SignError::Lost(format!("token {:?} has no session", self.facts.label))),
         };
         match answer {
-            Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
+            Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {
+                login_is_under_way(false);
+                Ok(())
+            }
             Err(Error::Pkcs11(rv, _)) if may_have_cost_a_try(rv) => {
                 let text = format!(
                     "token {:?} answered {} to the PIN in {}; it is not tried again until the next reload or restart",
@@ -169,6 +177,7 @@ impl Token {
                 Err(SignError::Locked(text))
             }
             Err(e) => {
+                login_is_under_way(false);
                 if let Some(anchor) = &mut login.anchor {
                     anchor.after(&e);
                 }

@@ -51,9 +51,12 @@ const TRIES: u32 = 5;
 /// The same where they hung.
 const TRIES_HUNG: u32 = 2;
 
-/// Processes that end inside C_Login, one after the other, before nobody tries the PIN again without an order: the first may have been an
-/// accident.
-const LOGINS_CUT_SHORT: u32 = 2;
+/// Processes that die inside C_Login, one after the other, before nobody tries the PIN again without an order: the first may have been an
+/// accident. One that is killed because its device does not answer does not count, or an outage of a device would wait for an operator.
+const DEATHS_INSIDE_LOGIN: u32 = 2;
+
+/// How long a process may take to end by itself: it gives its threads two seconds. `RemoteKey::stop` waits a little longer.
+const STOPPED_WITHIN: Duration = Duration::from_millis(2500);
 
 /// How long what an ended process has still said is waited for; it is there already.
 const LAST_WORDS: Duration = Duration::from_millis(50);
@@ -67,7 +70,13 @@ pub async fn start(mut options: ProcessOptions) -> Result<Vec<Signer>, SignError
     let logging_in = Arc::new(AtomicBool::new(false));
     let opened = timeout(limit, link::open(&options.way, setup.clone(), &options.keys, logging_in.clone())).await;
     let silent = |_| SignError::Lost(format!("its device has not answered for {} s", limit.as_secs()));
-    let (link, replies) = opened.map_err(silent)??;
+    let died = |error: SignError| match error {
+        SignError::Locked(_) => error,
+        // Nobody has seen this PIN accepted yet, and whoever starts the daemon again would try it again.
+        _ if logging_in.load(Ordering::Relaxed) => died_inside_login(1, &error),
+        _ => error,
+    };
+    let (link, replies) = opened.map_err(silent)?.map_err(died)?;
     let (orders, inbox) = mpsc::unbounded_channel();
     let now = options.keys.iter().map(|key| opened_health(key.sessions)).collect();
     let health = Arc::new(Mutex::new(now));
@@ -90,7 +99,7 @@ pub async fn start(mut options: ProcessOptions) -> Result<Vec<Signer>, SignError
         lost_since: None,
         locked: false,
         logging_in,
-        ended_logging_in: 0,
+        died_logging_in: 0,
         ordered_at: None,
         pause: Duration::ZERO,
     };
@@ -127,8 +136,8 @@ struct Supervisor {
     locked: bool,
     /// Whether the process is inside C_Login, as it last said.
     logging_in: Arc<AtomicBool>,
-    /// How many processes have ended there since one came through.
-    ended_logging_in: u32,
+    /// How many processes have died there since one came through.
+    died_logging_in: u32,
     ordered_at: Option<Instant>,
     /// Before the next attempt.
     pause: Duration,
@@ -142,8 +151,8 @@ enum End {
     Died(String),
     /// It does nothing, or one of its device calls does not return.
     Hung(String),
-    /// Somebody asked for it.
-    Stop(std::sync::mpsc::Sender<bool>),
+    /// Somebody asked for it, before these other orders.
+    Stop(std::sync::mpsc::Sender<bool>, Vec<Order>),
     /// Nobody has a key of it any more.
     Dropped,
 }
@@ -153,13 +162,14 @@ impl Supervisor {
         loop {
             let begun = Instant::now();
             let (end, signed) = self.serve(&mut link, &mut replies).await;
+            let died = matches!(end, End::Died(_));
             let tries = match end {
-                End::Stop(done) => {
-                    self.leave(Some((link, done))).await;
+                End::Stop(done, orders) => {
+                    self.leave(Some((link, done)), orders).await;
                     return;
                 }
                 End::Dropped => {
-                    link.stop(SILENT).await;
+                    link.stop(STOPPED_WITHIN).await;
                     return;
                 }
                 End::Died(why) if self.options.way.is_service() => {
@@ -181,10 +191,11 @@ impl Supervisor {
                 }
             };
             link.kill().await;
-            // What it has said before its end: a signature that is made need not be made again, and whether it was logging in. A failure of
-            // its last moments is not the job's: the next process has it.
+            // What it has said before its end: a signature that is made need not be made again, and what became of the PIN. A failure of its
+            // last moments is not the job's: the next process has it.
             let last_words = async {
                 while let Ok(Some(reply)) = replies.next().await {
+                    self.locked |= says_locked(&reply);
                     if let Reply::Signed { .. } = reply {
                         self.heard(reply);
                     }
@@ -192,10 +203,8 @@ impl Supervisor {
             };
             let _ = timeout(LAST_WORDS, last_words).await;
             self.take_back(tries);
-            if let Some(error) = self.ended_inside_login() {
-                tracing::error!(%error, "no other signer process is started");
-                self.locked = true;
-                self.tell(HealthState::Locked, error.cause());
+            if self.logging_in.swap(false, Ordering::Relaxed) && died {
+                self.died_logging_in += 1;
             }
             // One that worked is replaced at once; one after the other that does not, with pauses.
             self.pause = match begun.elapsed() {
@@ -257,7 +266,8 @@ impl Supervisor {
                     if count == 0 {
                         return (End::Dropped, signed);
                     }
-                    for order in orders.drain(..) {
+                    let mut orders = orders.drain(..);
+                    while let Some(order) = orders.next() {
                         match order {
                             Order::Sign(job) => requests.extend(self.request(job)),
                             Order::LogIn(at) => {
@@ -267,7 +277,7 @@ impl Supervisor {
                                 }
                             }
                             Order::Distrust(key) => requests.push(Request::Distrust { key }),
-                            Order::Stop(done) => return (End::Stop(done), signed),
+                            Order::Stop(done) => return (End::Stop(done, orders.collect()), signed),
                         }
                     }
                 }
@@ -291,6 +301,8 @@ impl Supervisor {
 
     /// Whether it was a signature.
     fn heard(&mut self, reply: Reply) -> bool {
+        // One that still has a session says nothing of the log-in that it cannot repeat; only an order makes it forgotten.
+        self.locked |= says_locked(&reply);
         match reply {
             Reply::Signed { id, timing, signature } => self.answer(id, timing, Ok(signature)),
             Reply::NotSigned { id, timing, failure } => self.answer(id, timing, Err(failure)),
@@ -312,7 +324,6 @@ impl Supervisor {
         }
         let signed = answer.is_ok();
         if let Err(failure) = &mut answer {
-            self.locked |= matches!(failure.error, SignError::Locked(_));
             // What an earlier process did with the same bytes nobody knows.
             failure.reached_device |= job.sent > 1;
         }
@@ -333,8 +344,6 @@ impl Supervisor {
             (0..news).for_each(|_| wanted.observer.reopened());
             *reopened = Some(key.reopened);
         }
-        // One that still has a session says nothing of the log-in that it cannot repeat; only an order makes it forgotten.
-        self.locked |= now.iter().any(|health| health.state == HealthState::Locked);
         let lost = now.iter().all(|health| health.state == HealthState::Lost);
         self.lost_since = if lost { self.lost_since.or_else(|| Some(Instant::now())) } else { None };
         *self.health.lock().unwrap_or_else(PoisonError::into_inner) = now;
@@ -374,18 +383,13 @@ impl Supervisor {
         }
     }
 
-    /// A process has ended. If that was inside C_Login, and not for the first time since one came through: what waits for an operator.
-    fn ended_inside_login(&mut self) -> Option<SignError> {
-        if !self.logging_in.swap(false, Ordering::Relaxed) {
-            return None;
+    /// What it means that a process could not begin: that it waits for an operator, where one after the other died inside C_Login.
+    fn could_not_begin(&mut self, error: SignError) -> SignError {
+        if !self.logging_in.swap(false, Ordering::Relaxed) || matches!(error, SignError::Locked(_)) {
+            return error;
         }
-        self.ended_logging_in += 1;
-        (self.ended_logging_in >= LOGINS_CUT_SHORT).then(|| {
-            SignError::Locked(format!(
-                "the PIN is not tried again until the next reload or restart: {} signer processes one after the other ended inside C_Login",
-                self.ended_logging_in
-            ))
-        })
+        self.died_logging_in += 1;
+        if self.died_logging_in < DEATHS_INSIDE_LOGIN { error } else { died_inside_login(self.died_logging_in, &error) }
     }
 
     fn longer(&self) -> Duration {
@@ -436,7 +440,7 @@ impl Supervisor {
             let error = match told.try_recv() {
                 Ok(Ok(Ok((link, replies)))) => {
                     tracing::info!(pid = link.pid(), "a signer serves again");
-                    (self.pause, self.ended_logging_in) = (Duration::ZERO, 0);
+                    (self.pause, self.died_logging_in) = (Duration::ZERO, 0);
                     self.reopened.fill(None);
                     self.options.keys.iter().for_each(|key| key.observer.reopened());
                     let open = self.options.keys.iter().map(|key| opened_health(key.sessions)).collect();
@@ -447,12 +451,12 @@ impl Supervisor {
                     self.pause = self.longer().min(SERVICE_PAUSE);
                     continue;
                 }
-                Ok(Ok(Err(error))) => error,
+                Ok(Ok(Err(error))) => self.could_not_begin(error),
                 Ok(Err(_)) | Err(_) => {
+                    self.logging_in.store(false, Ordering::Relaxed);
                     SignError::Lost(format!("the signer process did not open its keys within {} s", REPLACED_WITHIN.as_secs()))
                 }
             };
-            let error = self.ended_inside_login().unwrap_or(error);
             tracing::warn!(%error, "no signer process serves");
             let locked = matches!(error, SignError::Locked(_));
             self.locked = locked && !self.options.way.is_service();
@@ -487,7 +491,7 @@ impl Supervisor {
                     // A new process has new sessions.
                     Order::Distrust(_) => {}
                     Order::Stop(ended) => {
-                        self.leave(None).await;
+                        self.leave(None, Vec::new()).await;
                         let _ = ended.send(true);
                         return None;
                     }
@@ -510,13 +514,16 @@ impl Supervisor {
     }
 
     /// Ends in order: jobs under way are answered as perhaps signed, new ones are refused.
-    async fn leave(&mut self, link: Option<(Link, std::sync::mpsc::Sender<bool>)>) {
+    async fn leave(&mut self, link: Option<(Link, std::sync::mpsc::Sender<bool>)>, mut orders: Vec<Order>) {
         self.inbox.close();
         self.tell(HealthState::Stopped, "stopped");
         self.take_back(0);
         self.give_up_waiting(&SignError::Stopped);
-        let mut others = Vec::new();
         while let Ok(order) = self.inbox.try_recv() {
+            orders.push(order);
+        }
+        let mut others = Vec::new();
+        for order in orders {
             match order {
                 Order::Sign(job) => refuse(job, &SignError::Stopped),
                 Order::Stop(done) => others.push(done),
@@ -524,13 +531,30 @@ impl Supervisor {
             }
         }
         let (in_time, first) = match link {
-            Some((link, done)) => (link.stop(SILENT).await, Some(done)),
+            Some((link, done)) => (link.stop(STOPPED_WITHIN).await, Some(done)),
             None => (true, None),
         };
         for done in first.into_iter().chain(others) {
             let _ = done.send(in_time);
         }
     }
+}
+
+/// Whether the token refused the PIN.
+fn says_locked(reply: &Reply) -> bool {
+    match reply {
+        Reply::NotSigned { failure, .. } => matches!(failure.error, SignError::Locked(_)),
+        Reply::Health(keys) => keys.iter().any(|key| key.state == HealthState::Locked),
+        Reply::Ready { .. } | Reply::NotReady(_) | Reply::Signed { .. } | Reply::LoggingIn(_) => false,
+    }
+}
+
+/// So many processes, one after the other, died inside C_Login, the last of them like this.
+fn died_inside_login(deaths: u32, error: &SignError) -> SignError {
+    SignError::Locked(format!(
+        "the PIN is not tried again until the next reload or restart: signer processes that died inside C_Login: {deaths}, the last: {}",
+        error.cause()
+    ))
 }
 
 fn refuse(job: RemoteJob, error: &SignError) {

@@ -153,16 +153,18 @@ async fn a_library_that_keeps_dying_inside_the_login_is_tried_twice_and_then_onc
     let refusal = daemon.ca.call(&Csr::demo().pem, &daemon.ask).await.expect_err("no process comes through");
     assert_eq!(refusal.code(), Code::Unavailable, "{refusal}");
     for tries in 2..5 {
-        let told = format!("{tries} signer processes one after the other ended inside C_Login");
+        let told = format!("died inside C_Login: {tries}, the last");
         daemon.ca.until("locked", || async { daemon.ca.get("/healthz/ready").await.1.contains(&told) }).await;
         assert_eq!(daemon.ca.faults().logins() - before, tries, "one login a process");
         let refusal = daemon.ca.call(&Csr::demo().pem, &daemon.ask).await.expect_err("it is locked");
         assert_eq!(refusal.code(), Code::Unavailable, "{refusal}");
         daemon.ca.reload().await;
     }
-    daemon.ca.until("one more order's try", || async { daemon.ca.faults().logins() - before == 5 }).await;
+    daemon
+        .ca
+        .until("locked after it", || async { daemon.ca.get("/healthz/ready").await.1.contains("died inside C_Login: 5, the last") })
+        .await;
     daemon.ca.command_faults("");
-    daemon.ca.until("locked after it", || async { daemon.ca.get("/healthz/ready").await.1.contains("5 signer processes") }).await;
     daemon.ca.reload().await;
     daemon.is_well().await;
     assert_eq!(daemon.ca.faults().logins() - before, 6, "nobody tried without an order");
@@ -216,12 +218,13 @@ async fn a_session_that_hangs_while_others_sign_is_not_missing_for_ever() {
 
 #[test]
 fn a_library_that_crashes_at_the_start_of_the_daemon_is_named() {
-    for (rules, signal) in [("C_Initialize abort", "signal: 6"), ("C_Login segfault", "signal: 11")] {
+    // Inside C_Login it may have cost a try of the PIN: whoever would start the daemon again is told not to.
+    for (rules, signal, status) in [("C_Initialize abort", "signal: 6", 3), ("C_Login segfault", "signal: 11", 2)] {
         let ca = TestCa::configured(Material::new(), Setup::default().with_faults());
         ca.command_faults(rules);
         let output = ca.verb(&["serve"]).output().expect("ca-server runs");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(3), "{said}");
+        assert_eq!(output.status.code(), Some(status), "{said}");
         assert!(said.contains("issuer quickstart") && said.contains("the signer ended at its start") && said.contains(signal), "{said}");
     }
 }

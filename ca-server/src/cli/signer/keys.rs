@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use signers::pkcs11::close_logins;
 use signers::{HealthState, Pool, PoolOptions, SignError};
 use tokio::time::timeout;
 
@@ -102,11 +103,15 @@ impl Watch {
 }
 
 /// Ends what waits, and waits at most two seconds for what is inside the device; each key's threads beside those of the others. Whether all
-/// have ended.
+/// have ended, and with them every session.
 pub(super) fn stop(pools: &[Pool]) -> bool {
-    std::thread::scope(|scope| {
+    let all = std::thread::scope(|scope| {
         let stopping: Vec<_> = pools.iter().map(|pool| scope.spawn(|| pool.stop())).collect();
         let ended = stopping.into_iter().map(|one| one.join().unwrap_or(false));
         ended.filter(|ended| !ended).count() == 0
-    })
+    });
+    if all {
+        close_logins();
+    }
+    all
 }
