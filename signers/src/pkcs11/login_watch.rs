@@ -7,7 +7,8 @@ type Watch = Arc<dyn Fn(bool) + Send + Sync>;
 
 static WATCH: Mutex<Option<Watch>> = Mutex::new(None);
 
-/// From now on `watch` is told of each C_Login of this process: true before the call, false when it has returned and was not refused. It must not wait.
+/// From now on `watch` is told of each C_Login of this process: true before the call, false when it has returned and was not refused. It must
+/// not wait.
 pub(crate) fn watch_logins(watch: impl Fn(bool) + Send + Sync + 'static) {
     *WATCH.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(watch));
 }
