@@ -65,17 +65,17 @@ pub fn token(data: &[u8]) -> bool {
     let header: Option<Value> = header.and_then(|header| serde_json::from_slice(&header).ok());
     let named = header.and_then(|header| Some(header.get("kid")?.as_str()?.to_owned()));
     let mut accepted = false;
-    for key in jwks::parse(set.as_bytes()).expect("a good set").iter().filter(|key| key.id == named) {
+    for key in jwks::parse(set.as_bytes()).expect("a good set").keys.into_iter().filter(|key| key.id == named) {
         let Ok(unverified) = Unverified::read(&token) else { break };
-        let Ok(claims) = unverified.verify(key, ISSUER, &[AUDIENCE.to_owned()], Timestamp::from_seconds(NOW)) else { continue };
+        let Ok(claims) = unverified.verify(&[key], ISSUER, &[AUDIENCE.to_owned()], Timestamp::from_seconds(NOW)) else { continue };
         accepted = true;
         // Read once more by other code: what was accepted says so itself.
         let payload = BASE64_URL_SAFE_NO_PAD.decode(token.split('.').nth(1).expect("a payload")).expect("base64url");
         let said: Value = serde_json::from_slice(&payload).expect("JSON");
         assert_eq!(said["iss"], ISSUER);
         assert!(said["aud"] == AUDIENCE || said["aud"].as_array().is_some_and(|all| all.contains(&AUDIENCE.into())), "{said}");
-        assert!(said["exp"].as_i64().is_some_and(|ends| ends > NOW), "{said}");
-        assert!(said.get("nbf").is_none_or(|begins| begins.as_i64().is_some_and(|begins| begins <= NOW + 60)), "{said}");
+        assert!(said["exp"].as_f64().is_some_and(|ends| ends > NOW as f64), "{said}");
+        assert!(said.get("nbf").is_none_or(|begins| begins.as_f64().is_some_and(|begins| begins <= (NOW + 60) as f64)), "{said}");
         assert_eq!(said["sub"], claims.subject.as_str());
         assert_eq!(ServiceAccount::parse_username(&claims.subject), Some(claims.account.clone()));
         if let Some(bound) = said.get("kubernetes.io") {

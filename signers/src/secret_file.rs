@@ -1,4 +1,5 @@
-//! Files that hold a secret: PINs and PEM keys. A secret that others can read is refused before it is read, and what was read is zeroised.
+//! Files that hold a secret: PINs and PEM keys. A secret that others can read is refused before it is read, and what was read is zeroised. A file of
+//! root's may be read by a group of this process: so a Kubernetes Secret arrives in a pod with `fsGroup`.
 //! Errors name the file and the remedy, never a byte of its content.
 
 use std::fs::{self, File};
@@ -25,7 +26,8 @@ impl From<SecretFileError> for SignError {
     }
 }
 
-/// Reads a PIN: UTF-8, one newline at its end is dropped. The file must be a regular one that neither group nor others can touch.
+/// Reads a PIN: UTF-8, one newline at its end is dropped. The file must be a regular one that nobody else can touch; of root's, a
+/// group of this process may read it.
 pub fn read_pin(path: &Path) -> Result<SecretString, SecretFileError> {
     read_line(path, "PIN")
 }
@@ -67,8 +69,12 @@ pub(crate) fn read(path: &Path, what: &str) -> Result<Zeroizing<Vec<u8>>, Secret
     if !opened.is_file() {
         return Err(fail("is not a regular file".into()));
     }
-    if opened.mode() & 0o077 != 0 {
-        return Err(fail(format!("others can read it (mode {:04o}); run: chmod 600 {}", opened.mode() & 0o7777, path.display())));
+    if !is_private(opened.uid(), opened.gid(), opened.mode(), own_groups) {
+        let mode = opened.mode() & 0o7777;
+        return Err(fail(format!(
+            "others can read it (mode {mode:04o}); run: chmod 600 {} (in a Kubernetes pod set fsGroup, and defaultMode 0400)",
+            path.display()
+        )));
     }
     if opened.len() > LARGEST {
         return Err(fail(format!("is larger than {LARGEST} bytes")));
@@ -77,6 +83,18 @@ pub(crate) fn read(path: &Path, what: &str) -> Result<Zeroizing<Vec<u8>>, Secret
     let mut bytes = Zeroizing::new(Vec::with_capacity(LARGEST as usize + 1));
     file.by_ref().take(LARGEST).read_to_end(&mut bytes).map_err(|e| fail(format!("cannot be read: {e}")))?;
     Ok(bytes)
+}
+
+/// Whether only its owner can touch it, or it is root's and beside root only a group of this process may read it.
+fn is_private(owner: u32, group: u32, mode: u32, own_groups: impl FnOnce() -> Vec<u32>) -> bool {
+    mode & 0o077 == 0 || (owner == 0 && mode & 0o037 == 0 && own_groups().contains(&group))
+}
+
+/// The effective group of this process and its supplementary ones.
+fn own_groups() -> Vec<u32> {
+    let mut groups: Vec<u32> = rustix::process::getgroups().unwrap_or_default().into_iter().map(|group| group.as_raw()).collect();
+    groups.push(rustix::process::getegid().as_raw());
+    groups
 }
 
 #[cfg(test)]
@@ -105,11 +123,39 @@ mod tests {
 
     #[test]
     fn a_pin_that_others_can_read_is_refused_with_the_remedy() {
-        for mode in [0o640, 0o604, 0o660, 0o610, 0o777] {
+        for mode in [0o604, 0o660, 0o610, 0o650, 0o777] {
             let (_dir, path) = pin_file(b"canary", mode);
             let error = read_pin(&path).unwrap_err().to_string();
             assert!(error.contains(&format!("chmod 600 {}", path.display())), "{error}");
             assert!(!error.contains("canary"));
+        }
+    }
+
+    #[test]
+    fn a_group_of_this_process_may_read_a_file_of_roots_and_nobody_else_may() {
+        const ROOT: u32 = 0;
+        const OWN: u32 = 2000;
+        for (owner, group, mode, private) in [
+            (ROOT, OWN, 0o440, true),
+            (ROOT, OWN, 0o640, true),
+            (ROOT, OWN, 0o400, true),
+            (1000, OWN, 0o600, true),
+            (1000, OWN, 0o440, false),
+            (ROOT, 3000, 0o440, false),
+            (ROOT, OWN, 0o444, false),
+            (ROOT, OWN, 0o460, false),
+            (ROOT, OWN, 0o450, false),
+            (ROOT, 3000, 0o644, false),
+        ] {
+            assert_eq!(is_private(owner, group, mode, || vec![100, OWN]), private, "{owner} {group} {mode:04o}");
+        }
+        // The real groups of this process, over a real file: only root can make one that is root's.
+        let (_dir, path) = pin_file(b"1234", 0o440);
+        let by_root = rustix::process::geteuid().is_root();
+        assert_eq!(read_pin(&path).is_ok(), by_root);
+        if by_root {
+            std::os::unix::fs::chown(&path, None, Some(54_321)).unwrap();
+            assert!(read_pin(&path).unwrap_err().to_string().contains("fsGroup"));
         }
     }
 

@@ -187,7 +187,7 @@ fn no_secret_of_the_compose_file_is_readable_by_others_or_made_twice() {
     let keys = ca_server::authn::jwks::parse(&std::fs::read(copy.compose.join("state/jwks.json")).expect("made")).expect("a key set");
     let (issuer, now) = ("https://demo-issuer.ca-server.invalid", ca_server::clock::Clock::default().now());
     let token = ca_server::authn::jwt::Unverified::read(token.trim()).expect("a token");
-    token.verify(&keys[0], issuer, &["istio-ca".to_owned()], now).expect("a token that the daemon accepts");
+    token.verify(&keys.keys, issuer, &["istio-ca".to_owned()], now).expect("a token that the daemon accepts");
 }
 
 #[test]

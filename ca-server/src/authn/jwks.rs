@@ -1,36 +1,24 @@
-//! The public keys of a token issuer (RFC 7517), from a file. Read at start, and again at most once an interval when a token names a
-//! key that is not among them. The last good set stays in force when a later one cannot be read.
+//! The public keys of a token issuer (RFC 7517 §5), from a file. Read at start, and again at most once an interval when no key of the set
+//! verifies a token. The last good set stays in force when a later one cannot be read. Errors name what is wrong and where, and quote nothing of the file.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
-use jsonwebtoken::{Algorithm, DecodingKey};
+use serde::Deserialize;
+use serde_json::Value;
 use tokio::sync::Mutex;
 
+use super::jwk::{self, TokenAlgorithm, Unusable, VerifyKey};
 use crate::timestamp::Timestamp;
 
 /// The largest file and the most keys that are accepted.
 const MAX_BYTES: u64 = 1024 * 1024;
 const MAX_KEYS: usize = 100;
 
-/// One public key, and the algorithm that it is pinned to where the set says so.
-pub struct VerifyKey {
-    /// `kid`.
-    pub id: Option<String>,
-    /// The key.
-    pub key: DecodingKey,
-    /// The only algorithm it verifies.
-    pub algorithm: Option<Algorithm>,
-}
-
-impl std::fmt::Debug for VerifyKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "VerifyKey {{ id: {:?}, algorithm: {:?} }}", self.id, self.algorithm)
-    }
-}
+/// How many keys of a set one token is tried with: a token that names no key must not cost a verification by each of a hundred.
+const MAX_TRIED: usize = 16;
 
 /// The keys of one issuer.
 #[derive(Clone, Debug)]
@@ -41,11 +29,11 @@ struct Inner {
     path: PathBuf,
     interval: Duration,
     keys: ArcSwap<Vec<Arc<VerifyKey>>>,
-    /// Held while reading, so that many unknown keys cost one read.
+    /// Held while reading, so that many tokens by unknown keys cost one read.
     last_read: Arc<Mutex<LastRead>>,
 }
 
-/// The last read for an unknown key: when, and why it failed if it did.
+/// The last read for a token that no key verified: when, and why it failed if it did.
 #[derive(Debug)]
 struct LastRead {
     at: Timestamp,
@@ -53,23 +41,25 @@ struct LastRead {
 }
 
 impl Jwks {
-    /// Reads the file; `interval` is the least time between two reads for unknown keys.
+    /// Reads the file; `interval` is the least time between two reads for tokens that no key verifies.
     pub fn open(path: &Path, interval: Duration, now: Timestamp) -> Result<Self, String> {
-        let keys = ArcSwap::from_pointee(read(path)?);
+        let keys = ArcSwap::from_pointee(read(path)?.keys);
         let last_read = Arc::new(Mutex::new(LastRead { at: now.minus(interval), failed: None }));
         Ok(Self(Arc::new(Inner { path: path.to_owned(), interval, keys, last_read })))
     }
 
-    /// The key named `id`. A token without `kid` means the only key of the set. `Err` when the file was wanted for an unknown key and
-    /// could not be read, for as long as it is not tried again.
-    pub async fn key(&self, id: Option<&str>, now: Timestamp) -> Result<Option<Arc<VerifyKey>>, String> {
-        if let Some(key) = self.find(id) {
-            return Ok(Some(key));
-        }
+    /// The keys that may have signed a token: those that `id` names, or all of a token that names none, as far as they are for `algorithm`;
+    /// not more than `MAX_TRIED`, in the order of the set.
+    pub fn candidates(&self, id: Option<&str>, algorithm: TokenAlgorithm) -> Vec<Arc<VerifyKey>> {
+        let keys = self.0.keys.load();
+        let named = |key: &&Arc<VerifyKey>| (id.is_none() || key.id.as_deref() == id) && key.is_for(algorithm);
+        keys.iter().filter(named).take(MAX_TRIED).cloned().collect()
+    }
+
+    /// Reads the file again, unless that was done within the interval. Wanted when no key verified a token: its issuer may have a new one. `Err`
+    /// when the file could not be read, for as long as it is not tried again.
+    pub async fn refresh(&self, now: Timestamp) -> Result<(), String> {
         let mut last_read = self.0.last_read.clone().lock_owned().await;
-        if let Some(key) = self.find(id) {
-            return Ok(Some(key));
-        }
         // A clock that was set back must not stop the refetch for ever.
         let due = now < last_read.at || now.since(last_read.at) >= self.0.interval;
         if due {
@@ -80,118 +70,88 @@ impl Jwks {
                 last_read.failed = inner.read_again().err();
                 last_read.failed.clone()
             });
-            return match reading.await.map_err(|error| error.to_string())? {
-                None => Ok(self.find(id)),
-                Some(error) => Err(error),
-            };
+            return reading.await.map_err(|error| error.to_string())?.map_or(Ok(()), Err);
         }
-        last_read.failed.clone().map_or(Ok(None), Err)
-    }
-
-    fn find(&self, id: Option<&str>) -> Option<Arc<VerifyKey>> {
-        let keys = self.0.keys.load();
-        match id {
-            Some(_) => keys.iter().find(|key| key.id.as_deref() == id).cloned(),
-            None => (keys.len() == 1).then(|| keys[0].clone()),
-        }
+        last_read.failed.clone().map_or(Ok(()), Err)
     }
 }
 
 impl Inner {
     fn read_again(&self) -> Result<(), String> {
-        let keys = read(&self.path).inspect_err(|error| tracing::warn!(%error, "JWKS cannot be read; the former keys stay in force"))?;
-        tracing::info!(path = %self.path.display(), keys = keys.len(), "JWKS read again for an unknown key id");
-        self.keys.store(Arc::new(keys));
+        let set = read(&self.path).inspect_err(|error| tracing::warn!(%error, "JWKS cannot be read; the former keys stay in force"))?;
+        tracing::info!(path = %self.path.display(), keys = set.keys.len(), "JWKS read again: no key of it verified a token");
+        for warning in set.warnings() {
+            tracing::warn!(path = %self.path.display(), "{warning}");
+        }
+        self.keys.store(Arc::new(set.keys));
         Ok(())
     }
 }
 
-fn read(path: &Path) -> Result<Vec<Arc<VerifyKey>>, String> {
-    parse(&text(path)?).map_err(|error| format!("{}: {error}", path.display()))
+/// Reads the file of a set as `Jwks::open` does.
+pub fn read(path: &Path) -> Result<KeySet, String> {
+    text(path).and_then(|text| parse(&text)).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 fn text(path: &Path) -> Result<Vec<u8>, String> {
-    let at = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let size = std::fs::metadata(path).map_err(|error| at(&error))?.len();
+    let size = std::fs::metadata(path).map_err(|error| error.to_string())?.len();
     if size > MAX_BYTES {
-        return Err(at(&format_args!("{size} bytes, at most {MAX_BYTES} are read")));
+        return Err(format!("{size} bytes, at most {MAX_BYTES} are read"));
     }
-    std::fs::read(path).map_err(|error| at(&error))
+    std::fs::read(path).map_err(|error| error.to_string())
 }
 
-/// What a set holds, for people.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Contents {
-    /// The keys that verify tokens: `kid`, and the kind, such as `RSA` or `P-256`.
-    pub keys: Vec<(Option<String>, String)>,
-    /// Keys that are for something else, or of a kind that is not known here.
-    pub passed_over: usize,
+/// What a set holds.
+#[derive(Debug, Default)]
+pub struct KeySet {
+    /// The keys that verify tokens; never none.
+    pub keys: Vec<Arc<VerifyKey>>,
+    /// The others.
+    pub unusable: Vec<Unusable>,
 }
 
-/// Reads the file as `Jwks::open` does and says what is in it.
-pub fn contents(path: &Path) -> Result<Contents, String> {
-    let text = text(path)?;
-    parse(&text).map_err(|error| format!("{}: {error}", path.display()))?;
-    let set: JwkSet = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
-    let keys: Vec<_> = set.keys.iter().filter(|jwk| is_usable(jwk)).map(|jwk| (jwk.common.key_id.clone(), kind(jwk))).collect();
-    Ok(Contents { passed_over: set.keys.len() - keys.len(), keys })
-}
+impl KeySet {
+    /// What the set's maker should mend, a sentence each. A key that is openly for something else is none of it.
+    pub fn warnings(&self) -> Vec<String> {
+        let unusable = self.unusable.iter().filter(|key| !key.for_another_use).map(ToString::to_string);
+        let blemished = self.keys.iter().filter_map(|key| key.blemish.clone());
+        unusable.chain(blemished).chain(self.crowd()).collect()
+    }
 
-fn kind(jwk: &Jwk) -> String {
-    match &jwk.algorithm {
-        AlgorithmParameters::RSA(_) => "RSA".to_owned(),
-        AlgorithmParameters::EllipticCurve(curve) => match curve.curve {
-            EllipticCurve::P256 => "P-256".to_owned(),
-            EllipticCurve::P384 => "P-384".to_owned(),
-            ref other => format!("{other:?}"),
-        },
-        AlgorithmParameters::OctetKeyPair(_) => "Ed25519".to_owned(),
-        _ => "other".to_owned(),
+    /// Keys that a token may name together must all be tried, and only so many are.
+    fn crowd(&self) -> Option<String> {
+        let crowded = |key: &&Arc<VerifyKey>| self.keys.iter().filter(|other| other.id == key.id).count() > MAX_TRIED;
+        let key = self.keys.iter().find(crowded)?;
+        let called = key.id.as_ref().map_or("have no `kid`".to_owned(), |id| format!("are called {id:?}"));
+        Some(format!("more than {MAX_TRIED} keys {called}: a token is tried with the first {MAX_TRIED} of its kind"))
     }
 }
 
-fn is_usable(jwk: &Jwk) -> bool {
-    is_for_signatures(jwk) && DecodingKey::from_jwk(jwk).is_ok()
-}
-
-fn is_for_signatures(jwk: &Jwk) -> bool {
-    matches!(jwk.common.public_key_use, None | Some(PublicKeyUse::Signature)) && !matches!(jwk.algorithm, AlgorithmParameters::OctetKey(_))
-}
-
-/// The signature keys of a JWK Set. Keys for other uses are passed over; a set without a usable key is an error.
-pub fn parse(text: &[u8]) -> Result<Vec<Arc<VerifyKey>>, String> {
-    let set: JwkSet = serde_json::from_slice(text).map_err(|error| format!("not a JWK Set: {error}"))?;
+/// The signature keys of a JWK Set. One that cannot be used is no reason to refuse the others (RFC 7517 §5); a set without a usable key is an error
+/// that names each.
+pub fn parse(text: &[u8]) -> Result<KeySet, String> {
+    #[derive(Deserialize)]
+    struct Members {
+        keys: Vec<Value>,
+    }
+    let set: Members = serde_json::from_slice(text).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => "it is no JWK Set: RFC 7517 §5 wants an object whose member `keys` is a list".to_owned(),
+        _ => format!("it is no JSON: see line {}, column {}", error.line(), error.column()),
+    })?;
     if set.keys.len() > MAX_KEYS {
         return Err(format!("{} keys, at most {MAX_KEYS} are read", set.keys.len()));
     }
-    let mut keys = Vec::new();
-    for jwk in &set.keys {
-        if is_for_signatures(jwk) {
-            // A key of a kind that is not known here is no reason to refuse the others (RFC 7517 §5).
-            match DecodingKey::from_jwk(jwk) {
-                Ok(key) => keys.push(Arc::new(VerifyKey { id: jwk.common.key_id.clone(), key, algorithm: pinned(jwk) })),
-                Err(error) => tracing::warn!(key = ?jwk.common.key_id, %error, "a key of a JWK Set cannot be used"),
-            }
+    let mut found = KeySet::default();
+    for (value, place) in set.keys.iter().zip(1..) {
+        match jwk::read(value, place) {
+            Ok(key) => found.keys.push(Arc::new(key)),
+            Err(unusable) => found.unusable.push(unusable),
         }
     }
-    if keys.is_empty() { Err("no public signature key in it".to_owned()) } else { Ok(keys) }
-}
-
-/// The algorithm that `alg` or the curve leaves no choice about.
-fn pinned(jwk: &Jwk) -> Option<Algorithm> {
-    match (jwk.common.key_algorithm, &jwk.algorithm) {
-        (Some(KeyAlgorithm::RS256), _) => Some(Algorithm::RS256),
-        (Some(KeyAlgorithm::RS384), _) => Some(Algorithm::RS384),
-        (Some(KeyAlgorithm::RS512), _) => Some(Algorithm::RS512),
-        (Some(KeyAlgorithm::PS256), _) => Some(Algorithm::PS256),
-        (Some(KeyAlgorithm::PS384), _) => Some(Algorithm::PS384),
-        (Some(KeyAlgorithm::PS512), _) => Some(Algorithm::PS512),
-        (_, AlgorithmParameters::EllipticCurve(curve)) => match curve.curve {
-            EllipticCurve::P256 => Some(Algorithm::ES256),
-            EllipticCurve::P384 => Some(Algorithm::ES384),
-            _ => None,
-        },
-        (_, AlgorithmParameters::OctetKeyPair(_)) => Some(Algorithm::EdDSA),
-        _ => None,
+    if found.keys.is_empty() {
+        let each: Vec<String> = found.unusable.iter().map(ToString::to_string).collect();
+        let each = if each.is_empty() { "it is empty".to_owned() } else { each.join("; ") };
+        return Err(format!("no public signature key in it: {each}"));
     }
+    Ok(found)
 }

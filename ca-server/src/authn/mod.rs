@@ -2,6 +2,7 @@
 //! every refusal looks the same from outside and keeps its full reason inside.
 
 pub mod client_cert;
+pub mod jwk;
 pub mod jwks;
 pub mod jwt;
 

@@ -62,6 +62,7 @@ impl<'a> Checker<'a> {
         let timeout = self.call_timeout(file.csr.call_timeout)?;
         let ledger = self.ledger(&file.ledger)?;
         warnings.extend(ledger.warning());
+        let jwt = self.each(&file.jwt, |jwt| self.jwt(jwt, &mut warnings))?;
         Ok(Config {
             path: self.path.to_owned(),
             digest,
@@ -79,7 +80,7 @@ impl<'a> Checker<'a> {
             issuers,
             profile: self.profile(&file.profile)?,
             limits: file.limits,
-            jwt: self.each(&file.jwt, |jwt| self.jwt(jwt))?,
+            jwt,
             request: self.request(file.request),
             log: file.log,
             warnings,
@@ -343,18 +344,20 @@ impl<'a> Checker<'a> {
         profile.checked().map_err(|bad| self.bad(&format!("profile.{}", bad.key), format_args!("cannot be: {}", bad.why)))
     }
 
-    pub(super) fn jwt(&self, jwt: &Jwt) -> Result<JwtConfig, ConfigError> {
+    pub(super) fn jwt(&self, jwt: &Jwt, warnings: &mut Vec<String>) -> Result<JwtConfig, ConfigError> {
         self.not_empty("jwt.issuer", &jwt.issuer)?;
         if jwt.audiences.is_empty() || jwt.audiences.iter().any(String::is_empty) {
             return Err(self.bad("jwt.audiences", "needs at least one audience, none of them empty; Istio's is \"istio-ca\""));
         }
-        jwks::parse(&self.read("jwt.jwks", &jwt.jwks)?)
-            .map_err(|why| self.bad("jwt.jwks", format_args!("names {}: {why}", self.file(&jwt.jwks).display())))?;
+        let file = self.file(&jwt.jwks);
+        let set = jwks::parse(&self.read("jwt.jwks", &jwt.jwks)?)
+            .map_err(|why| self.bad("jwt.jwks", format_args!("names {}: {why}", file.display())))?;
+        warnings.extend(set.warnings().iter().map(|warning| format!("{}: {warning}", file.display())));
         Ok(JwtConfig {
             issuer: jwt.issuer.clone(),
             audiences: jwt.audiences.clone(),
             cluster_id: self.not_empty("jwt.cluster_id", &jwt.cluster_id)?,
-            jwks: self.file(&jwt.jwks),
+            jwks: file,
             refresh: jwt.refresh,
         })
     }

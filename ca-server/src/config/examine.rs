@@ -193,7 +193,7 @@ impl Parts<'_> {
         let examined = |jwt: &Jwt| ExaminedJwt {
             issuer: jwt.issuer.clone(),
             jwks: self.checker.file(&jwt.jwks),
-            refused: self.checker.jwt(jwt).err(),
+            refused: self.checker.jwt(jwt, &mut Vec::new()).err(),
         };
         jwt.iter().map(examined).collect()
     }

@@ -347,14 +347,17 @@ async fn a_clock_behind_the_newest_row_is_a_problem() {
 }
 
 #[test]
-fn broken_keys_of_a_token_issuer_and_keys_of_one_name_are_told() {
+fn broken_keys_of_a_token_issuer_are_told() {
     let ca = configured(Setup::default());
     let set: Value = serde_json::from_str(&ca.material.read("jwks.json")).expect("JSON");
     let key = &set["keys"][0];
-    ca.material.write("jwks.json", serde_json::json!({ "keys": [key, key] }).to_string());
+    ca.material.write(
+        "jwks.json",
+        serde_json::json!({ "keys": [key, {"kty": "EC", "crv": "P-256", "kid": "odd", "x": "AA", "y": "AA"}] }).to_string(),
+    );
     let examined = doctor(&ca);
     examined.well();
-    assert!(examined.wrong("token issuers", "jwks")[0].contains("only the first is ever used"), "{:#}", examined.document);
+    assert!(examined.wrong("token issuers", "jwks")[0].contains("key \"odd\" verifies no token"), "{:#}", examined.document);
     for broken in ["", "{}", "{\"keys\":[]}"] {
         ca.material.write("jwks.json", broken);
         let examined = doctor(&ca);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 
 use super::finding::Findings;
-use crate::authn::jwks::{self, Contents};
+use crate::authn::jwks::{self, KeySet};
 use crate::config::ExaminedJwt;
 use crate::timestamp::Timestamp;
 
@@ -13,13 +13,13 @@ pub(super) fn examine(issuers: &[ExaminedJwt]) -> Findings {
     for issuer in issuers {
         findings.about(&issuer.issuer);
         let asked = "ask the cluster for it anew: kubectl get --raw /openid/v1/jwks";
-        match jwks::contents(&issuer.jwks) {
+        match jwks::read(&issuer.jwks) {
             Err(error) => findings.problem("jwks", format!("no token can be verified: {error}"), asked),
-            Ok(contents) => {
+            Ok(set) => {
                 if let Some(refused) = &issuer.refused {
                     findings.problem("config", refused.to_string(), "correct it in the config");
                 }
-                of_contents(&mut findings, issuer, &contents);
+                of_set(&mut findings, issuer, &set);
             }
         }
         if let Some(mode) = std::fs::metadata(&issuer.jwks).ok().map(|file| file.mode()).filter(|mode| mode & 0o002 != 0) {
@@ -30,26 +30,19 @@ pub(super) fn examine(issuers: &[ExaminedJwt]) -> Findings {
     findings
 }
 
-fn of_contents(findings: &mut Findings, issuer: &ExaminedJwt, contents: &Contents) {
+fn of_set(findings: &mut Findings, issuer: &ExaminedJwt, set: &KeySet) {
     let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut names: BTreeMap<&str, usize> = BTreeMap::new();
-    for (id, kind) in &contents.keys {
-        *kinds.entry(kind).or_default() += 1;
-        *names.entry(id.as_deref().unwrap_or_default()).or_default() += 1;
+    for key in &set.keys {
+        *kinds.entry(key.kind).or_default() += 1;
     }
     let kinds: Vec<String> = kinds.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
-    let others = match contents.passed_over {
+    let others = match set.unusable.iter().filter(|key| key.for_another_use).count() {
         0 => String::new(),
-        count => format!("; {count} more for other uses or of unknown kinds"),
+        count => format!("; {count} more for other uses"),
     };
     findings.ok("jwks", format!("{} holds keys: {}{others}; written {}", issuer.jwks.display(), kinds.join(", "), written(issuer)));
-    if let Some(nameless) = names.remove("").filter(|_| contents.keys.len() > 1) {
-        let what = format!("{nameless} keys of several have no `kid`: no token can name them");
-        findings.warning("jwks", what, "have the token issuer name its keys, and tokens by them");
-    }
-    for (name, count) in names.into_iter().filter(|(_, count)| *count > 1) {
-        let what = format!("{count} keys are called {name:?}: only the first is ever used");
-        findings.warning("jwks", what, "have the token issuer give each key a `kid` of its own");
+    for warning in set.warnings() {
+        findings.warning("jwks", warning, "have the token issuer publish it as RFC 7517 and RFC 7518 say");
     }
 }
 
