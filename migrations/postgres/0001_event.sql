@@ -13,7 +13,15 @@ CREATE TABLE event (
     issuer   text,
     profile  bytea,
     hash     bytea   NOT NULL,
-    body     bytea   NOT NULL
+    body     bytea   NOT NULL,
+
+    -- A row that breaks one of these would be found by no search, and no reader could say where it stands.
+    CONSTRAINT event_period_is_a_month CHECK (period BETWEEN 197001 AND 999912 AND period % 100 BETWEEN 1 AND 12),
+    CONSTRAINT event_chain_has_16_octets CHECK (octet_length(chain) = 16),
+    CONSTRAINT event_seq_counts_from_0 CHECK (seq >= 0),
+    CONSTRAINT event_time_is_before_10000 CHECK (time BETWEEN 0 AND 253402300799000000),
+    CONSTRAINT event_hash_has_32_octets CHECK (octet_length(hash) = 32),
+    CONSTRAINT event_body_has_at_most_65535_octets CHECK (octet_length(body) BETWEEN 1 AND 65535)
 ) PARTITION BY LIST (period);
 
 CREATE UNIQUE INDEX event_place ON event (period, chain, seq);
@@ -40,6 +48,13 @@ CREATE TRIGGER event_is_never_changed BEFORE UPDATE OR DELETE ON event FOR EACH 
 CREATE TRIGGER event_is_never_truncated BEFORE TRUNCATE ON event FOR EACH STATEMENT EXECUTE FUNCTION event_only_grows();
 CREATE TRIGGER event_is_never_truncated BEFORE TRUNCATE ON event_default FOR EACH STATEMENT EXECUTE FUNCTION event_only_grows();
 
+-- The newest row says how many migrations a program must know at least to write here. A later migration that older programs can live with
+-- leaves it alone; one that they cannot live with adds a row.
+CREATE TABLE oldest_writer (
+    version bigint NOT NULL
+);
+INSERT INTO oldest_writer VALUES (1);
+
 -- The application adds and reads, the auditor reads; the roles are named after the database, which makes them its own.
 DO $$
 DECLARE
@@ -49,6 +64,6 @@ BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA ca_server TO %s, %s', application, auditor);
     EXECUTE format('GRANT SELECT, INSERT ON event TO %s', application);
     EXECUTE format('GRANT SELECT ON event TO %s', auditor);
-    EXECUTE format('GRANT SELECT ON _sqlx_migrations TO %s, %s', application, auditor);
+    EXECUTE format('GRANT SELECT ON oldest_writer, _sqlx_migrations TO %s, %s', application, auditor);
 END
 $$;

@@ -10,19 +10,19 @@ use crate::store::ledger::{Location, ServerFiles};
 #[derive(clap::Args, Clone, Debug)]
 pub struct LedgerArgs {
     /// The ledger instead of the config's: sqlite:FILE or postgres://LOGIN@HOST/DATABASE
-    #[arg(long = "ledger", value_name = "URL")]
+    #[arg(long = "ledger", global = true, value_name = "URL")]
     url: Option<String>,
     /// A file with the login's password
-    #[arg(long, value_name = "FILE", requires = "url")]
+    #[arg(long, global = true, value_name = "FILE", requires = "url")]
     password_file: Option<PathBuf>,
     /// PEM certificates by which the database server's is judged
-    #[arg(long, value_name = "FILE", requires = "url")]
+    #[arg(long, global = true, value_name = "FILE", requires = "url")]
     ledger_roots: Option<PathBuf>,
     /// A client certificate for the database server, PEM
-    #[arg(long, value_name = "FILE", requires = "url", requires = "ledger_key")]
+    #[arg(long, global = true, value_name = "FILE", requires = "url", requires = "ledger_key")]
     ledger_certificate: Option<PathBuf>,
     /// Its key, PEM
-    #[arg(long, value_name = "FILE", requires = "ledger_certificate")]
+    #[arg(long, global = true, value_name = "FILE", requires = "ledger_certificate")]
     ledger_key: Option<PathBuf>,
 }
 

@@ -6,6 +6,7 @@ pub mod ceremony;
 pub mod check_config;
 pub mod doctor;
 pub mod environment;
+pub mod ledger;
 pub mod ledger_url;
 pub mod migrate;
 pub mod quickstart;
@@ -88,6 +89,8 @@ enum Verb {
     Audit(audit::AuditArgs),
     /// Make or extend the ledger's database: roles, tables, partitions
     Migrate(migrate::Args),
+    /// Look after the ledger's database: detach its oldest month
+    Ledger(ledger::Args),
     /// Check the config and every file that it names
     CheckConfig,
     /// Examine device, key, certificates, ledger and clock, and say what is wrong and what to do
@@ -130,6 +133,7 @@ fn run(line: CommandLine) -> Result<(), Exit> {
             audit::run(args, &ledger)
         }
         Verb::Migrate(args) => migrate::run(&args, &config),
+        Verb::Ledger(args) => ledger::run(&args, &config),
         Verb::CheckConfig => check_config::run(&config),
         Verb::Doctor(args) => doctor::run(&args, &config),
     }

@@ -15,7 +15,7 @@ use crate::authn::jwks;
 use crate::digest::sha256;
 use crate::policy::{KeyAllowed, Profile, SanRule, ServingName, TrustDomains};
 use crate::spiffe::TrustDomain;
-use crate::store::ledger::{Location, ServerFiles};
+use crate::store::ledger::{Location, ServerFiles, StartFact};
 use crate::timestamp::Timestamp;
 use crate::x509::chain::IssuerChain;
 
@@ -210,6 +210,16 @@ impl<'a> Checker<'a> {
         let span = format!("is valid from {} to {}; it is now {now}", chain.begins(), chain.ends());
         let uris = self.keys(issuer)?;
         let key_uris = uris.iter().map(KeyUri::without_secrets).collect::<Vec<_>>().join(" ");
+        let recorded = StartFact::Issuer {
+            id: issuer.id.clone(),
+            chain: chain.chain().to_vec(),
+            roots: chain.roots().to_vec(),
+            key_uri: key_uris.clone(),
+        };
+        if !recorded.fits() {
+            let why = "together have more octets than the 65,535 of the ledger's row about an issuer; leave out roots that are not needed";
+            return Err(self.bad(&format!("{} and {}", of(issuer, "chain"), of(issuer, "roots")), why));
+        }
         let keys = match issuer.state {
             IssuerState::Active if !valid => {
                 return Err(self.bad(&of(issuer, "chain"), format_args!("{span}; renew it, or set state = \"retiring\"")));

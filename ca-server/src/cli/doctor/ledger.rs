@@ -92,7 +92,7 @@ fn judge_schema(findings: &mut Findings, schema: &SchemaFacts, made_by: MadeBy) 
         return false;
     };
     if !schema.unknown.is_empty() {
-        let what = format!("the schema is of another version of the program: migrations {:?} are not of this one", schema.unknown);
+        let what = format!("the schema is of another program beside which this one may not write: migrations {:?}", schema.unknown);
         findings.problem("schema", what, "run the version of ca-server that was here last, or a later one");
         return false;
     }
@@ -102,6 +102,9 @@ fn judge_schema(findings: &mut Findings, schema: &SchemaFacts, made_by: MadeBy) 
             MadeBy::Serve => findings.warning("schema", what, "the next start of `serve` applies them"),
             MadeBy::Migrate => findings.problem("schema", what, "run `ca-server migrate`"),
         }
+    } else if !schema.later.is_empty() {
+        let what = format!("version {version}, a later program's, which lets this one write beside it");
+        findings.warning("schema", what, "finish the upgrade: install the later version here too");
     } else if schema.differences.is_empty() {
         findings.ok("schema", format!("version {version}; every table, index and trigger is as the program made it"));
     }
@@ -113,6 +116,10 @@ fn judge_schema(findings: &mut Findings, schema: &SchemaFacts, made_by: MadeBy) 
 
 fn judge_difference(findings: &mut Findings, difference: &Difference) {
     let Difference { kind, name, how } = difference;
+    if kind == "fence" {
+        let what = format!("a `ca-server migrate` runs now or was interrupted: {name} keeps rows of coming months out");
+        return findings.problem("schema", what, "let it end, or run `ca-server migrate` again before the month is over");
+    }
     let check = if ["trigger", "function"].contains(&kind.as_str()) { "triggers" } else { "schema" };
     let how = match how {
         How::Missing => "is missing",
@@ -122,6 +129,7 @@ fn judge_difference(findings: &mut Findings, difference: &Difference) {
     let effect = match kind.as_str() {
         "trigger" | "function" | "rule or policy" => ": rows may have been changed, removed or kept out",
         "index" => ": a serial may stand twice, or searches are slow",
+        "constraint" => ": rows may stand where no search finds them",
         _ => "",
     };
     let remedy = "find out who did it, run `ca-server audit verify`, compare with your exports, and make it as it stands in migrations/";

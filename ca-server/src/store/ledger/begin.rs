@@ -13,6 +13,9 @@ use super::writer::Writer;
 use crate::clock::Clock;
 use crate::timestamp::Timestamp;
 
+/// Heads that a start names, the oldest chains' first: 66 octets each, so that the row fits.
+const NAMED: usize = 500;
+
 /// A chain that has begun, or why it may not yet.
 pub(super) enum Begun {
     Chain(Chain),
@@ -43,10 +46,11 @@ pub(super) async fn begin(database: &mut Database, options: &LedgerOptions, stat
     if database.lock_own(id, &[]).await? != Lock::Held {
         return Err(DatabaseError::Protocol("the lock of a new chain is taken".into()).into());
     }
-    let mut events = vec![(
-        Event::Start { host: options.host.clone(), version: options.version.clone(), config: options.config_digest, heads: legacy.unnamed },
-        None,
-    )];
+    let mut heads = legacy.unnamed;
+    // What one row cannot hold the next start names.
+    heads.truncate(NAMED);
+    let mut events =
+        vec![(Event::Start { host: options.host.clone(), version: options.version.clone(), config: options.config_digest, heads }, None)];
     events.extend(overtaken.map(|recorded| (Event::Clock { recorded }, None)));
     events.extend(options.facts.iter().cloned().map(|fact| (Event::from(fact), None)));
     events.extend(legacy.dead.into_iter().flat_map(DeadChain::last_words));

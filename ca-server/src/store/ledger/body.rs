@@ -14,6 +14,9 @@ use crate::timestamp::{Period, Timestamp};
 /// The format's version, first element of every body.
 pub(super) const FORMAT: u64 = 1;
 
+/// Octets of the longest body. The databases refuse a longer one, so it is refused before.
+pub(super) const LONGEST: usize = 65_535;
+
 /// What stands before a chain's first row.
 pub(super) const GENESIS: Hash = [0; 32];
 
@@ -33,6 +36,14 @@ pub(super) fn encode(header: &Header, event: &Event) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(1200);
     write(&mut Encoder::new(&mut bytes), header, event).expect("a Vec takes every byte");
     bytes
+}
+
+/// Whether the event's body is not longer than a row may be, wherever it comes to stand.
+pub(super) fn fits(event: &Event) -> bool {
+    let time = Timestamp::from_micros(i64::MAX);
+    let place = Place { period: time.period(), seq: u64::MAX };
+    let longest = Header { chain: ChainId([0; 16]), place, time, request: Some(RequestId([0; 16])), oldest_open: Some(place) };
+    encode(&longest, event).len() <= LONGEST
 }
 
 type Written = Result<(), minicbor::encode::Error<Infallible>>;
@@ -161,7 +172,8 @@ fn bad(what: &str) -> BadBody {
 
 type In<'a> = Decoder<'a>;
 
-/// Reads a body. An unknown kind is read as `Event::Other`; a known one must have exactly its fields.
+/// Reads a body. An unknown kind is read as `Event::Other`; a known one must have its fields, and what a later program has put after them is
+/// passed over.
 pub(super) fn decode(body: &[u8]) -> Result<(Header, Event), BadBody> {
     let mut d = Decoder::new(body);
     let fields = d.array()?.ok_or_else(|| bad("the array has no definite length"))?;
@@ -181,13 +193,12 @@ pub(super) fn decode(body: &[u8]) -> Result<(Header, Event), BadBody> {
         Some(Place { period: period(&mut d)?, seq: d.u64()? })
     };
     let event = own(&mut d, kind)?;
-    if !matches!(event, Event::Other { .. }) {
-        if fields != HEADER_FIELDS + own_fields(&event) {
-            return Err(BadBody(format!("a row of kind {kind} has {fields} elements")));
-        }
-        if d.position() != body.len() {
-            return Err(bad("bytes follow the array"));
-        }
+    let Some(later) = fields.checked_sub(HEADER_FIELDS + own_fields(&event)) else {
+        return Err(BadBody(format!("a row of kind {kind} has only {fields} elements")));
+    };
+    (0..later).try_for_each(|_| d.skip())?;
+    if d.position() != body.len() {
+        return Err(bad("bytes follow the array"));
     }
     Ok((Header { chain, place, time, request, oldest_open }, event))
 }

@@ -65,7 +65,7 @@ impl Database {
         }
     }
 
-    /// Brings a SQLite file up to this program's schema; one that is ahead of it is refused.
+    /// Brings a SQLite file up to this program's schema; one that asks for a later program is refused.
     pub(super) async fn prepare_schema(&mut self) -> Result<(), SchemaError> {
         match self {
             Self::Sqlite(database) => database.prepare_schema().await,
@@ -73,7 +73,7 @@ impl Database {
         }
     }
 
-    /// Whether the schema on a server is the one that this program writes; making it takes another role, with `ca-server migrate`.
+    /// Whether this program may write a server's schema; making it takes another role, with `ca-server migrate`.
     pub(super) async fn check_schema(&mut self) -> Result<(), SchemaError> {
         match self {
             Self::Sqlite(_) => Ok(()),
@@ -81,7 +81,7 @@ impl Database {
         }
     }
 
-    /// Whether the schema is one that this program can read: it knows every migration that was applied.
+    /// Whether there is a ledger, and this program is not older than the oldest that may work on it.
     pub(super) async fn schema_is_known(&mut self) -> Result<bool, DatabaseError> {
         either!(self, database => database.schema_is_known().await)
     }

@@ -12,6 +12,7 @@ pub use self::postgres::{LoginFacts, PartitionFacts, PostgresFacts, ServerFacts}
 pub use self::sqlite::{Content, FileFacts, SqliteFacts};
 use super::location::Location;
 pub use super::lock::Writer;
+use super::schema::{latest, may_write};
 pub use super::status::FEW_MONTHS;
 use crate::clock::Clock;
 
@@ -31,7 +32,9 @@ pub struct SchemaFacts {
     pub version: Option<i64>,
     /// Migrations of this program that were not applied.
     pub missing: Vec<i64>,
-    /// Migrations that were applied and that this program does not know, or knows otherwise.
+    /// Migrations of a later program beside which this one may work.
+    pub later: Vec<i64>,
+    /// Migrations of a later program that does not let this one write, and those that this program knows otherwise.
     pub unknown: Vec<i64>,
     /// Objects that are not as the migrations made them.
     pub differences: Vec<Difference>,
@@ -67,11 +70,13 @@ pub async fn inspect(location: &Location, deep: bool, clock: &Clock) -> Inspecti
     }
 }
 
-/// The migrations that were applied, by version and checksum, against those of this program.
-fn schema_facts(applied: &BTreeMap<i64, Vec<u8>>, program: &Migrator) -> SchemaFacts {
+/// The migrations that were applied, by version and checksum, and the oldest program that may write, against those of this program.
+fn schema_facts(applied: &BTreeMap<i64, Vec<u8>>, oldest_writer: Option<i64>, program: &Migrator) -> SchemaFacts {
     let ours: BTreeMap<i64, &[u8]> = program.iter().map(|migration| (migration.version, migration.checksum.as_ref())).collect();
     let missing = ours.keys().filter(|version| !applied.contains_key(version)).copied().collect();
     let foreign = |(version, sum): &(&i64, &Vec<u8>)| ours.get(version).is_none_or(|known| known != &sum.as_slice());
-    let unknown = applied.iter().filter(foreign).map(|(version, _)| *version).collect();
-    SchemaFacts { version: applied.keys().max().copied(), missing, unknown, differences: Vec::new() }
+    let may_write = may_write(oldest_writer.unwrap_or(0), program).is_ok();
+    let is_later = |version: &i64| may_write && *version > latest(program);
+    let (later, unknown) = applied.iter().filter(foreign).map(|(version, _)| *version).partition(is_later);
+    SchemaFacts { version: applied.keys().max().copied(), missing, later, unknown, differences: Vec::new() }
 }

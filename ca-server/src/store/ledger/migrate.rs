@@ -1,22 +1,23 @@
 //! What `ca-server migrate` does to a PostgreSQL database, as a role that may: the three roles, the schema, its migrations, and the
 //! partitions of the coming months. Running it again does what is missing and nothing else; daemons may run meanwhile.
 
+mod later;
+mod partitions;
+
 use std::fmt;
 use std::time::Duration;
 
-use sqlx::migrate::MigrateError;
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row as _};
 
+pub(super) use self::partitions::{FENCE, table};
 use super::location::{Location, Servers};
 use super::postgres::{SCHEMA, Session, connect};
-use super::schema::{DatabaseError, POSTGRES, applied};
+use super::schema::{DatabaseError, POSTGRES, SQLITE, applied, latest, may_write, oldest_writer};
 use super::sqlite;
 use crate::timestamp::{Period, Timestamp};
 
-const SESSION: Session = Session { name: "ca-server migrate", settings: &[("search_path", SCHEMA)] };
-
-/// Months after the present one for which partitions are made.
-const MONTHS_AHEAD: usize = 24;
+pub(super) const SESSION: Session = Session { name: "ca-server migrate", settings: &[("search_path", SCHEMA)] };
 
 /// The oldest server that ends silent sessions by itself, which the locks need.
 const OLDEST_SERVER: i32 = 140_000;
@@ -26,12 +27,6 @@ const LONGEST_NAME: usize = 63;
 
 /// How long another migration is waited for.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Attaching a partition waits for readers of the default one, such as `audit verify`, and whatever asks for that partition meanwhile
-/// waits behind it: so less than daemons wait, and again.
-const ATTACH_TIMEOUT: Duration = Duration::from_millis(500);
-const ATTACH_TRIES: usize = 20;
-const ATTACH_PAUSE: Duration = Duration::from_secs(1);
 
 /// Logins that are to become members of the roles.
 #[derive(Clone, Debug, Default)]
@@ -77,23 +72,27 @@ pub async fn migrate(location: &Location, logins: &Logins, now: Timestamp) -> Re
         Location::Sqlite(path) => {
             let mut database = sqlite::Database::writer(path).await.map_err(|error| unavailable(&error))?;
             database.prepare_schema().await.map_err(|error| MigrationError::Refused(error.to_string()))?;
-            let version = sqlite::latest_version();
+            let version = latest(&SQLITE);
             database.close().await.map_err(|error| unavailable(&error))?;
             Ok(Migrated { version, ..Migrated::default() })
         }
-        Location::Postgres(servers) => {
-            let done = on_postgres(servers, logins, now).await;
-            done.map_err(|failed| match failed {
-                Failed::Database(error) => unavailable(&error),
-                Failed::Refused(text) => MigrationError::Refused(text),
-            })
-        }
+        Location::Postgres(servers) => on_postgres(servers, logins, now, &POSTGRES).await.map_err(|failed| failed.at(location)),
     }
 }
 
-enum Failed {
+/// Why a server's schema is left as it is.
+pub(super) enum Failed {
     Database(DatabaseError),
     Refused(String),
+}
+
+impl Failed {
+    pub(super) fn at(self, location: &Location) -> MigrationError {
+        match self {
+            Self::Database(error) => MigrationError::Unavailable(location.to_string(), error.to_string()),
+            Self::Refused(text) => MigrationError::Refused(text),
+        }
+    }
 }
 
 impl From<DatabaseError> for Failed {
@@ -102,7 +101,8 @@ impl From<DatabaseError> for Failed {
     }
 }
 
-async fn on_postgres(servers: &Servers, logins: &Logins, now: Timestamp) -> Result<Migrated, Failed> {
+/// `migrations` are the program's own, or those of a later one that is tried out.
+pub(super) async fn on_postgres(servers: &Servers, logins: &Logins, now: Timestamp, migrations: &Migrator) -> Result<Migrated, Failed> {
     let mut connection = connect(servers, &SESSION, true).await?;
     let facts = "SELECT current_setting('server_version_num')::int, current_setting('server_version'), current_database()::text, \
          current_user::text, (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user)";
@@ -134,13 +134,16 @@ async fn on_postgres(servers: &Servers, logins: &Logins, now: Timestamp) -> Resu
         }
     }
     run(&mut connection, format!("SET ROLE {}", quoted(owner))).await?;
-    POSTGRES.run(&mut connection).await.map_err(|error| match error {
+    if applied(&mut connection).await?.is_some() {
+        may_write(oldest_writer(&mut connection).await?, migrations).map_err(|error| Failed::Refused(error.to_string()))?;
+    }
+    later::run(&mut connection, migrations).await.map_err(|error| match error {
         MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => Failed::Database(error),
         other => Failed::Refused(format!("the ledger's schema is not one that this program can continue: {other}")),
     })?;
     done.version = applied(&mut connection).await?.unwrap_or(0);
-    run(&mut connection, format!("SET lock_timeout = {}", ATTACH_TIMEOUT.as_millis())).await?;
-    extend(&mut connection, now, &mut done).await?;
+    let extended = partitions::extend(&mut connection, now).await?;
+    (done.partitions_made, done.last_partition, done.in_default) = (extended.made, extended.last, extended.in_default);
     done.roles = Some(roles);
     connection.close().await?;
     Ok(done)
@@ -195,59 +198,11 @@ fn refused_by(error: DatabaseError, role: &str) -> Failed {
     }
 }
 
-/// Makes the partitions that are missing. A month whose rows stand in the default partition is named and left there: moving them would
-/// mean to delete them.
-async fn extend(connection: &mut PgConnection, now: Timestamp, done: &mut Migrated) -> Result<(), Failed> {
-    let in_default = connection.fetch_all("SELECT DISTINCT period FROM event_default ORDER BY period").await?;
-    for row in in_default {
-        done.in_default.extend(u32::try_from(row.try_get::<i32, _>(0)?).ok().and_then(Period::new));
-    }
-    let mut period = now.period();
-    for _ in 0..=MONTHS_AHEAD {
-        let there = connection.fetch_one(sqlx::query("SELECT to_regclass($1) IS NOT NULL").bind(format!("event_{period}"))).await?;
-        if !there.try_get::<bool, _>(0)? && !done.in_default.contains(&period) {
-            make_partition_in_time(connection, period).await?;
-            done.partitions_made.push(period);
-        }
-        if !done.in_default.contains(&period) {
-            done.last_partition = Some(period);
-        }
-        period = period.next();
-    }
-    Ok(())
-}
-
-/// Tries until no reader stands in the way.
-async fn make_partition_in_time(connection: &mut PgConnection, period: Period) -> Result<(), DatabaseError> {
-    for _ in 1..ATTACH_TRIES {
-        match make_partition(connection, period).await {
-            // lock_not_available
-            Err(DatabaseError::Database(said)) if said.code().as_deref() == Some("55P03") => tokio::time::sleep(ATTACH_PAUSE).await,
-            made => return made,
-        }
-    }
-    make_partition(connection, period).await
-}
-
-/// Made beside the table and then attached: that keeps nobody from writing for longer than the wait for a lock.
-async fn make_partition(connection: &mut PgConnection, period: Period) -> Result<(), DatabaseError> {
-    let name = format!("event_{period}");
-    let mut transaction = connection.begin().await?;
-    for sql in [
-        format!("CREATE TABLE {name} (LIKE event)"),
-        format!("ALTER TABLE event ATTACH PARTITION {name} FOR VALUES IN ({period})"),
-        format!("CREATE TRIGGER event_is_never_truncated BEFORE TRUNCATE ON {name} FOR EACH STATEMENT EXECUTE FUNCTION event_only_grows()"),
-    ] {
-        transaction.execute(AssertSqlSafe(sql)).await?;
-    }
-    transaction.commit().await
-}
-
 async fn run(connection: &mut PgConnection, sql: String) -> Result<(), DatabaseError> {
     connection.execute(AssertSqlSafe(sql)).await.map(drop)
 }
 
 /// A name as SQL writes it.
-fn quoted(name: &str) -> String {
+pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }

@@ -6,9 +6,11 @@
 mod batch;
 mod begin;
 mod body;
+mod brief_locks;
 mod chain;
 mod cursor;
 mod database;
+mod detach;
 pub mod event;
 mod export;
 pub mod inspection;
@@ -43,6 +45,7 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 pub use body::BadBody;
+pub use detach::{Detached, detach};
 pub use event::DeviceFacts;
 pub use export::{Format, Selection};
 pub use location::{Location, ServerFiles, Servers};
@@ -89,6 +92,9 @@ impl Ledger {
         let ledger = options.location.to_string();
         let unavailable =
             |cause: &dyn std::fmt::Display| LedgerStartError::Unavailable { ledger: ledger.clone(), cause: cause.to_string() };
+        if !options.facts.iter().all(StartFact::fits) {
+            return Err(LedgerStartError::Corrupt { ledger: ledger.clone(), cause: TOO_LONG.into() });
+        }
         let mut lock = None;
         if let Location::Sqlite(path) = &mut options.location {
             // The lock and the database go by the same spelling, also when a link on the way to them is changed later.
@@ -203,11 +209,12 @@ impl Ledger {
 
     async fn file(&self, intent: Intent, request: RequestId) -> Result<OpenIntent, NotFiled> {
         self.accepting(self.clock.now()).map_err(NotFiled::Refused)?;
+        let event = row_of(Event::Intent(intent)).map_err(NotFiled::Refused)?;
         let permit = self.permits.clone().try_acquire_owned();
         let permit = permit.map_err(|_| NotFiled::Refused(Refusal::new(Reason::Overloaded, "too many intents are open")))?;
         let (reply, answered) = oneshot::channel();
         let answer = Answer::Intent { reply, queue: self.queue.clone(), permit };
-        let item = Item { event: Event::Intent(intent), request: Some(request), answer };
+        let item = Item { event, request: Some(request), answer };
         self.queue.send(Work::Record(item)).map_err(|_| NotFiled::Refused(gone()))?;
         answered.await.unwrap_or_else(|_| Err(NotFiled::Refused(gone())))
     }
@@ -253,6 +260,7 @@ impl Ledger {
         let (reply, answered) = oneshot::channel();
         let mut events = vec![Event::Reload { config: config_digest }];
         events.extend(facts.into_iter().map(Event::from));
+        let events = events.into_iter().map(row_of).collect::<Result<_, _>>()?;
         self.queue.send(Work::Reload { events, reply }).map_err(|_| gone())?;
         answered.await.unwrap_or_else(|_| Err(gone()))
     }
@@ -281,6 +289,14 @@ impl std::fmt::Debug for Ledger {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Ledger({:?})", self.status.state())
     }
+}
+
+/// Why a row that is longer than any may be is not written.
+const TOO_LONG: &str = "what would have to be recorded is longer than the 65,535 octets of a row";
+
+/// The event, if it fits into a row. One that does not would be refused by the database, and the ledger with it.
+fn row_of(event: Event) -> Result<Event, Refusal> {
+    if body::fits(&event) { Ok(event) } else { Err(Refusal::new(Reason::MalformedRequest, TOO_LONG)) }
 }
 
 fn gone() -> Refusal {

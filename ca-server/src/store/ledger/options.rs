@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::body::fits;
 use super::event::{Event, Hash, IssuerFacts};
 use super::location::Location;
 
@@ -72,6 +73,13 @@ pub enum StartFact {
         /// The key's URI without secrets.
         key_uri: String,
     },
+}
+
+impl StartFact {
+    /// Whether it fits into a row, which has 65,535 octets at most. An issuer with very many certificates does not.
+    pub fn fits(&self) -> bool {
+        fits(&Event::from(self.clone()))
+    }
 }
 
 impl From<StartFact> for Event {

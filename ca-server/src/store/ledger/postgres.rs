@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use super::event::{ChainId, Place, Row, StoredRow};
 use super::location::Servers;
 use super::lock::Lock;
-use super::schema::{POSTGRES, SchemaError, applied};
+use super::schema::{POSTGRES, SchemaError, applied, latest, may_write, oldest_writer};
 use crate::timestamp::{Period, Timestamp};
 
 /// The schema that holds everything.
@@ -138,16 +138,18 @@ impl Database {
     pub(super) async fn check_schema(&mut self) -> Result<(), SchemaError> {
         match applied(&mut self.connection).await? {
             None => Err(SchemaError::Missing("its tables are not there, or not for this login; run `ca-server migrate`".into())),
-            Some(version) if !POSTGRES.version_exists(version) => Err(SchemaError::Unknown(format!("it has migration {version}"))),
-            Some(version) if POSTGRES.iter().any(|migration| migration.version > version) => {
+            Some(version) if version < latest(&POSTGRES) => {
                 Err(SchemaError::Missing("its schema is older than this program; run `ca-server migrate`".into()))
             }
-            Some(_) => Ok(()),
+            Some(_) => may_write(oldest_writer(&mut self.connection).await?, &POSTGRES),
         }
     }
 
     pub(super) async fn schema_is_known(&mut self) -> sqlx::Result<bool> {
-        Ok(applied(&mut self.connection).await?.is_some_and(|version| POSTGRES.version_exists(version)))
+        Ok(match applied(&mut self.connection).await? {
+            None => false,
+            Some(_) => may_write(oldest_writer(&mut self.connection).await?, &POSTGRES).is_ok(),
+        })
     }
 
     pub(super) fn session(&self) -> i32 {
@@ -215,11 +217,12 @@ impl Database {
         if done.rows_affected() == rows.len() as u64 { Ok(()) } else { Err(sqlx::Error::Protocol("not every row was taken".into())) }
     }
 
-    /// Rows that are taken back tell whether there is room for some. A message that nobody reads is then logged and committed: everything
+    /// Rows that are taken back tell whether there is room for some; their chain is nobody's, so that no other probe waits for them. A message that nobody reads is then logged and committed: everything
     /// before it is on the disk, and on a synchronous standby.
     pub(super) async fn probe(&mut self) -> sqlx::Result<()> {
         let room = "BEGIN; INSERT INTO event (period, chain, seq, kind, time, hash, body) \
-             SELECT 0, '', -number, 'probe', 0, '', decode(repeat('00', 1000), 'hex') FROM generate_series(1, 16) AS number; ROLLBACK";
+             SELECT 999912, decode(md5(random()::text), 'hex'), number, 'probe', 0, decode(repeat('00', 32), 'hex'), \
+             decode(repeat('00', 1000), 'hex') FROM generate_series(1, 16) AS number; ROLLBACK";
         within(self.limit, self.connection.execute(room)).await?;
         let written = self.connection.execute("SELECT pg_logical_emit_message(true, 'ca-server', 'probe')");
         within(self.limit, written).await.map(drop)

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::body::fits;
 use super::event::{Event, Group, Proof, Why};
 use super::work::{Answer, Item};
 use crate::evidence::{Evidence, RequestId};
@@ -76,16 +77,16 @@ impl Refusals {
         }
         let event =
             Event::Refused { why: Why::from(refusal), identity: identity.map(ToString::to_string), evidence: Proof::from(evidence) };
-        let kept = self.queue.try_send(Item { event, request: Some(request), answer: Answer::Nobody }).is_ok();
-        if !kept {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-        }
-        kept
+        self.keep(event, Some(request))
     }
 
     /// A row that nobody waits for. False if it was dropped.
     pub(super) fn row(&self, event: Event) -> bool {
-        let kept = self.queue.try_send(Item { event, request: None, answer: Answer::Nobody }).is_ok();
+        self.keep(event, None)
+    }
+
+    fn keep(&self, event: Event, request: Option<RequestId>) -> bool {
+        let kept = fits(&event) && self.queue.try_send(Item { event, request, answer: Answer::Nobody }).is_ok();
         if !kept {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::event::{Event, Proof, RowRef};
 use super::open_intent::Issued;
 use super::work::{Answer, Item, Work};
-use super::{Ledger, gone};
+use super::{Ledger, gone, row_of};
 use crate::evidence::{Evidence, RequestId};
 use crate::refusal::Refusal;
 use crate::timestamp::Timestamp;
@@ -85,7 +85,7 @@ impl Ledger {
     ) -> Result<(), Refusal> {
         self.accepting(self.clock.now())?;
         let (reply, answered) = oneshot::channel();
-        let event = Event::Repeated { intent, identity, evidence: Proof::from(evidence) };
+        let event = row_of(Event::Repeated { intent, identity, evidence: Proof::from(evidence) })?;
         let item = Item { event, request: Some(request), answer: Answer::Repeat(Some(reply)) };
         self.queue.send(Work::Record(item)).map_err(|_| gone())?;
         answered.await.unwrap_or_else(|_| Err(gone()))

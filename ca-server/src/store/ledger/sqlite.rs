@@ -9,15 +9,13 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::migrate::MigrateError;
 use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous};
 use sqlx::{Arguments, AssertSqlSafe, ConnectOptions, Connection, Executor, Row as _, SqliteConnection};
 
 use super::event::{ChainId, Place, Row, StoredRow};
-use super::schema::SchemaError;
+use super::schema::{OLDEST_WRITER, SQLITE, SchemaError, may_write};
 use crate::timestamp::Period;
-
-pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
 
 /// How long a statement waits for another process that holds the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
@@ -42,11 +40,6 @@ pub(super) struct Database {
     path: PathBuf,
     /// Device and inode of the file that was opened.
     file: Option<(u64, u64)>,
-}
-
-/// The last migration that this program knows.
-pub(super) fn latest_version() -> i64 {
-    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0)
 }
 
 impl Database {
@@ -84,19 +77,27 @@ impl Database {
         Ok(Self { connection, path, file })
     }
 
-    /// Brings the schema up to this program's; one that is ahead of it is refused.
+    /// Brings the schema up to this program's; one that asks for a later program is refused, before anything is changed.
     pub(super) async fn prepare_schema(&mut self) -> Result<(), SchemaError> {
-        MIGRATIONS.run(&mut self.connection).await.map_err(|error| match error {
+        may_write(self.oldest_writer().await?.unwrap_or(0), &SQLITE)?;
+        SQLITE.run(&mut self.connection).await.map_err(|error| match error {
             MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => SchemaError::Database(error),
             other => SchemaError::Unknown(other.to_string()),
         })
     }
 
-    /// Whether the schema is one that this program can read: it knows every migration that was applied.
+    /// The oldest program that may write; `None` in a file that holds no ledger.
+    async fn oldest_writer(&mut self) -> sqlx::Result<Option<i64>> {
+        let there = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'oldest_writer'";
+        if sqlx::query(there).fetch_one(&mut self.connection).await?.try_get::<i64, _>(0)? == 0 {
+            return Ok(None);
+        }
+        sqlx::query(OLDEST_WRITER).fetch_one(&mut self.connection).await?.try_get(0)
+    }
+
+    /// Whether there is a ledger that this program may work on.
     pub(super) async fn schema_is_known(&mut self) -> sqlx::Result<bool> {
-        let applied: Option<i64> =
-            sqlx::query("SELECT max(version) FROM _sqlx_migrations").fetch_one(&mut self.connection).await?.try_get(0)?;
-        Ok(applied.is_some_and(|applied| MIGRATIONS.version_exists(applied)))
+        Ok(self.oldest_writer().await?.is_some_and(|oldest| may_write(oldest, &SQLITE).is_ok()))
     }
 
     /// Commits all rows or none. One statement commits by itself; more stand in one transaction.

@@ -8,8 +8,9 @@ use sqlx::postgres::PgRow;
 use sqlx::{Connection, Executor, PgConnection, Row as _};
 
 use super::super::location::Servers;
+use super::super::migrate::FENCE;
 use super::super::postgres::{SCHEMA, Session, connect};
-use super::super::schema::POSTGRES;
+use super::super::schema::{OLDEST_WRITER, POSTGRES};
 use super::{Difference, How, SchemaFacts, schema_facts};
 use crate::clock::Clock;
 use crate::timestamp::{Period, Timestamp};
@@ -195,10 +196,19 @@ async fn schema(connection: &mut PgConnection) -> sqlx::Result<SchemaFacts> {
     }
     let applied = connection.fetch_all("SELECT version, checksum FROM _sqlx_migrations WHERE success").await?;
     let applied = applied.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<sqlx::Result<BTreeMap<i64, Vec<u8>>>>()?;
-    let mut facts = schema_facts(&applied, &POSTGRES);
-    // Another version's objects are not judged by ours.
+    let there = "SELECT coalesce(has_table_privilege(to_regclass('oldest_writer'), 'SELECT'), false)";
+    let oldest_writer = match one(connection, there).await?.try_get(0)? {
+        true => one(connection, OLDEST_WRITER).await?.try_get::<Option<i64>, _>(0)?,
+        false => None,
+    };
+    let mut facts = schema_facts(&applied, oldest_writer, &POSTGRES);
+    // Another version's objects are not judged by ours, but for those that ours needs.
     if facts.missing.is_empty() && facts.unknown.is_empty() {
         facts.differences = differences(connection).await?;
+        facts.differences.retain(|difference| facts.later.is_empty() || difference.how == How::Missing);
+        if oldest_writer.is_none() {
+            facts.differences.push(Difference { kind: "table".into(), name: "oldest_writer".into(), how: How::Missing });
+        }
     }
     Ok(facts)
 }
@@ -223,10 +233,19 @@ async fn differences(connection: &mut PgConnection) -> sqlx::Result<Vec<Differen
         Some(body) => (!POSTGRES.iter().any(|migration| migration.sql.as_str().contains(&body))).then_some(How::Changed),
     };
     found.extend(how.map(|how| Difference { kind: "function".into(), name: "event_only_grows".into(), how }));
+    // What partitions inherit cannot be taken from them alone.
+    let constraints = "SELECT conname::text FROM pg_constraint WHERE conrelid = to_regclass('event') AND contype = 'c' AND convalidated";
+    let there: BTreeSet<String> = connection.fetch_all(constraints).await?.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<_>>()?;
+    let fence = "SELECT EXISTS (SELECT FROM pg_constraint WHERE conrelid = to_regclass('event_default') AND conname = $1)";
+    if connection.fetch_one(sqlx::query(fence).bind(FENCE)).await?.try_get(0)? {
+        found.push(Difference { kind: "fence".into(), name: format!("{FENCE} on event_default"), how: How::Added });
+    }
+    let missing = named_in_migrations("CONSTRAINT", "CHECK").into_iter().filter(|constraint| !there.contains(constraint));
+    found.extend(missing.map(|name| Difference { kind: "constraint".into(), name, how: How::Missing }));
     let indexes = "SELECT c.relname::text FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid \
                    WHERE i.indrelid = to_regclass('event') AND i.indisvalid";
     let indexes: BTreeSet<String> = connection.fetch_all(indexes).await?.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<_>>()?;
-    let missing = indexes_of_migrations().into_iter().filter(|index| !indexes.contains(index));
+    let missing = named_in_migrations("INDEX", "ON").into_iter().filter(|index| !indexes.contains(index));
     found.extend(missing.map(|name| Difference { kind: "index".into(), name, how: How::Missing }));
     Ok(found)
 }
@@ -262,15 +281,15 @@ async fn triggers(connection: &mut PgConnection, tables: &[(String, bool)]) -> s
     Ok(found)
 }
 
-/// The indexes that the migrations leave behind, by their names.
-fn indexes_of_migrations() -> BTreeSet<String> {
+/// The objects of a kind that the migrations leave behind, by their names: of `INDEX name ON`, or of `CONSTRAINT name CHECK`.
+fn named_in_migrations(kind: &str, before: &str) -> BTreeSet<String> {
     let mut left = BTreeSet::new();
     for migration in POSTGRES.iter() {
         let words: Vec<&str> = migration.sql.as_str().split_whitespace().collect();
         for three in words.windows(3) {
             match *three {
-                ["INDEX", name, "ON"] => left.insert(name.to_owned()),
-                ["DROP", "INDEX", name] => left.remove(name.trim_end_matches(';')),
+                [word, name, then] if word == kind && then == before => left.insert(name.to_owned()),
+                ["DROP", word, name] if word == kind => left.remove(name.trim_end_matches(';')),
                 _ => false,
             };
         }
@@ -283,8 +302,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_indexes_are_read_from_the_migrations() {
-        let indexes = indexes_of_migrations();
+    fn indexes_and_constraints_are_read_from_the_migrations() {
+        let indexes = named_in_migrations("INDEX", "ON");
         assert!(indexes.contains("event_place") && indexes.contains("event_serial"), "{indexes:?}");
+        let constraints = named_in_migrations("CONSTRAINT", "CHECK");
+        assert!(constraints.len() == 6 && constraints.contains("event_seq_counts_from_0"), "{constraints:?}");
     }
 }

@@ -12,7 +12,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection, Row as _, SqliteConnection};
 
 use super::super::lock::{self, Writer};
-use super::super::sqlite::MIGRATIONS;
+use super::super::schema::{OLDEST_WRITER, SQLITE};
 use super::{Difference, How, SchemaFacts, schema_facts};
 use crate::timestamp::Timestamp;
 
@@ -133,10 +133,16 @@ async fn schema(connection: &mut SqliteConnection) -> sqlx::Result<SchemaFacts> 
     for row in sqlx::query("SELECT version, checksum FROM _sqlx_migrations WHERE success").fetch_all(&mut *connection).await? {
         applied.insert(row.try_get(0)?, row.try_get(1)?);
     }
-    let mut facts = schema_facts(&applied, &MIGRATIONS);
-    // Another version's objects are not judged by ours.
+    let oldest_writer = match sqlx::query(OLDEST_WRITER).fetch_one(&mut *connection).await {
+        Ok(row) => row.try_get::<Option<i64>, _>(0)?,
+        // Its table is among the differences.
+        Err(_) => None,
+    };
+    let mut facts = schema_facts(&applied, oldest_writer, &SQLITE);
+    // Another version's objects are not judged by ours, but for those that ours needs.
     if facts.missing.is_empty() && facts.unknown.is_empty() {
         facts.differences = differences(&as_made().await?, &objects(connection).await?);
+        facts.differences.retain(|difference| facts.later.is_empty() || difference.how == How::Missing);
     }
     Ok(facts)
 }
@@ -147,7 +153,7 @@ type Objects = BTreeMap<(String, String), String>;
 /// The objects that this program's migrations make, in a database that is only in memory.
 async fn as_made() -> sqlx::Result<Objects> {
     let mut fresh = SqliteConnectOptions::new().filename(":memory:").disable_statement_logging().connect().await?;
-    MIGRATIONS.run(&mut fresh).await.map_err(|error| sqlx::Error::Migrate(Box::new(error)))?;
+    SQLITE.run(&mut fresh).await.map_err(|error| sqlx::Error::Migrate(Box::new(error)))?;
     objects(&mut fresh).await
 }
 
@@ -213,12 +219,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_schema_of_another_version_is_told_and_its_objects_are_not_judged() {
-        let newer = schema_after(
-            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (9, 'later', 1, x'00', 0); DROP TRIGGER event_is_never_deleted",
-        )
-        .await;
-        assert_eq!((newer.version, newer.unknown, newer.differences), (Some(9), vec![9], Vec::new()));
+    async fn a_schema_of_a_later_program_is_told_and_only_what_this_one_needs_is_judged() {
+        let later = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (9, 'later', 1, x'00', 0); \
+                     CREATE INDEX later ON event (time); ";
+        let beside = schema_after(later).await;
+        assert_eq!((beside.version, beside.later, beside.unknown, beside.differences), (Some(9), vec![9], vec![], vec![]));
+        let needed = schema_after(
+            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+                                   VALUES (9, 'later', 1, x'00', 0); DROP TRIGGER event_is_never_deleted",
+        );
+        assert_eq!(needed.await.differences, only("trigger", "event_is_never_deleted", How::Missing));
+        let too_new = schema_after(
+            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+                                    VALUES (9, 'later', 1, x'00', 0); INSERT INTO oldest_writer VALUES (9); DROP TRIGGER event_is_never_deleted",
+        );
+        let too_new = too_new.await;
+        assert_eq!((too_new.version, too_new.unknown, too_new.differences), (Some(9), vec![9], Vec::new()));
     }
 
     #[tokio::test]

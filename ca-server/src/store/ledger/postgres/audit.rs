@@ -100,4 +100,17 @@ impl Database {
         let count: i64 = sqlx::query_with(sql, arguments(yyyymm(period), &[], &[])).fetch_one(&mut self.connection).await?.try_get(0)?;
         Ok(u64::try_from(count).unwrap_or(0))
     }
+
+    /// The chains that have rows in the period, each found by the index.
+    pub(in crate::store::ledger) async fn chains_in(&mut self, period: Period) -> sqlx::Result<Vec<ChainId>> {
+        let sql = "WITH RECURSIVE found AS ((SELECT chain FROM event WHERE period = $1 ORDER BY chain LIMIT 1) UNION ALL \
+                   SELECT (SELECT chain FROM event WHERE period = $1 AND chain > found.chain ORDER BY chain LIMIT 1) FROM found \
+                   WHERE found.chain IS NOT NULL) SELECT chain FROM found WHERE chain IS NOT NULL";
+        let rows = sqlx::query_with(sql, arguments(yyyymm(period), &[], &[])).fetch_all(&mut self.connection).await?;
+        let chain = |row: &PgRow| {
+            let chain: Vec<u8> = row.try_get(0)?;
+            chain.try_into().map(ChainId).map_err(|_| sqlx::Error::Decode("a chain is not of 16 octets".into()))
+        };
+        rows.iter().map(chain).collect()
+    }
 }

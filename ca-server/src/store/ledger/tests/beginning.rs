@@ -1,11 +1,13 @@
 //! What a process finds that takes the ledger over.
 
 use super::world;
-use crate::refusal::Reason;
+use crate::evidence::Evidence;
+use crate::refusal::{Reason, Refusal};
 use crate::store::ledger::event::Event;
-use crate::store::ledger::fixture::{NOON, options, start};
+use crate::store::ledger::fixture::{NOON, evidence, options, request, start};
+use crate::store::ledger::migrate::migrate;
 use crate::store::ledger::open_intent::NotOpened;
-use crate::store::ledger::{Ledger, LedgerStartError};
+use crate::store::ledger::{Ledger, LedgerReader, LedgerStartError, Logins, MigrationError, StartFact};
 
 #[test]
 fn what_a_killed_process_left_open_is_filed_unknown_once() {
@@ -85,12 +87,79 @@ async fn an_accepted_clock_is_recorded_and_need_not_be_accepted_again() {
 }
 
 #[tokio::test]
-async fn a_schema_of_a_later_version_is_left_alone() {
+async fn the_program_before_a_migration_writes_beside_the_one_after_it_unless_the_ledger_says_otherwise() {
     let world = world();
     world.start().await.shutdown().await;
     let later =
         "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (9999, 'later', TRUE, x'00', 0)";
     world.execute(later).await.unwrap();
+    let ledger = world.start().await;
+    world.issue(&ledger).await;
+    ledger.shutdown().await;
+    world.holds().await;
+    world.execute("INSERT INTO oldest_writer VALUES (9999)").await.unwrap();
     let refused = start(&world.location, &world.ca, &world.hands).await;
-    assert!(matches!(&refused, Err(LedgerStartError::Corrupt { .. })), "{refused:?}");
+    let names_both = |cause: &str| cause.contains("schema version 9999") && cause.contains("knows 1");
+    assert!(matches!(&refused, Err(LedgerStartError::Corrupt { cause, .. }) if names_both(cause)), "{refused:?}");
+    assert!(LedgerReader::open(&world.location).await.is_err());
+    let migrated = migrate(&world.location, &Logins::default(), world.hands.now()).await;
+    assert!(matches!(&migrated, Err(MigrationError::Refused(why)) if names_both(why)), "{migrated:?}");
+}
+
+#[tokio::test]
+async fn what_is_longer_than_a_row_may_be_is_refused_before_and_the_ledger_goes_on() {
+    let world = world();
+    let ledger = world.start().await;
+    let mut intent = world.make_now().intent();
+    intent.to_be_signed = vec![0; 65_400];
+    assert!(ledger.record((), intent.clone(), request(1)).await.is_err_and(|refused| format!("{refused:?}").contains("65,535")));
+    let mut facts = vec![world.ca.fact()];
+    let StartFact::Issuer { roots, .. } = &mut facts[0] else { panic!("an issuer's") };
+    *roots = vec![vec![0; 1000]; 66];
+    assert!(ledger.reloaded(facts.clone(), [9; 32]).await.is_err());
+    let evidence = Evidence { subject: Some("s".repeat(70_000)), ..evidence() };
+    ledger.refused(&Refusal::new(Reason::Lifetime, "too long"), request(2), None, &evidence);
+    world.issue(&ledger).await;
+    ledger.shutdown().await;
+    let mut options = options(&world.location, &world.ca);
+    options.facts.extend(facts);
+    assert!(matches!(Ledger::start(options, world.hands.clock()).await, Err(LedgerStartError::Corrupt { .. })));
+    let kinds = world.kinds().await;
+    assert!(kinds.contains(&"dropped".to_owned()) && !kinds.contains(&"refused".to_owned()), "what has no row is counted: {kinds:?}");
+    assert_eq!(world.holds().await.issued, 1);
+}
+
+#[tokio::test]
+async fn a_row_that_no_search_would_find_is_refused_by_the_database() {
+    let world = world();
+    world.start().await.shutdown().await;
+    for (column, value) in [
+        ("seq", "-1"),
+        ("seq", "-9223372036854775808"),
+        ("chain", "x''"),
+        ("chain", "x'0101'"),
+        ("period", "0"),
+        ("period", "202613"),
+        ("period", "2147483647"),
+        ("time", "-1"),
+        ("time", "9223372036854775807"),
+        ("hash", "x'00'"),
+        ("body", "x''"),
+        ("body", &format!("x'{}'", "00".repeat(65_536))),
+    ] {
+        let columns = ["period", "chain", "seq", "kind", "time", "hash", "body"];
+        let values = columns.map(|name| match name {
+            name if name == column => value,
+            "seq" => "1000",
+            name => name,
+        });
+        let insert = format!("INSERT INTO event ({}) SELECT {} FROM event WHERE kind = 'start'", columns.join(", "), values.join(", "));
+        let refused = world.execute(&insert).await.unwrap_err().to_string();
+        assert!(refused.contains(&format!("event_{column}_")), "{column} = {value:.40}: {refused}");
+    }
+    let longest = format!("x'{}'", "00".repeat(65_535));
+    let insert = format!(
+        "INSERT INTO event (period, chain, seq, kind, time, hash, body) SELECT period, chain, 1000, kind, time, hash, {longest} FROM event WHERE kind = 'start'"
+    );
+    world.execute(&insert).await.unwrap();
 }

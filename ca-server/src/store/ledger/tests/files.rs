@@ -88,7 +88,7 @@ async fn a_schema_that_cannot_be_written_is_not_called_a_newer_one() {
     let world = World::sqlite();
     world.start().await.shutdown().await;
     // What a first start leaves that ends before the ledger's own table is made.
-    world.execute("DROP TABLE event; DELETE FROM _sqlx_migrations").await.unwrap();
+    world.execute("DROP TABLE event; DROP TABLE oldest_writer; DELETE FROM _sqlx_migrations").await.unwrap();
     let mut other = world.hold().await;
     let refused = start(&world.location, &world.ca, &world.hands).await;
     assert!(matches!(&refused, Err(LedgerStartError::Unavailable { .. })), "{refused:?}");

@@ -122,6 +122,25 @@ fn a_kind_of_a_later_version_still_reads() {
 }
 
 #[test]
+fn what_a_later_version_puts_after_a_known_kinds_elements_is_passed_over_and_nothing_else() {
+    for event in every_kind() {
+        let header = header(3, None, None);
+        let plain = encode(&header, &event);
+        let mut longer = plain.clone();
+        assert!((0x80..0x96).contains(&longer[0]), "an array of fewer than 22 elements");
+        longer[0] += 2;
+        longer.extend([0x63, b'n', b'e', b'w', 0x82, 0x01, 0xf6]);
+        assert!(is_deterministic(&longer));
+        assert_eq!(decode(&longer).unwrap(), (header.clone(), event.clone()), "{}", event.kind());
+        longer.push(0xf6);
+        assert!(decode(&longer).is_err(), "what stands behind the array is not in it");
+        let mut shorter = plain;
+        shorter[0] -= 1;
+        assert!(decode(&shorter).is_err(), "{}", event.kind());
+    }
+}
+
+#[test]
 fn bytes_that_say_the_same_in_another_way_are_not_deterministic() {
     let plain = encode(&header(0, None, None), &Event::End);
     assert!(is_deterministic(&plain));

@@ -2,8 +2,10 @@
 
 #![allow(clippy::duplicate_mod, reason = "each story is told once and compiled for each database")]
 
+mod detaching;
 mod files;
 mod format;
+mod migrating;
 mod on_postgres;
 mod on_sqlite;
 mod processes;

@@ -8,7 +8,7 @@ use super::super::event::{ChainId, Event, Hash, Place, RowRef};
 use super::super::issuance::certificate_of;
 use super::super::query::{Entry, ReadError};
 use super::standing::{ChainStanding, Standing};
-use crate::timestamp::Timestamp;
+use crate::timestamp::{Period, Timestamp};
 
 /// Rows read at a time.
 const PAGE: u32 = 500;
@@ -18,6 +18,7 @@ impl Standing {
     pub(super) async fn at(since: Timestamp, database: &mut Database) -> Result<Self, ReadError> {
         let mut standing = Self { since: Some(since), ..Self::default() };
         let mut begun = Vec::new();
+        let first = database.periods().await?.into_iter().find_map(|period| Period::new(u32::try_from(period).ok()?));
         for row in database.marks().await?.iter().filter(|row| row.time < since.micros()) {
             let entry = Entry::try_from(row)?;
             let time = entry.header.time;
@@ -39,6 +40,8 @@ impl Standing {
                 standing.chains.insert(chain, unfinished(&Entry::try_from(&row)?, database).await?);
             }
         }
+        // Nothing is left to read of what ended in a month that is not there any more.
+        standing.chains.retain(|_, chain| first.is_none_or(|first| chain.head.place.period >= first));
         let period = since.period();
         let of_period = standing.chains.values().filter(|chain| chain.head.place.period == period);
         let taken_for_granted: u64 = of_period.map(|chain| chain.head.place.seq + 1).sum();
@@ -73,7 +76,7 @@ async fn unfinished(head: &Entry, database: &mut Database) -> Result<ChainStandi
 async fn open_between(chain: ChainId, from: Place, until: Place, database: &mut Database) -> Result<BTreeMap<Place, Hash>, ReadError> {
     let mut open = BTreeMap::new();
     for period in database.periods().await? {
-        let Some(period) = u32::try_from(period).ok().and_then(crate::timestamp::Period::new) else { continue };
+        let Some(period) = u32::try_from(period).ok().and_then(Period::new) else { continue };
         if period < from.period || period > until.period {
             continue;
         }
