@@ -119,7 +119,7 @@ impl Server {
         let serving = Arc::new(ServingCertificate::default());
         let tls_config = tls::server_config(serving.clone(), parts.verifier).map_err(|error| Exit::config(format_args!("TLS: {error}")))?;
         let tls_config = Arc::new(ArcSwap::from_pointee(tls_config));
-        snapshot::show(&metrics, &parts.snapshot.issuers.0);
+        snapshot::show(&metrics, &parts.snapshot);
         let daemon = Arc::new(Daemon {
             call_timeout: config.call_timeout,
             names: config.names.clone(),
@@ -153,11 +153,11 @@ impl Server {
         self.monitoring_address
     }
 
-    /// Waits until every check of readiness is well; after `limit`, says what is not.
+    /// Waits until every required check of readiness is well; after `limit`, says what is not.
     pub async fn ready(&self, limit: Duration) -> Result<(), Exit> {
         let until = tokio::time::Instant::now() + limit;
         loop {
-            let unwell = self.daemon.checks().into_iter().find(|check| !check.ready);
+            let unwell = self.daemon.checks().into_iter().find(|check| check.required && !check.ready);
             match unwell {
                 None => return Ok(()),
                 Some(check) if tokio::time::Instant::now() >= until => {

@@ -8,6 +8,7 @@ use signers::{Job, Pace, SignError, SignFailure, Signer};
 
 use crate::refusal::{Reason, Refusal};
 use crate::store::ledger::{Recorded, Signed, Unsigned};
+use crate::timestamp::Timestamp;
 use crate::x509::chain::IssuerChain;
 use crate::x509::template::Draft;
 
@@ -20,15 +21,12 @@ pub struct Issuer {
     pub signer: Option<Signer>,
     /// The places of the key, one by one.
     pub keys: Vec<OpenedKey>,
-    /// The id of the issuer that it stands beside.
-    pub sibling_of: Option<String>,
 }
 
 impl Issuer {
-    /// Whether both sign the same calls.
-    fn stands_beside(&self, other: &Self) -> bool {
-        let group = |issuer: &'_ Self| issuer.sibling_of.clone().unwrap_or_else(|| issuer.chain.id().to_owned());
-        group(self) == group(other)
+    /// Whether it signs at `now`, as far as is known.
+    pub fn signs_at(&self, now: Timestamp) -> bool {
+        self.chain.may_sign_at(now) && self.signer.as_ref().is_some_and(|signer| signer.health().is_ready())
     }
 }
 
@@ -37,8 +35,10 @@ impl Issuer {
 pub struct OpenedKey {
     /// Signs there alone.
     pub signer: Signer,
-    /// What it was started with, so that a reload keeps one that would be started just the same.
+    /// What it was started with, together with others, so that a reload keeps one that would be started just the same.
     pub started_with: Arc<str>,
+    /// Which of the keys in `started_with` it is.
+    pub place: usize,
 }
 
 /// The issuers of one snapshot, in the config's order.
@@ -46,10 +46,9 @@ pub struct OpenedKey {
 pub struct Issuers(pub Vec<Issuer>);
 
 impl Issuers {
-    /// Whether this issuer's calls are signed now: by itself, or by one that stands beside it.
-    pub fn serves(&self, issuer: &Issuer) -> bool {
-        let ready = |other: &Issuer| other.signer.as_ref().is_some_and(|signer| signer.health().is_ready());
-        self.0.iter().any(|other| other.stands_beside(issuer) && ready(other))
+    /// The issuer with this chain.
+    pub fn of(&self, chain: &IssuerChain) -> Option<&Issuer> {
+        self.0.iter().find(|issuer| issuer.chain.id() == chain.id())
     }
 
     /// How fast the devices of these issuers sign together. Of one that does not sign nothing is known.

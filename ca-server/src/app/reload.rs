@@ -41,7 +41,7 @@ impl Daemon {
         for signer in parts.snapshot.issuers.0.iter().filter_map(|issuer| issuer.signer.as_ref()) {
             signer.retry_login_ordered_at(ordered);
         }
-        snapshot::show(&self.metrics, &parts.snapshot.issuers.0);
+        snapshot::show(&self.metrics, &parts.snapshot);
         self.metrics.serving_ends(self.serving_ends.get());
         self.pipeline.swap(parts.snapshot);
         self.tls.store(Arc::new(tls));

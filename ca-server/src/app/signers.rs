@@ -13,7 +13,7 @@ use crate::config::{Config, DeviceConfig, Isolation, KeyConfig, LogFormat};
 use crate::guard::Rules;
 use crate::guard::key_rules::BACKDATED_AT_MOST;
 use crate::issue::{PERMITS, Snapshot};
-use crate::issuer::{Issuer, OpenedKey};
+use crate::issuer::{Issuer, Issuers, OpenedKey};
 use crate::metrics::{Metrics, SignerMetrics};
 use crate::policy::ServingName;
 use crate::x509::chain::IssuerChain;
@@ -30,19 +30,19 @@ pub(super) async fn open(config: &Config, metrics: &Arc<Metrics>, before: Option
     for places in groups(config) {
         let wanted = Wanted { config, places };
         let started_with: Arc<str> = wanted.description().into();
-        let signers = match before.and_then(|before| wanted.kept(before, &started_with)) {
+        let signers = match before.and_then(|before| wanted.kept(&before.issuers, &started_with)) {
             Some(signers) => signers,
             None => wanted.start(metrics).await?,
         };
-        for (place, signer) in wanted.places.iter().zip(signers) {
-            opened[place.issuer][place.number] = Some(OpenedKey { signer, started_with: started_with.clone() });
+        for (at, (place, signer)) in wanted.places.iter().zip(signers).enumerate() {
+            opened[place.issuer][place.number] = Some(OpenedKey { signer, started_with: started_with.clone(), place: at });
         }
     }
     let issuers = config.issuers.iter().zip(opened).map(|(issuer, keys)| {
         let keys: Vec<OpenedKey> = keys.into_iter().flatten().collect();
         let signers: Vec<Signer> = keys.iter().map(|key| key.signer.clone()).collect();
         // Each was compared with the issuer's certificate when it was opened.
-        Issuer { chain: issuer.chain.clone(), signer: Signer::together(&signers), keys, sibling_of: issuer.sibling_of.clone() }
+        Issuer { chain: issuer.chain.clone(), signer: Signer::together(&signers), keys }
     });
     Ok(issuers.collect())
 }
@@ -110,20 +110,23 @@ impl<'a> Wanted<'a> {
         self.places.iter().map(|place| self.chain(place).id()).collect::<Vec<_>>().join(", ")
     }
 
-    /// Everything that a start depends on.
+    /// Everything that a start depends on, and whom the metrics name.
     fn description(&self) -> String {
-        let keys = self.places.iter().map(|place| (place.key.uri.to_string(), self.chain(place).public_key().fingerprint(), place.number));
+        let key = |place: &Place<'_>| {
+            let chain = self.chain(place);
+            (chain.id().to_owned(), place.number, place.key.uri.to_string(), chain.public_key().fingerprint())
+        };
         let rules = if self.places[0].in_a_process() { self.rules() } else { Vec::new() };
-        format!("{:?} {:?} {:?}", self.device(), keys.collect::<Vec<_>>(), String::from_utf8_lossy(&rules))
+        format!("{:?} {:?} {:?}", self.device(), self.places.iter().map(key).collect::<Vec<_>>(), String::from_utf8_lossy(&rules))
     }
 
-    fn kept(&self, before: &Snapshot, started_with: &Arc<str>) -> Option<Vec<Signer>> {
-        let kept = |place: &Place<'_>| {
-            let public = self.chain(place).public_key();
-            let mut former = before.issuers.0.iter().filter(|former| former.chain.public_key() == public).flat_map(|former| &former.keys);
-            former.find(|key| key.started_with == *started_with).map(|key| key.signer.clone())
+    /// The signers of a snapshot before that were started just so, each for its own key.
+    fn kept(&self, before: &Issuers, started_with: &Arc<str>) -> Option<Vec<Signer>> {
+        let kept = |at: usize| {
+            let mut former = before.0.iter().flat_map(|former| &former.keys);
+            former.find(|key| key.started_with == *started_with && key.place == at).map(|key| key.signer.clone())
         };
-        self.places.iter().map(kept).collect()
+        (0..self.places.len()).map(kept).collect()
     }
 
     async fn start(&self, metrics: &Arc<Metrics>) -> Result<Vec<Signer>, Exit> {

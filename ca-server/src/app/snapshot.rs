@@ -79,15 +79,15 @@ fn bundle(issuers: &[IssuerConfig]) -> Arc<str> {
 }
 
 /// Tells the metrics what is in force now.
-pub(super) fn show(metrics: &Metrics, issuers: &[Issuer]) {
+pub(super) fn show(metrics: &Metrics, snapshot: &Snapshot) {
     metrics.forget_issuers();
-    for issuer in issuers {
+    for issuer in &snapshot.issuers.0 {
         metrics.issuer_ends(issuer.chain.id(), issuer.chain.issuing_ends(), issuer.chain.root_ends());
         if let Some(signer) = &issuer.signer {
             metrics.signer_kind(issuer.chain.id(), signer.kind());
         }
     }
-    if let Some(default) = issuers.iter().find(|issuer| issuer.signer.is_some()) {
-        metrics.default_issuer_ends(default.chain.ends(), default.chain.root_ends());
+    if let Some(default) = snapshot.policy.default_issuers().first() {
+        metrics.default_issuer_ends(default.ends(), default.root_ends());
     }
 }

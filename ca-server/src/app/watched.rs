@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Daemon;
 use crate::front::monitoring::{Check, Watched};
+use crate::issue::Snapshot;
 use crate::issuer::Issuer;
 use crate::metrics::Metrics;
 use crate::timestamp::Timestamp;
@@ -31,14 +32,15 @@ impl Watched for View {
 }
 
 impl Daemon {
-    /// Everything that must be well before calls are answered.
+    /// Everything that can be unwell, what must be well before calls are answered first.
     pub(super) fn checks(&self) -> Vec<Check> {
         let now = self.clock.now();
         let ledger = self.ledger.health(now);
-        let mut checks = vec![Check { name: "ledger".to_owned(), ready: ledger.ready, detail: ledger.detail }];
-        let issuers = &self.pipeline.snapshot().issuers;
-        checks.extend(issuers.0.iter().flat_map(|issuer| issuer_checks(issuer, issuers.serves(issuer), now)));
+        let snapshot = self.pipeline.snapshot();
+        let mut checks = vec![Check { name: "ledger".to_owned(), required: true, ready: ledger.ready, detail: ledger.detail }];
+        checks.push(default_check(&snapshot, now));
         checks.push(self.serving_check(now));
+        checks.extend(snapshot.issuers.0.iter().flat_map(|issuer| issuer_checks(issuer, now)));
         checks
     }
 
@@ -49,13 +51,42 @@ impl Daemon {
             true if ends <= now => (false, format!("ended at {ends}")),
             true => (true, format!("valid until {ends}")),
         };
-        Check { name: "serving_certificate".to_owned(), ready, detail }
+        Check { name: "serving_certificate".to_owned(), required: true, ready, detail }
     }
 }
 
-/// An active issuer's certificates and signer; a retiring one does nothing that could be unwell. `serves`: its calls are signed, if need be by
-/// a sibling.
-fn issuer_checks(issuer: &Issuer, serves: bool, now: Timestamp) -> Vec<Check> {
+/// Whether a call that names no issuer would be signed. What of its issuers cannot sign is said, too.
+fn default_check(snapshot: &Snapshot, now: Timestamp) -> Check {
+    let of = |signing: bool| {
+        let of = snapshot.policy.default_issuers().iter().filter_map(|chain| snapshot.issuers.of(chain));
+        of.filter(move |issuer| issuer.signs_at(now) == signing)
+    };
+    let signing = of(true).map(|issuer| issuer.chain.id()).collect::<Vec<_>>().join(", ");
+    let not: Vec<String> = of(false).map(|issuer| format!("{} cannot ({})", issuer.chain.id(), what_is_wrong(issuer, now))).collect();
+    let detail = match (signing.is_empty(), not.join("; ")) {
+        (true, not) => not,
+        (false, not) if not.is_empty() => format!("can sign: {signing}"),
+        (false, not) => format!("can sign: {signing}; {not}"),
+    };
+    Check { name: "default_issuer".to_owned(), required: true, ready: !signing.is_empty(), detail }
+}
+
+fn what_is_wrong(issuer: &Issuer, now: Timestamp) -> String {
+    match &issuer.signer {
+        Some(signer) if issuer.chain.may_sign_at(now) => {
+            let health = signer.health();
+            format!("{}: {}", health.condition, health.detail)
+        }
+        _ => validity(issuer),
+    }
+}
+
+fn validity(issuer: &Issuer) -> String {
+    format!("valid from {} to {}", issuer.chain.begins(), issuer.chain.ends())
+}
+
+/// An active issuer's certificates and signer; a retiring one does nothing that could be unwell.
+fn issuer_checks(issuer: &Issuer, now: Timestamp) -> Vec<Check> {
     let (id, chain) = (issuer.chain.id(), &issuer.chain);
     let Some(signer) = &issuer.signer else {
         return Vec::new();
@@ -67,11 +98,7 @@ fn issuer_checks(issuer: &Issuer, serves: bool, now: Timestamp) -> Vec<Check> {
         format!("{}: {}", health.condition, health.detail)
     };
     vec![
-        Check {
-            name: format!("issuer:{id}"),
-            ready: chain.may_sign_at(now),
-            detail: format!("valid from {} to {}", chain.begins(), chain.ends()),
-        },
-        Check { name: format!("signer:{id}"), ready: serves, detail },
+        Check { name: format!("issuer:{id}"), required: false, ready: chain.may_sign_at(now), detail: validity(issuer) },
+        Check { name: format!("signer:{id}"), required: false, ready: health.is_ready(), detail },
     ]
 }

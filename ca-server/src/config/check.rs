@@ -13,7 +13,7 @@ use super::file::{Device, File, Isolation, Issuer, IssuerState, Jwt, Key, Ledger
 use super::{Config, ConfigError, DeviceConfig, Files, IssuerConfig, JwtConfig, KeyConfig, RequestDefaults};
 use crate::authn::jwks;
 use crate::digest::sha256;
-use crate::policy::{KeyAllowed, Profile, SanRule, ServingName, TrustDomains};
+use crate::policy::{KeyAllowed, Profile, SanRule, ServingName, TrustDomains, default_group};
 use crate::spiffe::TrustDomain;
 use crate::store::ledger::{Location, ServerFiles, StartFact};
 use crate::timestamp::Timestamp;
@@ -194,6 +194,7 @@ impl<'a> Checker<'a> {
         if !issuers.iter().any(|issuer| !issuer.keys.is_empty()) {
             return Err(self.bad("issuer", "has no active entry, so nothing could be issued"));
         }
+        self.default_issuers(&issuers, now)?;
         Ok(issuers)
     }
 
@@ -206,8 +207,6 @@ impl<'a> Checker<'a> {
     ) -> Result<IssuerConfig, ConfigError> {
         self.not_empty("issuer.id", &issuer.id)?;
         let chain = self.chain(issuer)?;
-        let valid = chain.begins() <= now && now < chain.ends();
-        let span = format!("is valid from {} to {}; it is now {now}", chain.begins(), chain.ends());
         let uris = self.keys(issuer)?;
         let key_uris = uris.iter().map(KeyUri::without_secrets).collect::<Vec<_>>().join(" ");
         let recorded = StartFact::Issuer {
@@ -221,9 +220,6 @@ impl<'a> Checker<'a> {
             return Err(self.bad(&format!("{} and {}", of(issuer, "chain"), of(issuer, "roots")), why));
         }
         let keys = match issuer.state {
-            IssuerState::Active if !valid => {
-                return Err(self.bad(&of(issuer, "chain"), format_args!("{span}; renew it, or set state = \"retiring\"")));
-            }
             IssuerState::Active => {
                 for pin in uris.iter().filter_map(KeyUri::pin_source) {
                     (self.files.check_secret)(pin, "PIN")
@@ -231,13 +227,12 @@ impl<'a> Checker<'a> {
                 }
                 self.places(issuer, uris, devices)?
             }
-            IssuerState::Retiring => {
-                if !valid {
-                    warnings.push(format!("retiring issuer {} {span}", issuer.id));
-                }
-                Vec::new()
-            }
+            IssuerState::Retiring => Vec::new(),
         };
+        if !chain.may_sign_at(now) {
+            let state = if keys.is_empty() { "retiring" } else { "active" };
+            warnings.push(format!("{state} issuer {} {}", issuer.id, validity(&chain, now)));
+        }
         Ok(IssuerConfig {
             chain: Arc::new(chain),
             keys,
@@ -245,6 +240,21 @@ impl<'a> Checker<'a> {
             transcript: self.transcript(issuer)?,
             sibling_of: issuer.sibling_of.clone(),
         })
+    }
+
+    /// One issuer of those that sign for calls which name none must be good for signatures, now or when its time comes.
+    fn default_issuers(&self, issuers: &[IssuerConfig], now: Timestamp) -> Result<(), ConfigError> {
+        let members: Vec<_> = issuers.iter().map(IssuerConfig::member).collect();
+        let default: Vec<_> = default_group(&members).into_iter().map(|place| &issuers[place].chain).collect();
+        let over = |chain: &Arc<IssuerChain>| !chain.may_sign_at(now) && chain.begins() <= now;
+        match default.first() {
+            Some(first) if default.iter().all(|chain| over(chain)) => {
+                let siblings = if default.len() > 1 { ", and its siblings' time is over, too" } else { "" };
+                let why = format_args!("{}{siblings}; renew it, or set state = \"retiring\"", validity(first, now));
+                Err(self.bad(&format!("issuer.{}.chain", first.id()), why))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Siblings stand in for one another, so whoever trusts one must trust the other.
@@ -376,6 +386,10 @@ impl<'a> Checker<'a> {
 /// An issuer's key in the file, as errors name it.
 fn of(issuer: &Issuer, key: &str) -> String {
     format!("issuer.{}.{key}", issuer.id)
+}
+
+fn validity(chain: &IssuerChain, now: Timestamp) -> String {
+    format!("is valid from {} to {}; it is now {now}", chain.begins(), chain.ends())
 }
 
 fn key_allowed(key: Key) -> KeyAllowed {

@@ -18,7 +18,7 @@ pub use examine::{Examination, ExaminedIssuer, ExaminedJwt, ExaminedKey};
 pub use file::{Isolation, Log, LogFormat, RequestDefaults};
 
 use crate::fairness::Limits;
-use crate::policy::{Profile, ServingName, TrustDomains};
+use crate::policy::{Member, Profile, ServingName, TrustDomains};
 use crate::spiffe::TrustDomain;
 use crate::store::ledger::Location;
 use crate::timestamp::Timestamp;
@@ -88,6 +88,13 @@ pub struct IssuerConfig {
     pub transcript: Option<[u8; 32]>,
     /// The id of the issuer beside which it signs.
     pub sibling_of: Option<String>,
+}
+
+impl IssuerConfig {
+    /// As a member of its group.
+    pub fn member(&self) -> Member<'_> {
+        Member { id: self.chain.id(), active: !self.keys.is_empty(), sibling_of: self.sibling_of.as_deref() }
+    }
 }
 
 /// One place of an issuer's key.

@@ -25,11 +25,13 @@ const HEADER_LIMIT: Duration = Duration::from_secs(10);
 /// For a whole connection; scrapers dial again.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(300);
 
-/// One thing that must be well before calls are answered.
+/// One thing that can be well or not.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
-    /// Short and stable: `ledger`, `issuer:<id>`, `serving_certificate` …
+    /// Short and stable: `ledger`, `default_issuer`, `serving_certificate`, `issuer:<id>`, `signer:<id>`.
     pub name: String,
+    /// Whether it must be well before calls are answered; what is not required is for alerts and people.
+    pub required: bool,
     /// Whether it is well.
     pub ready: bool,
     /// One sentence.
@@ -38,7 +40,7 @@ pub struct Check {
 
 /// What monitoring can see of the daemon.
 pub trait Watched: Send + Sync + 'static {
-    /// Everything that must be well before calls are answered.
+    /// Everything that can be well or not.
     fn checks(&self) -> Vec<Check>;
     /// Every root, PEM.
     fn bundle(&self) -> Arc<str>;
@@ -95,7 +97,7 @@ async fn metrics(State(watched): State<Arc<dyn Watched>>) -> impl IntoResponse {
 
 async fn ready(State(watched): State<Arc<dyn Watched>>) -> impl IntoResponse {
     let checks = watched.checks();
-    let readiness = Readiness { ready: checks.iter().all(|check| check.ready), checks };
+    let readiness = Readiness { ready: checks.iter().all(|check| check.ready || !check.required), checks };
     let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = serde_json::to_string(&readiness).expect("texts and booleans always encode");
     (status, [(header::CONTENT_TYPE, "application/json")], body)

@@ -1,12 +1,14 @@
 //! What a caller may have: profile, lifetime, issuer, SANs. Pure: no I/O, no clock, no async, no metrics; time and randomness are passed in.
 
 pub mod grant;
+mod group;
 mod profile;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use grant::{Grant, ServingName, Subject};
+pub use group::{Member, default_group};
 pub use profile::{BadProfile, KeyAllowed, Profile, SanRule};
 
 use crate::refusal::{Reason, Refusal};
@@ -52,17 +54,31 @@ pub struct Choice {
     pub sibling_of: Option<String>,
 }
 
+impl Choice {
+    fn member(&self) -> Member<'_> {
+        Member { id: self.chain.id(), active: self.active, sibling_of: self.sibling_of.as_deref() }
+    }
+}
+
 /// The rules of one snapshot.
 #[derive(Debug)]
 pub struct Policy {
     profile: Profile,
     issuers: Vec<Choice>,
+    default: Vec<Arc<IssuerChain>>,
 }
 
 impl Policy {
-    /// Rules over these issuers; the first active one is the default.
+    /// Rules over these issuers.
     pub fn new(profile: Profile, issuers: Vec<Choice>) -> Self {
-        Self { profile, issuers }
+        let members: Vec<_> = issuers.iter().map(Choice::member).collect();
+        let default = default_group(&members).into_iter().map(|place| issuers[place].chain.clone()).collect();
+        Self { profile, issuers, default }
+    }
+
+    /// The issuers that sign for calls that name none, whatever the time: see `default_group`.
+    pub fn default_issuers(&self) -> &[Arc<IssuerChain>] {
+        &self.default
     }
 
     /// What `caller` is granted for its CSR and wishes. `jitter` is fresh randomness that shortens the lifetime where the profile says so.
@@ -104,18 +120,16 @@ impl Policy {
         Ok(Grant::new(subject, issuer.clone(), lifetime, (not_before, not_after), self.profile.digest()))
     }
 
-    /// The issuers that may sign, never none: the one that CertSigner names; when it names none, the first active one and its siblings.
-    /// Those of them whose time has come or gone are left out while there are others.
+    /// The issuers that may sign, never none: the one that CertSigner names; when it names none, the default ones. Those whose time has not
+    /// come, or is over, are left out while there are others.
     pub fn issuers(&self, asked: &Asked, now: Timestamp) -> Result<Vec<Arc<IssuerChain>>, Refusal> {
-        let active = || self.issuers.iter().filter(|issuer| issuer.active);
         let mut allowed: Vec<Arc<IssuerChain>> = match asked {
             Asked::NotText => return Err(Refusal::new(Reason::MalformedRequest, "CertSigner is not a text")),
-            Asked::Text(id) => active().find(|issuer| issuer.chain.id() == id).map(|issuer| issuer.chain.clone()).into_iter().collect(),
-            Asked::Nothing => {
-                let first = active().find(|issuer| issuer.sibling_of.is_none());
-                let sibling = |issuer: &&Choice| first.is_some_and(|first| issuer.sibling_of.as_deref() == Some(first.chain.id()));
-                first.into_iter().chain(active().filter(sibling)).map(|issuer| issuer.chain.clone()).collect()
+            Asked::Text(id) => {
+                let named = self.issuers.iter().find(|issuer| issuer.active && issuer.chain.id() == id);
+                named.map(|issuer| issuer.chain.clone()).into_iter().collect()
             }
+            Asked::Nothing => self.default.clone(),
         };
         if allowed.len() > 1 && allowed.iter().any(|issuer| issuer.may_sign_at(now)) {
             allowed.retain(|issuer| issuer.may_sign_at(now));

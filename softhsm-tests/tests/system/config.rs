@@ -81,7 +81,7 @@ fn a_pin_file_that_others_can_read_or_that_we_cannot_is_refused() {
 }
 
 #[test]
-fn an_expired_active_issuer_refuses_to_start_and_an_expired_retiring_one_is_a_warning() {
+fn an_expired_issuer_is_a_warning_beside_a_good_one_and_refused_where_nobody_else_signs() {
     let material = Material::new();
     let root = Authority::root("root", DAY * 365);
     let expired = root.intermediate("expired", Duration::ZERO);
@@ -91,12 +91,19 @@ fn an_expired_active_issuer_refuses_to_start_and_an_expired_retiring_one_is_a_wa
     let issuer =
         "\n[[issuer]]\nid = \"old\"\nkey = \"file:old.key\"\nchain = \"old-chain.pem\"\nroots = \"old-root.pem\"\nstate = \"active\"\n";
     let ca = TestCa::configured(material, Setup { append: issuer.to_owned(), ..Setup::default() });
-    let said = complaint(&ca, "serve");
-    assert!(said.contains("`issuer.old.chain`") && said.contains("renew it"), "{said}");
+    let warned = |warning: &str| {
+        let output = ca.verb(&["check-config"]).output().expect("ca-server runs");
+        assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains(warning), "{warning}: {output:?}");
+    };
+    warned("warning: active issuer old is valid from");
+    ca.edit_config("roots = \"root-cert.pem\"\nstate = \"active\"", "roots = \"root-cert.pem\"\nstate = \"retiring\"");
+    for verb in ["check-config", "serve"] {
+        let said = complaint(&ca, verb);
+        assert!(said.contains("`issuer.old.chain`") && said.contains("renew it"), "{said}");
+    }
+    ca.edit_config("roots = \"root-cert.pem\"\nstate = \"retiring\"", "roots = \"root-cert.pem\"\nstate = \"active\"");
     ca.edit_config("roots = \"old-root.pem\"\nstate = \"active\"", "roots = \"old-root.pem\"\nstate = \"retiring\"");
-    let output = ca.verb(&["check-config"]).output().expect("ca-server runs");
-    assert!(output.status.success());
-    assert!(String::from_utf8_lossy(&output.stdout).contains("warning: retiring issuer old"));
+    warned("warning: retiring issuer old");
 }
 
 #[test]

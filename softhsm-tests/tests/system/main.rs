@@ -35,5 +35,6 @@ mod seen;
 mod several_tokens;
 mod signer_process;
 mod signer_service;
+mod start;
 mod tls;
 mod touches;

@@ -19,17 +19,17 @@ const YEAR: Duration = Duration::from_secs(86_400 * 365);
 const RECOVERY: Duration = Duration::from_secs(10);
 
 /// A second device: SoftHSM in a directory of its own, behind the fault module.
-struct Second {
-    directory: PathBuf,
-    control: Control,
+pub struct Second {
+    pub directory: PathBuf,
+    pub control: Control,
 }
 
 impl Second {
-    fn beside(material: &Material) -> Self {
+    pub fn beside(material: &Material) -> Self {
         Self::named(material, "second")
     }
 
-    fn named(material: &Material, name: &str) -> Self {
+    pub fn named(material: &Material, name: &str) -> Self {
         let directory = material.file(name);
         std::fs::create_dir_all(directory.join("faults")).expect("writable");
         let conf =
@@ -39,7 +39,7 @@ impl Second {
     }
 
     /// `[device.NAME]`.
-    fn section(&self) -> String {
+    pub fn section(&self) -> String {
         let name = self.directory.file_name().and_then(|name| name.to_str()).expect("text");
         format!(
             "\n[device.{name}]\nenv = {{ PKCS11_FAULT_MODULE = {:?}, PKCS11_FAULT_DIR = {:?}, SOFTHSM2_CONF = {:?} }}\n",
@@ -50,37 +50,37 @@ impl Second {
     }
 }
 
-fn softhsm() -> PathBuf {
+pub fn softhsm() -> PathBuf {
     signers::pkcs11::find_softhsm().expect("SoftHSM is installed by ./run-tests")
 }
 
-fn fault_module() -> PathBuf {
+pub fn fault_module() -> PathBuf {
     pkcs11_fault::library().expect("cargo builds it beside the tests")
 }
 
-fn copy(from: &Path, to: &Path) {
+pub fn copy(from: &Path, to: &Path) {
     let status = Command::new("cp").arg("-a").args([from, to]).status().expect("cp runs");
     assert!(status.success());
 }
 
-/// A token with this key in it.
-fn import(conf: &Path, key: &Path, pin: &str) {
+/// A token of this label with this key in it.
+pub fn import(conf: &Path, label: &str, key: &Path, pin: &str) {
     let run = |arguments: &[&str]| {
         let output = Command::new("softhsm2-util").env("SOFTHSM2_CONF", conf).args(arguments).output().expect("comes with SoftHSM");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
-    run(&["--init-token", "--free", "--label", "sibling", "--so-pin", "00000000", "--pin", pin]);
+    run(&["--init-token", "--free", "--label", label, "--so-pin", "00000000", "--pin", pin]);
     let key = key.to_str().expect("text");
-    run(&["--import", key, "--token", "sibling", "--label", "sibling", "--id", "5b", "--pin", pin]);
+    run(&["--import", key, "--token", label, "--label", "sibling", "--id", "5b", "--pin", pin]);
 }
 
 /// The one line of `ca.toml` that begins so.
-fn line(material: &Material, begins: &str) -> String {
+pub fn line(material: &Material, begins: &str) -> String {
     let text = material.read("ca.toml");
     text.lines().find(|line| line.starts_with(begins)).unwrap_or_else(|| panic!("no {begins}")).to_owned()
 }
 
-fn uri(material: &Material) -> String {
+pub fn uri(material: &Material) -> String {
     line(material, "key = ").trim_start_matches("key = ").trim_matches('"').to_owned()
 }
 
@@ -108,7 +108,7 @@ async fn taken_away_and_given_back(ca: &TestCa, second: &Second, what: &str) -> 
 }
 
 /// What readiness says of every signer.
-async fn signer_details(ca: &TestCa) -> String {
+pub async fn signer_details(ca: &TestCa) -> String {
     let (_, body) = ca.get("/healthz/ready").await;
     let ready: serde_json::Value = serde_json::from_str(&body).expect("JSON");
     let checks = ready["checks"].as_array().expect("a list").iter();
@@ -116,7 +116,7 @@ async fn signer_details(ca: &TestCa) -> String {
 }
 
 /// A daemon whose one issuer has its key in two tokens, the second a copy of the first.
-async fn with_two_tokens() -> (TestCa, Second) {
+pub async fn with_two_tokens() -> (TestCa, Second) {
     let material = Material::new();
     let second = Second::beside(&material);
     copy(&material.file("tokens"), &second.directory.join("tokens"));
@@ -184,8 +184,8 @@ async fn a_sibling_takes_the_calls_of_an_issuer_that_fails_with_serials_of_its_o
     }
     let pin = material.read("issuing.pin").trim_end().to_owned();
     std::fs::create_dir_all(second.directory.join("tokens")).expect("writable");
-    import(&material.file("softhsm2.conf"), &material.file("one.key"), &pin);
-    import(&second.directory.join("softhsm2.conf"), &material.file("other.key"), &pin);
+    import(&material.file("softhsm2.conf"), "sibling", &material.file("one.key"), &pin);
+    import(&second.directory.join("softhsm2.conf"), "sibling", &material.file("other.key"), &pin);
     let uri = |module: &Path| {
         let pin = material.file("issuing.pin");
         format!("pkcs11:token=sibling;object=sibling?module-path={}&pin-source=file:{}", module.display(), pin.display())

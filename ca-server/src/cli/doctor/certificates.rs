@@ -21,19 +21,28 @@ pub(super) fn examine(examined: &Examination, now: Timestamp) -> Findings {
                 let remedy = "put the certificates of the ceremony there: the issuing one first in `chain`, the root in `roots`";
                 findings.problem("chain", complaint.to_string(), remedy);
             }
-            Ok(chain) => of_chain(&mut findings, issuer, chain, longest, now),
+            // A config in which nobody signs is refused.
+            Ok(chain) => of_chain(&mut findings, issuer, chain, examined.refused.is_none(), longest, now),
         }
     }
     serving(&mut findings, &examined.names);
     findings
 }
 
-fn of_chain(findings: &mut Findings, issuer: &ExaminedIssuer, chain: &IssuerChain, longest: Option<Duration>, now: Timestamp) {
+fn of_chain(
+    findings: &mut Findings,
+    issuer: &ExaminedIssuer,
+    chain: &IssuerChain,
+    beside_a_good_one: bool,
+    longest: Option<Duration>,
+    now: Timestamp,
+) {
     let name = chain.subject_text();
     let renew = "hold a ceremony for a new issuing certificate, add it as an [[issuer]], and let the old one retire";
     if chain.ends() <= now {
         let what = format!("{name} and its chain were valid until {}, {} ago", chain.ends(), span(now.since(chain.ends())));
         match issuer.active {
+            true if beside_a_good_one => findings.warning("chain", format!("{what}: it signs nothing, others do"), renew),
             true => findings.problem("chain", format!("{what}: nothing can be issued"), renew),
             false => findings.warning("chain", what, "take the retired [[issuer]] out of the config; its roots leave the bundle with it"),
         }

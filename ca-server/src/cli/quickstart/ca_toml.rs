@@ -135,7 +135,7 @@ out = "demo"
 [device.softhsm]
 env = {{ SOFTHSM2_CONF = {softhsm} }}
 
-# The first active issuer is the default; a retiring one stays in the bundle and signs nothing. The PIN is read from a file that
+# The first issuer with an active one in its group is the default; a retiring one stays in the bundle and signs nothing. The PIN is read from a file that
 # nobody else may read; the root's key is not named here, because serving does not need it.
 [[issuer]]
 id = "quickstart"
