@@ -10,7 +10,7 @@ mod watched;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
@@ -109,7 +109,7 @@ impl Server {
         let csr_listener = listen("csr.listen", with_port(config.csr_listen, options.ports.csr)).await?;
         let monitoring_listener = listen("monitoring.listen", with_port(config.monitoring_listen, options.ports.monitoring)).await?;
         let ledger = open_ledger(&config, options, &metrics, clock.clone()).await?;
-        let parts = match snapshot::build(&config, &metrics, clock.now(), None).await {
+        let parts = match snapshot::build(&config, &metrics, clock.now(), Instant::now(), None).await {
             Ok(parts) => parts,
             Err(exit) => {
                 ledger.shutdown().await;

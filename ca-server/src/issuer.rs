@@ -112,7 +112,7 @@ fn refusal(failure: &SignFailure) -> Refusal {
         _ if failure.deadline_passed => Reason::Deadline,
         SignError::Busy(_) => Reason::Overloaded,
         SignError::Lost(_) => Reason::DeviceDown,
-        SignError::Locked(_) | SignError::Rejected(_) => Reason::DeviceRefused,
+        SignError::Locked(_) | SignError::Rejected(_) | SignError::WrongKey(_) => Reason::DeviceRefused,
         SignError::Forbidden(_) => Reason::GuardRefused,
         SignError::Stopped => Reason::Stopping,
     };

@@ -121,7 +121,7 @@ pub fn another_key_is_refused(subject: &Subject<'_>) -> Verdict {
     let expected = subject.start(two, PoolOptions::default())?.public_key().clone();
     let found = subject.start(one, PoolOptions::default())?.public_key().clone();
     match Signer::start(one.clone(), PoolOptions { expected: Some(expected.clone()), ..PoolOptions::default() }) {
-        Err(SignError::Rejected(text)) => subject
+        Err(SignError::WrongKey(text)) => subject
             .require(text.contains(&expected.fingerprint()) && text.contains(&found.fingerprint()), || {
                 format!("the sentence does not name both keys: {text}")
             })?,

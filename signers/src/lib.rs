@@ -114,6 +114,9 @@ pub enum SignError {
     /// Operator: the device refuses this key, mechanism or message.
     #[error("the device rejected the request: {0}")]
     Rejected(String),
+    /// Operator: another key is where this one should be. It is never used, and no waiting mends it.
+    #[error("it is the wrong key: {0}")]
+    WrongKey(String),
     /// Operator, at once: the guard of a signer process was asked to sign what its rules forbid. Whoever asked is taken over or has a fault.
     #[error("the signer's guard forbids it: {0}")]
     Forbidden(String),
@@ -126,7 +129,8 @@ impl SignError {
     /// The cause alone, without who must act.
     pub fn cause(&self) -> &str {
         match self {
-            Self::Busy(cause) | Self::Lost(cause) | Self::Locked(cause) | Self::Rejected(cause) | Self::Forbidden(cause) => cause,
+            Self::Busy(cause) | Self::Lost(cause) | Self::Locked(cause) => cause,
+            Self::Rejected(cause) | Self::WrongKey(cause) | Self::Forbidden(cause) => cause,
             Self::Stopped => "the signer has stopped",
         }
     }

@@ -17,11 +17,15 @@ use std::time::{Duration, Instant};
 pub use health::{Health, HealthState};
 pub use options::PoolOptions;
 
-use crate::{Job, KeyUri, PublicKey, SignError, SignFailure};
+use crate::{Device, Job, KeyUri, PublicKey, SignError, SignFailure};
 use job::{Answer, Progress, Queued, Timing};
 use source::Source;
-use state::Shared;
+use state::{Seat, Shared};
 
+/// How long pools that have no session yet are waited for when another has.
+const OTHERS_WITHIN: Duration = Duration::from_secs(2);
+/// How often several are looked at meanwhile.
+const LOOK: Duration = Duration::from_millis(20);
 /// How long `stop` waits for threads that are inside their device.
 const STOP_WAIT: Duration = Duration::from_secs(2);
 /// The same where the last clone is merely dropped.
@@ -44,6 +48,37 @@ impl Drop for Owner {
 }
 
 impl Pool {
+    /// A pool that has no session yet: its threads open theirs, now or when the device is back. The key is known, so nothing need be asked.
+    /// The start was an operator's act of `ordered_at`, the same for all that are started with it: a PIN that the token refused before gets one
+    /// more try. An error is that of a thread that could not be started.
+    pub fn begin(key: KeyUri, expected: PublicKey, options: PoolOptions, ordered_at: Instant) -> Result<Self, SignError> {
+        let source = Source::as_ordered(key, Some(expected.clone()), ordered_at);
+        Self::on_threads(Shared::new(source, expected, options), None)
+    }
+
+    /// Waits until each of these has a session or its first try to open one has failed, at most `longest`; and when one has, only a moment more
+    /// for the others. Blocks.
+    pub fn first_tries(pools: &[Self], longest: Duration) -> Vec<Result<(), SignError>> {
+        let begun = Instant::now();
+        let mut one_since = None;
+        loop {
+            let now: Vec<_> = pools.iter().map(|pool| pool.0.shared.opened(Duration::ZERO)).collect();
+            if one_since.is_none() && now.iter().any(|opened| matches!(opened, Some(Ok(())))) {
+                one_since = Some(Instant::now());
+            }
+            let enough = begun.elapsed() >= longest || one_since.is_some_and(|since| since.elapsed() >= OTHERS_WITHIN);
+            match pools.iter().zip(&now).find(|(_, opened)| opened.is_none()) {
+                // Woken when that one is decided; meanwhile another may be the first to have a session.
+                Some((pool, _)) if !enough => drop(pool.0.shared.opened(LOOK)),
+                _ => {
+                    let waited = begun.elapsed().as_secs();
+                    let silent = || Err(SignError::Lost(format!("its device has not answered for {waited} s")));
+                    return now.into_iter().map(|opened| opened.unwrap_or_else(silent)).collect();
+                }
+            }
+        }
+    }
+
     /// Opens the first session and compares its key with the expected one, then starts the threads. Blocks meanwhile; what fails here is
     /// final. Starting is an operator's act: a PIN that the token refused earlier gets one more try.
     ///
@@ -52,8 +87,15 @@ impl Pool {
     pub fn start(key: KeyUri, options: PoolOptions) -> Result<Self, SignError> {
         let source = Source::new(key, options.expected.clone());
         let first = source.open()?;
-        let shared = Arc::new(Shared::new(source, first.public_key().clone(), options));
-        let mut first = Some(first);
+        let shared = Shared::new(source, first.public_key().clone(), options);
+        Self::on_threads(shared, Some(first))
+    }
+
+    fn on_threads(shared: Shared, mut first: Option<Box<dyn Device>>) -> Result<Self, SignError> {
+        if first.is_none() {
+            shared.set(0, Seat::Lost);
+        }
+        let shared = Arc::new(shared);
         for seat in 0..shared.seats() {
             let (of_thread, device) = (shared.clone(), first.take());
             let started = std::thread::Builder::new().name(format!("signer-{seat}")).spawn(move || seat::run(&of_thread, seat, device));

@@ -14,5 +14,5 @@ pub mod wire;
 
 pub use options::{KeyOfProcess, ProcessOptions, Way};
 pub use remote::RemoteKey;
-pub use serve::{Guard, Keys, Logins, serve};
-pub use supervisor::start;
+pub use serve::{Guard, Keys, Logins, serve, why_none_serves};
+pub use supervisor::{Begun, begin};

@@ -37,6 +37,14 @@ impl Signer {
         Ok(Self::alone(Place::Threads(Pool::start(key, options)?), meter))
     }
 
+    /// The same without a session yet: see `Pool::begin`. The pool tells when the first try is over.
+    pub fn begin(key: KeyUri, expected: PublicKey, mut options: PoolOptions, ordered_at: Instant) -> Result<(Self, Pool), SignError> {
+        let meter = Arc::new(PaceMeter::default());
+        options.observer = meter.before(options.observer);
+        let pool = Pool::begin(key, expected, options, ordered_at)?;
+        Ok((Self::alone(Place::Threads(pool.clone()), meter), pool))
+    }
+
     /// A key in a device that another process has opened, and who measures it.
     pub(crate) fn remote(key: RemoteKey, meter: Arc<PaceMeter>) -> Self {
         Self::alone(Place::Process(Box::new(key)), meter)
@@ -74,8 +82,7 @@ impl Signer {
                 Err(failure) => failure,
             };
             failure.reached_device |= before.is_some_and(|before| before.reached_device);
-            let elsewhere =
-                matches!(failure.error, SignError::Busy(_) | SignError::Lost(_) | SignError::Locked(_) | SignError::Rejected(_));
+            let elsewhere = !matches!(failure.error, SignError::Forbidden(_) | SignError::Stopped);
             if failure.deadline_passed || !elsewhere || Instant::now() >= job.deadline {
                 return Err(failure);
             }

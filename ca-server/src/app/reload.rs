@@ -29,15 +29,15 @@ impl Daemon {
             return Err(Exit::config(format_args!("issuer {id} has another key than before; give a new issuing key a new id")));
         }
         let before = self.pipeline.snapshot();
-        let parts = snapshot::build(&config, &self.metrics, self.clock.now(), Some(&before)).await?;
+        // One order, so that several issuers in one token cost one try of their PIN, and what is started now has had its own.
+        let ordered = Instant::now();
+        let parts = snapshot::build(&config, &self.metrics, self.clock.now(), ordered, Some(&before)).await?;
         let tls = tls::server_config(self.serving.clone(), parts.verifier).map_err(|error| Exit::config(format_args!("TLS: {error}")))?;
         let recorded = self.ledger.reloaded(snapshot::facts(&config), config.digest).await;
         recorded.map_err(|refusal| Exit::missing(format_args!("the reload cannot be recorded: {refusal}")))?;
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
-        // One order, so that several issuers in one token cost one try of their PIN.
-        let ordered = Instant::now();
         for signer in parts.snapshot.issuers.0.iter().filter_map(|issuer| issuer.signer.as_ref()) {
             signer.retry_login_ordered_at(ordered);
         }

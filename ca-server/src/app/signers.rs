@@ -1,13 +1,18 @@
 //! Opens the keys of the issuers that sign: each device in a process of its own, or on threads of this one. A signer that would be started just
-//! as before is taken over from the snapshot before, sessions and all.
+//! as before is taken over from the snapshot before, sessions and all. A device that is away is no reason to wait for long, or to refuse: its
+//! signer goes on looking for it.
 
-use std::fmt::Display;
+mod outlook;
+
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use ::signers::process::{KeyOfProcess, ProcessOptions, Way, start};
-use ::signers::{PoolOptions, SignError, Signer};
+use ::signers::process::{Begun, KeyOfProcess, ProcessOptions, Way, begin};
+use ::signers::{Pool, PoolOptions, SignError, Signer};
+use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 
+use self::outlook::Outlook;
 use crate::cli::Exit;
 use crate::config::{Config, DeviceConfig, Isolation, KeyConfig, LogFormat};
 use crate::guard::Rules;
@@ -16,36 +21,80 @@ use crate::issue::{PERMITS, Snapshot};
 use crate::issuer::{Issuer, Issuers, OpenedKey};
 use crate::metrics::{Metrics, SignerMetrics};
 use crate::policy::ServingName;
+use crate::timestamp::Timestamp;
 use crate::x509::chain::IssuerChain;
 
 /// A device that takes longer to open its first session is taken for dead.
 const OPENED_WITHIN: Duration = Duration::from_secs(30);
 
+/// How long the other devices are waited for when calls can be signed.
+const OTHERS_WITHIN: Duration = Duration::from_secs(2);
+
 /// The longest pause between two attempts to replace a signer process: a token that comes back is found within ten seconds.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// The issuers of a config, in its order, those that sign with open keys.
-pub(super) async fn open(config: &Config, metrics: &Arc<Metrics>, before: Option<&Snapshot>) -> Result<Vec<Issuer>, Exit> {
-    let mut opened: Vec<Vec<Option<OpenedKey>>> = config.issuers.iter().map(|issuer| vec![None; issuer.keys.len()]).collect();
+/// The issuers of a config, in its order, those that sign with their keys, which are open or will be. What can be said of them by then is
+/// judged by `outlook`. It was ordered at `ordered`: a PIN that was refused before is tried once more.
+pub(super) async fn open(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    now: Timestamp,
+    ordered: Instant,
+    before: Option<&Snapshot>,
+) -> Result<Vec<Issuer>, Exit> {
+    let mut keys: Vec<Vec<Option<OpenedKey>>> = config.issuers.iter().map(|issuer| vec![None; issuer.keys.len()]).collect();
+    let (mut outlook, mut firsts) = (Outlook::of(config, now), FuturesUnordered::new());
     for places in groups(config) {
         let wanted = Wanted { config, places };
         let started_with: Arc<str> = wanted.description().into();
         let signers = match before.and_then(|before| wanted.kept(&before.issuers, &started_with)) {
-            Some(signers) => signers,
-            None => wanted.start(metrics).await?,
+            Some(signers) => {
+                // It has been judged, and gets an order of its own when the reload is in force.
+                wanted.places.iter().zip(&signers).for_each(|(place, signer)| outlook.kept(*place, signer));
+                signers
+            }
+            None => {
+                let (signers, first) = wanted.begin(metrics, ordered).map_err(Exit::missing)?;
+                let places = wanted.places.clone();
+                firsts.push(async move { places.into_iter().zip(first.await).collect::<Vec<_>>() });
+                signers
+            }
         };
+        if signers.iter().any(Signer::is_file) {
+            tracing::warn!(issuer = wanted.names(), "its key is a file: good for development and migration, no hardware protects it");
+        }
         for (at, (place, signer)) in wanted.places.iter().zip(signers).enumerate() {
-            opened[place.issuer][place.number] = Some(OpenedKey { signer, started_with: started_with.clone(), place: at });
+            keys[place.issuer][place.number] = Some(OpenedKey { signer, started_with: started_with.clone(), place: at });
         }
     }
-    let issuers = config.issuers.iter().zip(opened).map(|(issuer, keys)| {
+    // Started together, they are waited for together; and where a call can be signed, only a moment longer for the others.
+    let mut others_until = None;
+    loop {
+        if others_until.is_none() && outlook.signs() {
+            others_until = Some(tokio::time::Instant::now() + OTHERS_WITHIN);
+        }
+        let too_long = tokio::time::sleep_until(others_until.unwrap_or_else(|| tokio::time::Instant::now() + 2 * OPENED_WITHIN));
+        tokio::select! {
+            first = firsts.next() => match first {
+                Some(first) => first.into_iter().for_each(|(place, trouble)| outlook.first(place, trouble)),
+                None => break,
+            },
+            () = too_long => break,
+        }
+    }
+    drop(firsts);
+    outlook.judge()?;
+    let issuers = config.issuers.iter().zip(keys).map(|(issuer, keys)| {
         let keys: Vec<OpenedKey> = keys.into_iter().flatten().collect();
         let signers: Vec<Signer> = keys.iter().map(|key| key.signer.clone()).collect();
-        // Each was compared with the issuer's certificate when it was opened.
+        // Each is for the key of the issuer's certificate, and for no other.
         Issuer { chain: issuer.chain.clone(), signer: Signer::together(&signers), keys }
     });
     Ok(issuers.collect())
 }
+
+/// What becomes of keys in their first try: why each is not open.
+type First = BoxFuture<'static, Vec<Option<SignError>>>;
 
 /// One key of one issuer.
 #[derive(Clone, Copy)]
@@ -129,35 +178,28 @@ impl<'a> Wanted<'a> {
         (0..self.places.len()).map(kept).collect()
     }
 
-    async fn start(&self, metrics: &Arc<Metrics>) -> Result<Vec<Signer>, Exit> {
-        let started = if self.places[0].in_a_process() { self.in_a_process(metrics).await } else { self.on_threads(metrics).await };
-        let about = |error: &dyn Display| format!("issuer {}: {error}", self.names());
-        let signers = started.map_err(|error| match error {
-            SignError::Lost(_) | SignError::Busy(_) | SignError::Stopped => Exit::missing(about(&error)),
-            SignError::Locked(_) | SignError::Rejected(_) | SignError::Forbidden(_) => Exit::config(about(&error)),
-        })?;
-        if signers.iter().any(Signer::is_file) {
-            tracing::warn!(issuer = self.names(), "its key is a file: good for development and migration, no hardware protects it");
-        }
-        Ok(signers)
+    /// A signer for each place, and what becomes of each in its first try.
+    fn begin(&self, metrics: &Arc<Metrics>, ordered: Instant) -> Result<(Vec<Signer>, First), SignError> {
+        if self.places[0].in_a_process() { Ok(self.in_a_process(metrics, ordered)) } else { self.on_threads(metrics, ordered) }
     }
 
-    async fn in_a_process(&self, metrics: &Arc<Metrics>) -> Result<Vec<Signer>, SignError> {
+    fn in_a_process(&self, metrics: &Arc<Metrics>, ordered: Instant) -> (Vec<Signer>, First) {
         let keys = self.places.iter().map(|place| KeyOfProcess {
             uri: place.key.uri.clone(),
             expected: self.chain(place).public_key().clone(),
             sessions: place.key.device.sessions,
             observer: Arc::new(SignerMetrics::new(metrics, self.chain(place).id(), place.number)),
         });
-        start(ProcessOptions {
+        let options = ProcessOptions {
             way: self.way(),
             keys: keys.collect(),
             rules: self.rules(),
             device_limit: self.device().timeout,
             opened_within: OPENED_WITHIN,
             longest_pause: LONGEST_PAUSE,
-        })
-        .await
+        };
+        let (Begun { signers, first }, places) = (begin(options, ordered), self.places.len());
+        (signers, async move { first.await.unwrap_or_else(|_| vec![Some(SignError::Stopped); places]) }.boxed())
     }
 
     fn way(&self) -> Way {
@@ -187,22 +229,24 @@ impl<'a> Wanted<'a> {
         rules.to_text()
     }
 
-    async fn on_threads(&self, metrics: &Arc<Metrics>) -> Result<Vec<Signer>, SignError> {
-        let mut signers = Vec::new();
+    fn on_threads(&self, metrics: &Arc<Metrics>, ordered: Instant) -> Result<(Vec<Signer>, First), SignError> {
+        let (mut signers, mut pools) = (Vec::new(), Vec::new());
         for place in &self.places {
             let options = PoolOptions {
                 threads: place.key.device.sessions,
                 queue: PERMITS,
-                expected: Some(self.chain(place).public_key().clone()),
                 observer: Arc::new(SignerMetrics::new(metrics, self.chain(place).id(), place.number)),
                 ..PoolOptions::default()
             };
-            let key = place.key.uri.clone();
-            let started = tokio::time::timeout(OPENED_WITHIN, tokio::task::spawn_blocking(move || Signer::start(key, options))).await;
-            let silent = |_| SignError::Lost(format!("its device has not answered for {} s", OPENED_WITHIN.as_secs()));
-            signers.push(started.map_err(silent)?.map_err(|error| SignError::Lost(error.to_string()))??);
+            let (signer, pool) = Signer::begin(place.key.uri.clone(), self.chain(place).public_key().clone(), options, ordered)?;
+            signers.push(signer);
+            pools.push(pool);
         }
-        Ok(signers)
+        let first = tokio::task::spawn_blocking(move || Pool::first_tries(&pools, OPENED_WITHIN)).map(|first| {
+            let first = first.unwrap_or_else(|_| vec![Err(SignError::Stopped)]);
+            first.into_iter().map(Result::err).collect::<Vec<_>>()
+        });
+        Ok((signers, first.boxed()))
     }
 }
 

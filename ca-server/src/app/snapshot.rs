@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::server::danger::ClientCertVerifier;
 
@@ -27,9 +27,15 @@ pub(super) struct Parts {
     pub verifier: Arc<dyn ClientCertVerifier>,
 }
 
-/// Opens and checks everything that the config names; nothing is in force yet.
-pub(super) async fn build(config: &Config, metrics: &Arc<Metrics>, now: Timestamp, before: Option<&Snapshot>) -> Result<Parts, Exit> {
-    let issuers = signers::open(config, metrics, before).await?;
+/// Begins to open, and checks, everything that the config names; nothing is in force yet. It was ordered at `ordered`, which counts for PINs.
+pub(super) async fn build(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    now: Timestamp,
+    ordered: Instant,
+    before: Option<&Snapshot>,
+) -> Result<Parts, Exit> {
+    let issuers = signers::open(config, metrics, now, ordered, before).await?;
     let roots = config.issuers.iter().flat_map(|issuer| issuer.chain.roots().iter().map(Vec::as_slice));
     let certificates = ClientCertificates::new(roots, config.trust_domains.clone()).map_err(Exit::config)?;
     let verifier = certificates.verifier();

@@ -13,6 +13,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use signers::process::wire::{KeySetup, Setup};
 use signers::process::{Keys, serve};
@@ -100,19 +101,16 @@ fn leave_signals_to_the_daemon() -> Result<(), Exit> {
 
 fn open(setup: &Setup) -> Result<Arc<Keys>, SignError> {
     let guard = Guard::read(&setup.rules).map_err(SignError::Rejected)?;
-    let pools = setup.keys.iter().map(pool).collect::<Result<_, _>>()?;
+    // One start, so that several keys in one token cost one try of its PIN.
+    let ordered = Instant::now();
+    let pools = setup.keys.iter().map(|key| pool(key, ordered)).collect::<Result<_, _>>()?;
     Ok(Arc::new(Keys { pools, guard: Box::new(guard) }))
 }
 
-fn pool(key: &KeySetup) -> Result<Pool, SignError> {
+fn pool(key: &KeySetup, ordered: Instant) -> Result<Pool, SignError> {
     // Absolute paths only: the daemon has resolved them.
     let uri = KeyUri::parse(&key.uri, Path::new("/")).map_err(|error| SignError::Rejected(error.to_string()))?;
-    let options = PoolOptions {
-        threads: key.sessions.into(),
-        queue: PERMITS,
-        expected: Some(PublicKey::from_spki_der(&key.expected)?),
-        device_limit: Some(key.device_limit),
-        ..PoolOptions::default()
-    };
-    Pool::start(uri, options)
+    let options =
+        PoolOptions { threads: key.sessions.into(), queue: PERMITS, device_limit: Some(key.device_limit), ..PoolOptions::default() };
+    Pool::begin(uri, PublicKey::from_spki_der(&key.expected)?, options, ordered)
 }

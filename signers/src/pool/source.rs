@@ -24,14 +24,19 @@ struct Known {
 
 impl Source {
     pub(super) fn new(uri: KeyUri, expected: Option<PublicKey>) -> Self {
-        Self { uri, known: Mutex::new(Known { public_key: expected, id: None }), ordered_at: Mutex::new(Instant::now()) }
+        Self::as_ordered(uri, expected, Instant::now())
+    }
+
+    /// The same for a start that was ordered then, the same for all that share a token.
+    pub(super) fn as_ordered(uri: KeyUri, expected: Option<PublicKey>, at: Instant) -> Self {
+        Self { uri, known: Mutex::new(Known { public_key: expected, id: None }), ordered_at: Mutex::new(at) }
     }
 
     pub(super) fn uri(&self) -> &KeyUri {
         &self.uri
     }
 
-    /// One more session with the key. A key other than the known one is `Rejected`.
+    /// One more session with the key. A key other than the known one is `WrongKey`.
     pub(super) fn open(&self) -> Result<Box<dyn Device>, SignError> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (device, id): (Box<dyn Device>, _) = match &self.uri {
@@ -44,7 +49,7 @@ impl Source {
         };
         let found = device.public_key();
         if let Some(expected) = known.public_key.as_ref().filter(|expected| *expected != found) {
-            return Err(SignError::Rejected(format!(
+            return Err(SignError::WrongKey(format!(
                 "{} is another key than expected: it has the fingerprint {} ({}), expected was {} ({})",
                 self.uri,
                 found.fingerprint(),

@@ -229,6 +229,18 @@ impl Shared {
         self.recovery_changed.notify_all();
     }
 
+    /// Waits, at most so long, until a session is open or the first try to open one has failed. `None` when neither has come.
+    pub(super) fn opened(&self, longest: Duration) -> Option<Result<(), SignError>> {
+        let undecided = |state: &mut State| !state.closed && !state.anyone_able() && state.trouble.is_none();
+        let waited = self.recovery_changed.wait_timeout_while(self.lock(), longest, undecided);
+        let state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        match &state.trouble {
+            _ if state.closed => Some(Err(SignError::Stopped)),
+            _ if state.anyone_able() => Some(Ok(())),
+            trouble => trouble.clone().map(Err),
+        }
+    }
+
     pub(super) fn retry_login(&self, ordered_at: Instant) {
         self.source.order(ordered_at);
         let mut state = self.lock();
@@ -325,10 +337,8 @@ impl State {
     fn out_of_order(&self) -> SignError {
         match &self.trouble {
             Some(locked @ SignError::Locked(_)) => locked.clone(),
-            Some(SignError::Lost(text) | SignError::Rejected(text) | SignError::Forbidden(text) | SignError::Busy(text)) => {
-                SignError::Lost(text.clone())
-            }
             Some(SignError::Stopped) | None => SignError::Lost("no session is open".into()),
+            Some(error) => SignError::Lost(error.cause().to_owned()),
         }
     }
 

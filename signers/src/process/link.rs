@@ -38,14 +38,14 @@ pub(super) struct Replies {
     logging_in: Arc<AtomicBool>,
 }
 
-/// Starts, or finds, a signer and waits until its keys are open and are the expected ones. Whoever gives up waiting drops the future, and
-/// with it the process.
+/// Starts, or finds, a signer and waits until its keys are open and are the expected ones; what of them is not open is said of each. Whoever
+/// gives up waiting drops the future, and with it the process.
 pub(super) async fn open(
     way: &Way,
     setup: Option<Setup>,
     keys: &[KeyOfProcess],
     logging_in: Arc<AtomicBool>,
-) -> Result<(Link, Replies), SignError> {
+) -> Result<(Link, Replies, Vec<Option<SignError>>), SignError> {
     let lost = |what: &str, error: io::Error| SignError::Lost(format!("{what}: {error}"));
     let (stream, child) = match way {
         Way::Spawn { program, arguments, environment } => {
@@ -65,11 +65,11 @@ pub(super) async fn open(
         Ok(None) => return Err(SignError::Lost(format!("the signer ended at its start{}", link.how_it_ended().await))),
         Err(error) => return Err(lost("the signer did not begin", error)),
     };
-    let same = ready.len() == keys.len() && ready.iter().zip(keys).all(|((_, found), key)| found == key.expected.spki_der());
+    let same = ready.len() == keys.len() && ready.iter().zip(keys).all(|(found, key)| found.public_key == key.expected.spki_der());
     if !same {
-        return Err(SignError::Rejected("the signer serves other keys than the issuers' certificates name".into()));
+        return Err(SignError::WrongKey("the signer serves other keys than the issuers' certificates name".into()));
     }
-    Ok((link, replies))
+    Ok((link, replies, ready.into_iter().map(|key| key.trouble).collect()))
 }
 
 /// SIGKILL, and a moment's wait.

@@ -62,7 +62,7 @@ pub struct ProcessOptions {
     pub rules: Vec<u8>,
     /// How long the device may take for one signature.
     pub device_limit: Duration,
-    /// How long the first process may take until its keys are open.
+    /// How long the first process may take until it says of each key whether it is open.
     pub opened_within: Duration,
     /// The longest pause between two attempts to replace it.
     pub longest_pause: Duration,

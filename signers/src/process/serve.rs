@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::wire::{KeyHealth, Malformed, Reply, Request, Setup, VERSION, length};
+use super::wire::{BegunKey, KeyHealth, Malformed, Reply, Request, Setup, VERSION, length};
 use crate::pkcs11::watch_logins;
 use crate::pool::job::Progress;
 use crate::{Job, KeyUri, Pool, Purpose, SignError, SignFailure, Timing};
@@ -35,7 +35,18 @@ pub trait Guard: Send + Sync {
     }
 }
 
-/// Open keys and the guard before them.
+/// Why a process with these keys should not begin: one is the wrong key; or none is open, for reasons of one kind that concern all. Where some
+/// are locked and others lost, it begins: it may find the lost ones again, and another process would try the PIN again.
+pub fn why_none_serves(opened: &[Result<(), SignError>]) -> Option<&SignError> {
+    let failures = || opened.iter().filter_map(|opened| opened.as_ref().err());
+    if let Some(wrong) = failures().find(|error| matches!(error, SignError::WrongKey(_))) {
+        return Some(wrong);
+    }
+    let locked = failures().filter(|error| matches!(error, SignError::Locked(_))).count();
+    failures().next().filter(|_| failures().count() == opened.len() && (locked == 0 || locked == opened.len()))
+}
+
+/// Keys and the guard before them.
 pub struct Keys {
     /// In the order of their numbers.
     pub pools: Vec<Pool>,
@@ -54,8 +65,8 @@ impl Logins {
     }
 }
 
-/// Serves one daemon until it closes the socket. `open` opens the keys once the daemon has begun; what it was given to do, if anything, is
-/// handed on. An error is a broken socket or a peer that does not keep to the protocol.
+/// Serves one daemon until it closes the socket. `open` begins to open the keys once the daemon has begun; what it was given to do, if anything,
+/// is handed on. An error is a broken socket or a peer that does not keep to the protocol.
 pub fn serve(stream: UnixStream, open: impl FnOnce(Option<Setup>, Logins) -> Result<Arc<Keys>, SignError>) -> io::Result<()> {
     let answers = Answers(Arc::new(Mutex::new(stream.try_clone()?)));
     let mut frames = Frames::new(stream);
@@ -70,8 +81,16 @@ pub fn serve(stream: UnixStream, open: impl FnOnce(Option<Setup>, Logins) -> Res
         Ok(keys) => keys,
         Err(error) => return answers.send(&Reply::NotReady(error)),
     };
-    let names = keys.pools.iter().map(|pool| (pool.uri().to_string(), pool.public_key().spki_der().to_vec())).collect();
-    answers.send(&Reply::Ready { version: VERSION, keys: names })?;
+    let opened = Pool::first_tries(&keys.pools, Duration::MAX);
+    if let Some(error) = why_none_serves(&opened) {
+        return answers.send(&Reply::NotReady(error.clone()));
+    }
+    let begun = |(pool, opened): (&Pool, Result<(), SignError>)| BegunKey {
+        uri: pool.uri().to_string(),
+        public_key: pool.public_key().spki_der().to_vec(),
+        trouble: opened.err(),
+    };
+    answers.send(&Reply::Ready { version: VERSION, keys: keys.pools.iter().zip(opened).map(begun).collect() })?;
     let _sweeping = Sweeping::of(&keys);
     while let Some(request) = frames.next()? {
         match request {
@@ -232,5 +251,24 @@ impl Frames {
 impl From<Malformed> for io::Error {
     fn from(malformed: Malformed) -> Self {
         Self::new(ErrorKind::InvalidData, malformed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_without_an_open_key_ends_unless_another_would_try_a_pin_again() {
+        let (lost, locked) = (|| Err(SignError::Lost("away".into())), || Err(SignError::Locked("PIN".into())));
+        let (wrong, rejected) = (|| Err(SignError::WrongKey("another".into())), || Err(SignError::Rejected("no key".into())));
+        let ends = |opened: &[Result<(), SignError>]| why_none_serves(opened).map(|error| error.cause().to_owned());
+        assert_eq!(ends(&[Ok(())]), None);
+        assert_eq!(ends(&[Ok(()), lost(), locked(), rejected()]), None, "one signs");
+        assert_eq!(ends(&[lost()]), Some("away".into()));
+        assert_eq!(ends(&[rejected(), lost()]), Some("no key".into()));
+        assert_eq!(ends(&[locked(), locked()]), Some("PIN".into()));
+        assert_eq!(ends(&[lost(), locked()]), None, "the next process would try the PIN once more");
+        assert_eq!(ends(&[Ok(()), wrong()]), Some("another".into()), "whatever the others do");
     }
 }

@@ -1,12 +1,12 @@
-//! The daemon's side: one task owns one signer process. It passes jobs on, hears the answers, asks how the process is, kills it when it hangs
-//! and replaces it when it ends. Jobs that an ended process had are given to the next one, within their deadlines.
+//! The daemon's side: one task owns one signer process, from its first start on. It passes jobs on, hears the answers, asks how the process is,
+//! kills it when it hangs and replaces it when it ends. Jobs that an ended process had are given to the next one, within their deadlines.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::link::{self, Link, Replies};
@@ -61,35 +61,38 @@ const STOPPED_WITHIN: Duration = Duration::from_millis(2500);
 /// How long what an ended process has still said is waited for; it is there already.
 const LAST_WORDS: Duration = Duration::from_millis(50);
 
+/// What is said of a process until its first attempt is over.
+const BEGINS: &str = "its process is being started";
+
 /// Requests of one write.
 const BATCH: usize = 128;
 
-/// Starts the process, waits until its keys are open, and hands out a signer for each, in order.
-pub async fn start(mut options: ProcessOptions) -> Result<Vec<Signer>, SignError> {
-    let (setup, limit) = (setup(&options), options.opened_within);
-    let logging_in = Arc::new(AtomicBool::new(false));
-    let opened = timeout(limit, link::open(&options.way, setup.clone(), &options.keys, logging_in.clone())).await;
-    let silent = |_| SignError::Lost(format!("its device has not answered for {} s", limit.as_secs()));
-    let died = |error: SignError| match error {
-        SignError::Locked(_) => error,
-        // Nobody has seen this PIN accepted yet, and whoever starts the daemon again would try it again.
-        _ if logging_in.load(Ordering::Relaxed) => died_inside_login(1, &error),
-        _ => error,
-    };
-    let (link, replies) = opened.map_err(silent)?.map_err(died)?;
+/// A process that is being started, or looked for.
+#[derive(Debug)]
+pub struct Begun {
+    /// A signer for each key, in order. They may be asked at once, and sign when the process does.
+    pub signers: Vec<Signer>,
+    /// What became of each key in the first attempt: why it is not open. From then on the process is looked after, whatever this says. Dropped
+    /// only where everybody has dropped the signers.
+    pub first: oneshot::Receiver<Vec<Option<SignError>>>,
+}
+
+/// Starts the process, or looks for it, and goes on until it is there. The start was an operator's act of `ordered_at`, the same for all that are
+/// started with it.
+pub fn begin(mut options: ProcessOptions, ordered_at: Instant) -> Begun {
     let (orders, inbox) = mpsc::unbounded_channel();
-    let now = options.keys.iter().map(|key| opened_health(key.sessions)).collect();
-    let health = Arc::new(Mutex::new(now));
+    let health = options.keys.iter().map(|key| not_open(key.sessions, HealthState::Lost, BEGINS)).collect();
+    let health = Arc::new(Mutex::new(health));
     let keys = options.keys.iter_mut().enumerate().map(|(number, key)| {
         let (number, meter) = (u16::try_from(number).expect("a config has fewer issuers"), Arc::new(PaceMeter::default()));
         key.observer = meter.before(key.observer.clone());
         Signer::remote(RemoteKey::new(key.clone(), number, orders.clone(), health.clone()), meter)
     });
-    let keys = keys.collect();
+    let (signers, (tell, first)) = (keys.collect(), oneshot::channel());
     let supervisor = Supervisor {
+        setup: setup(&options),
         reopened: vec![None; options.keys.len()],
         options,
-        setup,
         inbox,
         health,
         sent: HashMap::new(),
@@ -98,13 +101,14 @@ pub async fn start(mut options: ProcessOptions) -> Result<Vec<Signer>, SignError
         asked: None,
         lost_since: None,
         locked: false,
-        logging_in,
+        logging_in: Arc::default(),
         died_logging_in: 0,
-        ordered_at: None,
+        ordered_at: Some(ordered_at),
         pause: Duration::ZERO,
+        first: Some(tell),
     };
-    tokio::spawn(supervisor.run(link, replies));
-    Ok(keys)
+    tokio::spawn(supervisor.run());
+    Begun { signers, first }
 }
 
 fn setup(options: &ProcessOptions) -> Option<Setup> {
@@ -143,6 +147,8 @@ struct Supervisor {
     pause: Duration,
     /// Of each key, as last heard of this process.
     reopened: Vec<Option<u64>>,
+    /// Until the first attempt is over: who waits for its end.
+    first: Option<oneshot::Sender<Vec<Option<SignError>>>>,
 }
 
 /// Why a process serves no longer.
@@ -158,7 +164,8 @@ enum End {
 }
 
 impl Supervisor {
-    async fn run(mut self, mut link: Link, mut replies: Replies) {
+    async fn run(mut self) {
+        let Some((mut link, mut replies)) = self.reopen().await else { return };
         loop {
             let begun = Instant::now();
             let (end, signed) = self.serve(&mut link, &mut replies).await;
@@ -389,7 +396,9 @@ impl Supervisor {
             return error;
         }
         self.died_logging_in += 1;
-        if self.died_logging_in < DEATHS_INSIDE_LOGIN { error } else { died_inside_login(self.died_logging_in, &error) }
+        // Before the first came through nobody has seen this PIN accepted, and whoever starts the daemon again would try it again.
+        let enough = if self.first.is_some() { 1 } else { DEATHS_INSIDE_LOGIN };
+        if self.died_logging_in < enough { error } else { died_inside_login(self.died_logging_in, &error) }
     }
 
     fn longer(&self) -> Duration {
@@ -404,8 +413,8 @@ impl Supervisor {
         new
     }
 
-    /// Starts other processes until one serves. `None` when nobody wants one any more. Jobs wait for the first attempt, or a service's time to
-    /// return; when that has failed, they are answered at once until one succeeds.
+    /// Starts processes, the first or others, until one serves. `None` when nobody wants one any more. Jobs wait for the first attempt to replace
+    /// one, or a service's time to return; when that has failed, and at the start, they are answered at once until one succeeds.
     async fn reopen(&mut self) -> Option<(Link, Replies)> {
         let begun = Instant::now();
         // A service knows for itself that it is locked, and connecting to it tries no PIN.
@@ -414,8 +423,11 @@ impl Supervisor {
             let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
             SignError::Locked(health.iter().map(|health| health.detail.as_str()).next().unwrap_or_default().to_owned())
         });
-        if trouble.is_none() {
-            self.tell(HealthState::Restarting, "its process is being replaced");
+        match trouble {
+            // Calls do not wait for a device that may be long away: another may have them.
+            None if self.first.is_some() => trouble = Some(SignError::Lost(BEGINS.to_owned())),
+            None => self.tell(HealthState::Restarting, "its process is being replaced"),
+            Some(_) => {}
         }
         loop {
             if let Some(trouble) = &trouble {
@@ -428,8 +440,9 @@ impl Supervisor {
             }
             let (way, setup, keys) = (self.options.way.clone(), self.setup.clone(), self.options.keys.clone());
             let logging_in = self.logging_in.clone();
-            let opening = async move { timeout(REPLACED_WITHIN, link::open(&way, setup, &keys, logging_in)).await };
-            let (tell, mut told) = tokio::sync::oneshot::channel();
+            let limit = if self.first.is_some() { self.options.opened_within } else { REPLACED_WITHIN };
+            let opening = async move { timeout(limit, link::open(&way, setup, &keys, logging_in)).await };
+            let (tell, mut told) = oneshot::channel();
             let attempt = async {
                 let _ = tell.send(opening.await);
             };
@@ -438,29 +451,43 @@ impl Supervisor {
             while !self.until(&mut attempt, trouble.as_ref()).await? {}
             drop(attempt);
             let error = match told.try_recv() {
-                Ok(Ok(Ok((link, replies)))) => {
-                    tracing::info!(pid = link.pid(), "a signer serves again");
+                Ok(Ok(Ok((link, replies, troubles)))) => {
                     (self.pause, self.died_logging_in) = (Duration::ZERO, 0);
                     self.reopened.fill(None);
-                    self.options.keys.iter().for_each(|key| key.observer.reopened());
-                    let open = self.options.keys.iter().map(|key| opened_health(key.sessions)).collect();
-                    *self.health.lock().unwrap_or_else(PoisonError::into_inner) = open;
+                    let keys = self.options.keys.iter().zip(&troubles);
+                    let now = keys.map(|(key, trouble)| {
+                        trouble.as_ref().map_or_else(|| opened_health(key.sessions), |error| closed_health(key.sessions, error))
+                    });
+                    let now = now.collect();
+                    *self.health.lock().unwrap_or_else(PoisonError::into_inner) = now;
+                    match self.first.take() {
+                        // Nobody may wait any more.
+                        Some(first) => drop(first.send(troubles)),
+                        None => {
+                            tracing::info!(pid = link.pid(), "a signer serves again");
+                            self.options.keys.iter().for_each(|key| key.observer.reopened());
+                        }
+                    }
                     return Some((link, replies));
                 }
-                Ok(Ok(Err(SignError::Lost(_)))) if self.may_return(begun) => {
+                Ok(Ok(Err(SignError::Lost(_)))) if self.first.is_none() && self.may_return(begun) => {
                     self.pause = self.longer().min(SERVICE_PAUSE);
                     continue;
                 }
                 Ok(Ok(Err(error))) => self.could_not_begin(error),
                 Ok(Err(_)) | Err(_) => {
                     self.logging_in.store(false, Ordering::Relaxed);
-                    SignError::Lost(format!("the signer process did not open its keys within {} s", REPLACED_WITHIN.as_secs()))
+                    SignError::Lost(format!("the signer process did not open its keys within {} s", limit.as_secs()))
                 }
             };
             tracing::warn!(%error, "no signer process serves");
             let locked = matches!(error, SignError::Locked(_));
             self.locked = locked && !self.options.way.is_service();
             self.tell(if locked { HealthState::Locked } else { HealthState::Lost }, &error.to_string());
+            if let Some(first) = self.first.take() {
+                // Nobody may wait any more.
+                let _ = first.send(vec![Some(error.clone()); self.options.keys.len()]);
+            }
             trouble = Some(error);
             self.pause = self.longer();
         }
@@ -508,9 +535,7 @@ impl Supervisor {
 
     fn tell(&self, state: HealthState, detail: &str) {
         let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
-        for health in health.iter_mut() {
-            *health = Health { state, threads: health.threads, open: 0, stuck: 0, queued: 0, detail: detail.to_owned() };
-        }
+        health.iter_mut().for_each(|health| *health = not_open(health.threads, state, detail));
     }
 
     /// Ends in order: jobs under way are answered as perhaps signed, new ones are refused.
@@ -565,6 +590,16 @@ fn refuse(job: RemoteJob, error: &SignError) {
 fn opened_health(sessions: usize) -> Health {
     let detail = "its process has just begun".to_owned();
     Health { state: HealthState::Ready, threads: sessions, open: sessions, stuck: 0, queued: 0, detail }
+}
+
+/// Of a key that could not be opened while others of its process were.
+fn closed_health(sessions: usize, error: &SignError) -> Health {
+    let state = if let SignError::Locked(_) = error { HealthState::Locked } else { HealthState::Lost };
+    not_open(sessions, state, &error.to_string())
+}
+
+fn not_open(sessions: usize, state: HealthState, detail: &str) -> Health {
+    Health { state, threads: sessions, open: 0, stuck: 0, queued: 0, detail: detail.to_owned() }
 }
 
 fn heard_health(key: &KeyHealth) -> Health {

@@ -72,12 +72,12 @@ pub struct KeySetup {
 /// From the signer to the daemon.
 #[derive(Clone, Debug)]
 pub enum Reply {
-    /// Every key is open.
+    /// It serves: one key at least is open, or may be opened by and by.
     Ready {
         /// `VERSION`.
         version: u8,
-        /// URI and SubjectPublicKeyInfo of each key, in order.
-        keys: Vec<(String, Vec<u8>)>,
+        /// Each key, in order.
+        keys: Vec<BegunKey>,
     },
     /// It cannot begin, and ends.
     NotReady(SignError),
@@ -103,6 +103,17 @@ pub enum Reply {
     Health(Vec<KeyHealth>),
     /// From a spawned signer: C_Login is about to be called, or has returned.
     LoggingIn(bool),
+}
+
+/// A key of a signer that begins to serve.
+#[derive(Clone, Debug)]
+pub struct BegunKey {
+    /// Its URI.
+    pub uri: String,
+    /// Its SubjectPublicKeyInfo; of one that is not open, the one that it must have.
+    pub public_key: Vec<u8>,
+    /// Why it is not open.
+    pub trouble: Option<SignError>,
 }
 
 /// How a key's pool is.
@@ -216,8 +227,11 @@ impl Reply {
         match self {
             Self::Ready { version, keys } => {
                 frame.byte(1).byte(*version).short(keys.len());
-                for (uri, key) in keys {
-                    frame.bytes(uri.as_bytes()).bytes(key);
+                for key in keys {
+                    frame.bytes(key.uri.as_bytes()).bytes(&key.public_key).byte(u8::from(key.trouble.is_some()));
+                    if let Some(trouble) = &key.trouble {
+                        frame.error(trouble);
+                    }
                 }
             }
             Self::NotReady(error) => {
@@ -251,7 +265,10 @@ impl Reply {
         let reply = match body.byte()? {
             1 => {
                 let version = body.byte()?;
-                let keys = (0..body.short()?).map(|_| Ok((body.text()?, body.bytes()?.to_vec())));
+                let keys = (0..body.short()?).map(|_| {
+                    let (uri, public_key) = (body.text()?, body.bytes()?.to_vec());
+                    Ok(BegunKey { uri, public_key, trouble: if body.flag()? { Some(body.error()?) } else { None } })
+                });
                 Self::Ready { version, keys: keys.collect::<Result<_, _>>()? }
             }
             2 => Self::NotReady(body.error()?),
@@ -335,6 +352,7 @@ impl<'a> Frame<'a> {
             SignError::Rejected(_) => 4,
             SignError::Forbidden(_) => 5,
             SignError::Stopped => 6,
+            SignError::WrongKey(_) => 7,
         };
         // Nothing is to be said of a stop.
         let cause = if let SignError::Stopped = error { "" } else { error.cause() };
@@ -407,6 +425,7 @@ impl<'a> Body<'a> {
             4 => SignError::Rejected(cause),
             5 => SignError::Forbidden(cause),
             6 if cause.is_empty() => SignError::Stopped,
+            7 => SignError::WrongKey(cause),
             _ => return Err(Malformed),
         })
     }
@@ -450,7 +469,13 @@ mod tests {
         let health = KeyHealth { state: HealthState::Lost, threads: 4, open: 1, stuck: 0, queued: 9, reopened: 3, detail: "lost".into() };
         let timing = Timing { waited: Duration::from_micros(5), in_device: Duration::from_micros(70) };
         for reply in [
-            Reply::Ready { version: VERSION, keys: vec![("file:/a".into(), vec![1, 2])] },
+            Reply::Ready {
+                version: VERSION,
+                keys: vec![
+                    BegunKey { uri: "file:/a".into(), public_key: vec![1, 2], trouble: None },
+                    BegunKey { uri: "file:/b".into(), public_key: vec![3], trouble: Some(SignError::WrongKey("other".into())) },
+                ],
+            },
             Reply::NotReady(SignError::Locked("PIN".into())),
             Reply::Signed { id: 9, timing, signature: vec![2; 71] },
             Reply::NotSigned { id: 9, timing, failure },

@@ -205,7 +205,7 @@ impl Token {
 /// locked waits for an operator, and no probe could bring it back.
 fn is_the_devices(failure: &SignFailure) -> bool {
     match failure.error {
-        SignError::Lost(_) | SignError::Rejected(_) => true,
+        SignError::Lost(_) | SignError::Rejected(_) | SignError::WrongKey(_) => true,
         SignError::Busy(_) => failure.deadline_passed && failure.reached_device,
         SignError::Locked(_) | SignError::Forbidden(_) | SignError::Stopped => false,
     }

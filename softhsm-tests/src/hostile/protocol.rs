@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use signers::process::wire::{KeyHealth, KeySetup, Reply, Request, Setup, VERSION};
+use signers::process::wire::{BegunKey, KeyHealth, KeySetup, Reply, Request, Setup, VERSION};
 use signers::{HealthState, Purpose, SignError, SignFailure, Timing};
 
 /// A name and a body.
@@ -70,11 +70,13 @@ pub fn replies() -> Vec<Body> {
     };
     let health =
         |state, detail: &str| KeyHealth { state, threads: 4, open: 3, stuck: 1, queued: 9, reopened: 2, detail: detail.to_owned() };
+    let key = |uri: &str, trouble| BegunKey { uri: uri.to_owned(), public_key: vec![0x30; 91], trouble };
     let all = [HealthState::Ready, HealthState::Stuck, HealthState::Lost, HealthState::Locked, HealthState::Stopped];
     let good = [
-        ("ready", Reply::Ready { version: VERSION, keys: vec![("pkcs11:token=a;object=b".into(), vec![0x30; 91])] }),
+        ("ready", Reply::Ready { version: VERSION, keys: vec![key("pkcs11:token=a;object=b", None)] }),
+        ("ready-but-one", Reply::Ready { version: VERSION, keys: vec![key("a", None), key("b", Some(SignError::Locked("PIN".into())))] }),
         ("ready-no-key", Reply::Ready { version: 255, keys: Vec::new() }),
-        ("ready-keys", Reply::Ready { version: VERSION, keys: vec![(String::new(), Vec::new()); 5] }),
+        ("ready-keys", Reply::Ready { version: VERSION, keys: vec![key("", None); 5] }),
         ("not-ready", Reply::NotReady(SignError::Locked("token \"issuing\" answered CKR_PIN_INCORRECT".into()))),
         ("signed", Reply::Signed { id: 9, timing, signature: vec![0x30; 71] }),
         ("signed-extreme", Reply::Signed { id: u64::MAX, timing: extreme, signature: Vec::new() }),
@@ -82,6 +84,7 @@ pub fn replies() -> Vec<Body> {
         ("lost", failed(SignError::Lost("C_Sign returned CKR_DEVICE_REMOVED".into()), false, true)),
         ("rejected", failed(SignError::Rejected("ümläut".into()), true, true)),
         ("forbidden", failed(SignError::Forbidden("it is a CA".into()), false, false)),
+        ("wrong-key", failed(SignError::WrongKey("another".into()), false, false)),
         ("stopped", failed(SignError::Stopped, false, false)),
         ("health", Reply::Health(all.into_iter().map(|state| health(state, "4 of 4 sessions open")).collect())),
         ("health-none", Reply::Health(Vec::new())),
@@ -94,7 +97,7 @@ pub fn replies() -> Vec<Body> {
     let mut bad = broken(&[("health", of("health")), ("busy", of("busy"))]);
     // Kind, id, two times: the two flags and the kind of error follow.
     bad.push(with(of("busy"), "flag", 25, &[2]));
-    bad.push(with(of("busy"), "unknown-error", 27, &[7]));
+    bad.push(with(of("busy"), "unknown-error", 27, &[8]));
     bad.push(with(of("logging-in"), "neither-in-nor-out", 1, &[2]));
     bad.push(with(of("busy"), "stopped-with-a-cause", 27, &[6]));
     bad.push(with(of("busy"), "text-length-lies", 28, &[0xff; 4]));

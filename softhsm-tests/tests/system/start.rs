@@ -8,10 +8,10 @@ use ca_server::clock::Clock;
 use ca_server::config::Config;
 use softhsm_tests::authority::Authority;
 use softhsm_tests::daemon::{PATIENCE, Setup};
-use softhsm_tests::{Load, Material, TestCa};
+use softhsm_tests::{Ask, Csr, Load, Material, TestCa};
 
 use crate::lifetime::write_key;
-use crate::several_tokens::{import, line, softhsm};
+use crate::several_tokens::{Second, copy, fault_module, import, line, softhsm, uri};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -139,5 +139,177 @@ async fn a_reload_leaves_each_of_several_keys_behind_one_process_its_own_token()
     }
     load.stop().await;
     assert_eq!(crate::signer_process::signer_processes(&ca).len(), 1, "and it is still the same");
+    ca.check();
+}
+
+/// The exit status of `serve` and what it says; for configs with which it does not start.
+fn refused(ca: &TestCa) -> (Option<i32>, String) {
+    let output = ca.verb(&["serve"]).output().expect("ca-server runs");
+    (output.status.code(), String::from_utf8(output.stderr).expect("text"))
+}
+
+/// A check of readiness: whether it is well, whether it must be, and its sentence.
+async fn check(ca: &TestCa, name: &str) -> (bool, bool, String) {
+    let readiness: serde_json::Value = serde_json::from_str(&ca.get("/healthz/ready").await.1).expect("JSON");
+    let checks = readiness["checks"].as_array().expect("a list");
+    let check = checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("no {name}: {readiness}"));
+    let flag = |key: &str| check[key].as_bool().expect("a flag");
+    (flag("ready"), flag("required"), check["detail"].as_str().expect("text").to_owned())
+}
+
+/// A key in two tokens, the second behind the fault module with a PIN file of its own.
+fn two_tokens() -> (Material, Setup, Second) {
+    let material = Material::new();
+    let second = Second::beside(&material);
+    copy(&material.file("tokens"), &second.directory.join("tokens"));
+    write_key(&material, "second.pin", &material.read("issuing.pin"));
+    let (key, first) = (line(&material, "key = "), uri(&material));
+    let other = first.replace(softhsm().to_str().expect("text"), fault_module().to_str().expect("text"));
+    let other = other.replace("issuing.pin", "second.pin");
+    let setup = Setup { append: second.section(), ..Setup::default() }
+        .replace(&key, &format!("key = [{first:?}, {other:?}]"))
+        .replace("device = \"softhsm\"", "device = [\"softhsm\", \"second\"]");
+    (material, setup, second)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_goes_on_with_the_tokens_that_are_there() {
+    // What is wrong with the second token, what its state says, and whether it comes back by itself when that is over.
+    for (fault, said, by_itself) in [
+        ("token removed", "token 2 is reconnecting", true),
+        ("C_Initialize hang", "token 2 is reconnecting", true),
+        ("C_Initialize abort", "token 2 is reconnecting", true),
+        ("C_Login rv 0xA0", "token 2 is locked_out", false),
+    ] {
+        let (material, setup, second) = two_tokens();
+        second.control.set(fault).expect("writable");
+        let begun = std::time::Instant::now();
+        let ca = TestCa::start_on(material, setup).await;
+        assert!(begun.elapsed() < PATIENCE / 2, "{fault}: nobody waits for what does not answer");
+        ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.unwrap_or_else(|status| panic!("{fault}: {status}"));
+        ca.until(said, || async {
+            let (_, _, detail) = check(&ca, "signer:quickstart").await;
+            detail.starts_with("degraded") && detail.contains(said)
+        })
+        .await;
+        let logins = second.control.logins();
+        second.control.clear().expect("writable");
+        if !by_itself {
+            assert_eq!(logins, 1, "a start is one order");
+            ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.expect("issued");
+            assert_eq!(second.control.logins(), 1, "and nobody tries without another");
+            assert!(ca.reload().await);
+        }
+        ca.until("whole", || async { check(&ca, "signer:quickstart").await.2.starts_with("healthy") }).await;
+        let mut load = Load::on(&ca, 4);
+        ca.until("both sign", || async { second.control.signed() > 0 }).await;
+        load.stop().await;
+        ca.check();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_only_token_may_be_away_at_the_start_and_is_used_when_it_is_back() {
+    for setup in [Setup::default().with_faults(), Setup::default().with_faults().on_threads()] {
+        let mut ca = TestCa::configured(Material::new(), setup);
+        ca.command_faults("token removed");
+        ca.spawn();
+        assert_eq!((ca.get("/healthz/live").await.0, ca.get("/healthz/ready").await.0), (200, 503));
+        let (ready, required, detail) = check(&ca, "default_issuer").await;
+        assert!(!ready && required && detail.contains("no token in"), "{detail}");
+        assert!(ca.reload().await, "a reload asks no more of a device than a start");
+        ca.command_faults("");
+        ca.until_ready().await;
+        ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.expect("issued");
+        ca.check();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_no_waiting_mends_is_refused_where_nobody_else_signs_and_said_where_somebody_does() {
+    // What is wrong with the key, the status where it is the only one, and the sentence.
+    for (from, to, status, said) in [
+        ("module-path=", "module-path=/nowhere", 3, "cannot be read"),
+        ("object=issuing", "object=absent", 2, "holds no private key"),
+        ("issuing.pin", "wrong.pin", 2, "CKR_PIN_INCORRECT"),
+    ] {
+        let material = Material::new();
+        write_key(&material, "wrong.pin", "000000");
+        let ca = TestCa::configured(material, Setup::default().replace(from, to));
+        let (is, sentence) = refused(&ca);
+        assert!(is == Some(status) && sentence.contains(said) && sentence.contains("issuer quickstart"), "{to}: {is:?} {sentence}");
+
+        let (material, setup, _second) = two_tokens();
+        write_key(&material, "wrong.pin", "000000");
+        let mut ca = TestCa::configured(material, setup);
+        let keys = ca.material.read("ca.toml");
+        // Of the second token's URI alone.
+        let at = keys.rfind("pkcs11:").expect("a list of two");
+        let (before, other) = keys.split_at(at);
+        let from = if from == "issuing.pin" { "second.pin" } else { from };
+        ca.material.write("ca.toml", format!("{before}{}", other.replacen(from, to, 1)));
+        ca.restart().await;
+        ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.unwrap_or_else(|status| panic!("{to}: {status}"));
+        ca.until(said, || async {
+            let (_, _, detail) = check(&ca, "signer:quickstart").await;
+            detail.starts_with("degraded") && detail.contains(said)
+        })
+        .await;
+        ca.check();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_key_in_any_token_refuses_a_start_and_a_reload() {
+    let (material, setup, second) = two_tokens();
+    let ca = TestCa::start_on(material, setup).await;
+    let root = Authority::root("root", DAY * 365);
+    let other = root.intermediate("other", DAY);
+    write_key(&ca.material, "other.key", &other.key());
+    let pin = ca.material.read("issuing.pin").trim_end().to_owned();
+    import(&second.directory.join("softhsm2.conf"), "wrong", &ca.material.file("other.key"), &pin);
+    let text = ca.material.read("ca.toml");
+    let (before, after) = text.split_at(text.rfind("pkcs11:").expect("a list of two"));
+    ca.material.write("ca.toml", format!("{before}{}", after.replacen("token=issuing;object=issuing", "token=wrong;object=sibling", 1)));
+    assert!(!ca.reload().await);
+    assert!(ca.log_text().contains("another key than expected"), "{}", ca.log_text());
+    ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.expect("what was in force stays");
+    let mut ca = ca;
+    ca.stop();
+    let (status, sentence) = refused(&ca);
+    assert!(status == Some(2) && sentence.contains("another key than expected"), "{status:?} {sentence}");
+    ca.check();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readiness_is_the_default_issuers_and_tells_of_the_others() {
+    let material = Material::new();
+    let second = Second::beside(&material);
+    copy(&material.file("tokens"), &second.directory.join("tokens"));
+    let root = Authority::root("other", DAY * 365);
+    let (mesh, expired) = (root.intermediate("mesh", DAY), root.intermediate("expired", Duration::ZERO));
+    material.write("other-root.pem", root.certificate());
+    for (name, issuer) in [("mesh", &mesh), ("expired", &expired)] {
+        material.write(&format!("{name}.pem"), issuer.certificate());
+        write_key(&material, &format!("{name}.key"), &issuer.key());
+    }
+    let pin = material.read("issuing.pin").trim_end().to_owned();
+    import(&second.directory.join("softhsm2.conf"), "other", &material.file("mesh.key"), &pin);
+    let key = format!("pkcs11:token=other;object=sibling?module-path={}&pin-source=file:issuing.pin", fault_module().display());
+    let issuer = |id: &str, key: &str, more: &str| {
+        format!("\n[[issuer]]\nid = {id:?}\nkey = {key:?}\nchain = \"{id}.pem\"\nroots = \"other-root.pem\"\n{more}")
+    };
+    let others = issuer("mesh", &key, "device = \"second\"\n") + &issuer("expired", "file:expired.key", "");
+    let setup = Setup { append: others + &second.section(), ..Setup::default() };
+    second.control.set("token removed").expect("writable");
+    let ca = TestCa::start_on(material, setup).await;
+    ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.expect("issued");
+    for (name, is) in [("default_issuer", (true, true)), ("signer:mesh", (false, false)), ("issuer:expired", (false, false))] {
+        let (ready, required, detail) = check(&ca, name).await;
+        assert_eq!((ready, required), is, "{name}: {detail}");
+        assert_eq!(ca.metric(&format!("ca_server_ready{{check=\"{name}\"}}")).await, f64::from(u8::from(ready)), "{name}");
+    }
+    second.control.clear().expect("writable");
+    ca.until("found", || async { check(&ca, "signer:mesh").await.0 }).await;
     ca.check();
 }

@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use signers::pkcs11::close_logins;
+use signers::process::why_none_serves;
 use signers::{HealthState, Pool, PoolOptions, SignError};
-use tokio::time::timeout;
 
 use super::rules_file::Key;
 use crate::cli::Exit;
@@ -23,56 +23,47 @@ const LOST: Duration = Duration::from_secs(5);
 /// The longest pause between two attempts to find a lost device.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// The keys, or why they are not open and wait for the operator.
-pub(super) type Opened = Result<Vec<Pool>, SignError>;
-
-/// Opens every key. A token that refuses the PIN is no reason to end: whoever starts the process again would try the PIN again, and no token
-/// bears that often.
-pub(super) async fn open(keys: &[Key]) -> Result<Opened, Exit> {
-    let wanted = keys.to_vec();
-    let opening = tokio::task::spawn_blocking(move || wanted.iter().map(pool).collect::<Opened>());
-    let opened = match timeout(OPENED_WITHIN, opening).await {
-        Ok(Ok(opened)) => opened,
-        Ok(Err(error)) => return Err(Exit::missing(error)),
-        Err(_) => return Err(Exit::missing(format_args!("the device has not answered for {} s", OPENED_WITHIN.as_secs()))),
-    };
-    match &opened {
-        Ok(pools) => {
-            for pool in pools.iter().filter(|pool| pool.uri().is_file()) {
-                tracing::warn!(uri = %pool.uri(), "its key is a file: good for development and migration, no hardware protects it");
+/// Begins to open every key, and waits until one is open or none can be now. What cannot be opened is tried again by itself, or waits for the
+/// operator. An error where another start would do better, or where only another file or token would. A token that refuses the PIN is no reason to
+/// end: whoever starts the process again would try the PIN again, and no token bears that often.
+pub(super) async fn open(keys: &[Key]) -> Result<Vec<Pool>, Exit> {
+    let ordered = Instant::now();
+    let pools = keys.iter().map(|key| pool(key, ordered)).collect::<Result<Vec<_>, _>>().map_err(Exit::missing)?;
+    let waiting = pools.clone();
+    let opened = tokio::task::spawn_blocking(move || Pool::first_tries(&waiting, OPENED_WITHIN)).await.map_err(Exit::missing)?;
+    for pool in pools.iter().filter(|pool| pool.uri().is_file()) {
+        tracing::warn!(uri = %pool.uri(), "its key is a file: good for development and migration, no hardware protects it");
+    }
+    match why_none_serves(&opened) {
+        Some(error @ SignError::Locked(_)) => {
+            tracing::error!(%error, "nothing is signed; put the right PIN into its file, then send SIGHUP");
+        }
+        Some(error @ (SignError::Lost(_) | SignError::Busy(_) | SignError::Stopped)) => return Err(Exit::missing(error)),
+        Some(error @ (SignError::Rejected(_) | SignError::WrongKey(_) | SignError::Forbidden(_))) => return Err(Exit::config(error)),
+        None => {
+            for (pool, error) in pools.iter().zip(&opened).filter_map(|(pool, opened)| Some((pool, opened.as_ref().err()?))) {
+                tracing::error!(uri = %pool.uri(), %error, "this key cannot sign yet; the others do");
             }
         }
-        Err(error @ SignError::Locked(_)) => {
-            tracing::error!(%error, "nothing is signed; put the right PIN into its file, then send SIGHUP")
-        }
-        Err(error @ (SignError::Lost(_) | SignError::Busy(_) | SignError::Stopped)) => return Err(Exit::missing(error)),
-        Err(error @ (SignError::Rejected(_) | SignError::Forbidden(_))) => return Err(Exit::config(error)),
     }
-    Ok(opened)
+    Ok(pools)
 }
 
-fn pool(key: &Key) -> Result<Pool, SignError> {
+fn pool(key: &Key, ordered: Instant) -> Result<Pool, SignError> {
     let options = PoolOptions {
         threads: key.sessions,
         queue: PERMITS,
-        expected: Some(key.expected.clone()),
         device_limit: Some(key.device_limit),
         longest_pause: LONGEST_PAUSE,
         ..PoolOptions::default()
     };
-    Pool::start(key.uri.clone(), options)
+    Pool::begin(key.uri.clone(), key.expected.clone(), options, ordered)
 }
 
 /// The operator's order.
-pub(super) async fn again(opened: Opened, keys: &[Key]) -> Result<Opened, Exit> {
+pub(super) fn again(pools: &[Pool]) {
     let ordered = Instant::now();
-    match opened {
-        Ok(pools) => {
-            pools.iter().for_each(|pool| pool.retry_login_ordered_at(ordered));
-            Ok(Ok(pools))
-        }
-        Err(_) => open(keys).await,
-    }
+    pools.iter().for_each(|pool| pool.retry_login_ordered_at(ordered));
 }
 
 /// Whether it is worth another process.

@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use signers::process::{Keys, serve};
-use signers::{KeyUri, Purpose, SignError};
+use signers::{KeyUri, Pool, Purpose, SignError};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::alarms::{Alarms, Asked, Kind, Peer};
-use super::keys::{Opened, Watch, again, open, stop};
+use super::keys::{Watch, again, open, stop};
 use super::rules_file::{Key, Peers, RulesFile};
 use super::socket::{self, Socket};
 use crate::cli::{self, Exit};
@@ -78,8 +78,8 @@ impl Desk {
         let listener = UnixListener::from_std(listener).map_err(failed)?;
         let mut end = Endings { terminate: signals(SignalKind::terminate())?, interrupt: signals(SignalKind::interrupt())? };
         let mut hangup = signals(SignalKind::hangup())?;
-        let mut opened = tokio::select! {
-            opened = open(&keys) => opened?,
+        let pools = tokio::select! {
+            pools = open(&keys) => pools?,
             () = end.come() => return Ok(()),
         };
         let (mut tick, mut watch) = (interval(TICK), Watch::default());
@@ -93,16 +93,16 @@ impl Desk {
                 () = end.come() => break None,
                 _ = hangup.recv() => {
                     tracing::info!("a refused PIN is tried once more, a lost device at once");
-                    opened = again(opened, &keys).await?;
+                    again(&pools);
                 }
                 _ = tick.tick() => {
                     self.alarms.settle();
-                    if let Ok(pools) = &opened && let Some(why) = watch.look(pools, &keys) {
+                    if let Some(why) = watch.look(&pools, &keys) {
                         break Some(why);
                     }
                 }
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => self.receive(stream, &opened),
+                    Ok((stream, _)) => self.receive(stream, &pools),
                     Err(error) => {
                         tracing::error!(%error, "a connection could not be accepted");
                         tokio::time::sleep(TICK).await;
@@ -117,7 +117,7 @@ impl Desk {
             return Err(Exit::missing(why));
         }
         tracing::info!("stopping: what is inside the device is finished, the rest is left to the next signer");
-        if !opened.map_or(true, |pools| stop(&pools)) {
+        if !stop(&pools) {
             tracing::warn!("a device call has not returned; the process ends with it");
         }
         tracing::info!("stopped");
@@ -125,7 +125,7 @@ impl Desk {
     }
 
     /// Gives a daemon a thread, if it is one of ours and there is room.
-    fn receive(&self, stream: tokio::net::UnixStream, opened: &Opened) {
+    fn receive(&self, stream: tokio::net::UnixStream, pools: &[Pool]) {
         let peer = match stream.peer_cred() {
             Ok(peer) => Peer { uid: peer.uid(), gid: peer.gid(), pid: peer.pid() },
             Err(error) => return tracing::error!(%error, "a connection is closed: the kernel does not say whose it is"),
@@ -137,12 +137,12 @@ impl Desk {
             return tracing::warn!(peer.uid, peer.pid, "a connection is closed: {CONNECTIONS} daemons are connected already");
         };
         let connection = Connection { peer, guard: self.guard.clone(), alarms: self.alarms.clone(), _place: place };
-        let (opened, started) = (opened.clone(), stream.into_std());
+        let (pools, started) = (pools.to_vec(), stream.into_std());
         let started = started.and_then(|stream| {
             stream.set_nonblocking(false)?;
             stream.set_read_timeout(Some(SILENT))?;
             stream.set_write_timeout(Some(TAKES_WITHIN))?;
-            std::thread::Builder::new().name("daemon".to_owned()).spawn(move || connection.serve(stream, opened))
+            std::thread::Builder::new().name("daemon".to_owned()).spawn(move || connection.serve(stream, pools))
         });
         if let Err(error) = started {
             tracing::error!(%error, "a daemon cannot be served");
@@ -159,7 +159,7 @@ struct Connection {
 }
 
 impl Connection {
-    fn serve(self, stream: UnixStream, opened: Opened) {
+    fn serve(self, stream: UnixStream, pools: Vec<Pool>) {
         let (peer, alarms) = (self.peer, self.alarms.clone());
         tracing::info!(peer.uid, peer.pid, "a daemon is connected");
         let guard = Watched { guard: self.guard.clone(), alarms: self.alarms.clone(), peer };
@@ -169,7 +169,7 @@ impl Connection {
                 alarms.raise(Kind::Setup, peer, None, why);
                 return Err(SignError::Rejected("this signer takes no keys and rules from a daemon".into()));
             }
-            Ok(Arc::new(Keys { pools: opened?, guard: Box::new(guard) }))
+            Ok(Arc::new(Keys { pools, guard: Box::new(guard) }))
         });
         match ended {
             Ok(()) => tracing::info!(peer.uid, peer.pid, "a daemon has gone"),
