@@ -202,12 +202,12 @@ impl Token {
 }
 
 /// Whether a failure speaks against the token; a full queue and a caller out of time do not, unless the device had the job. One that is
-/// locked waits for an operator, and no probe could bring it back.
+/// locked counts, too: it answers at once, so it would be asked first for ever. Its probes try no PIN, and find it when an operator has acted.
 fn is_the_devices(failure: &SignFailure) -> bool {
     match failure.error {
-        SignError::Lost(_) | SignError::Rejected(_) | SignError::WrongKey(_) => true,
+        SignError::Lost(_) | SignError::Locked(_) | SignError::Rejected(_) | SignError::WrongKey(_) => true,
         SignError::Busy(_) => failure.deadline_passed && failure.reached_device,
-        SignError::Locked(_) | SignError::Forbidden(_) | SignError::Stopped => false,
+        SignError::Forbidden(_) | SignError::Stopped => false,
     }
 }
 

@@ -252,7 +252,7 @@ fn another_key_under_the_same_name_is_not_used() {
         assert_ne!(right.public_key, wrong.public_key);
 
         let failure = sign(&signer).unwrap_err();
-        assert!(matches!(failure.error, SignError::Rejected(_)) && !failure.reached_device, "{failure:?}");
+        assert!(matches!(failure.error, SignError::WrongKey(_)) && !failure.reached_device, "{failure:?}");
         wait_until("nobody has a session", || {
             assert!(sign(&signer).is_err());
             signer.health().state == HealthState::Lost

@@ -70,7 +70,7 @@ fn a_missing_config_is_said_with_the_way_to_make_one() {
 fn a_pin_file_that_others_can_read_or_that_we_cannot_is_refused() {
     let ca = TestCa::configured(Material::new(), Setup::default());
     let pin = ca.material.file("issuing.pin");
-    for mode in [0o644, 0o640, 0o604] {
+    for mode in [0o644, 0o660, 0o604] {
         std::fs::set_permissions(&pin, std::fs::Permissions::from_mode(mode)).expect("permitted");
         let said = complaint(&ca, "serve");
         assert!(said.contains("issuing.pin") && said.contains("chmod 600"), "{said}");

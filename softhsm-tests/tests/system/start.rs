@@ -10,7 +10,7 @@ use softhsm_tests::authority::Authority;
 use softhsm_tests::daemon::{PATIENCE, Setup};
 use softhsm_tests::{Ask, Csr, Load, Material, TestCa};
 
-use crate::lifetime::write_key;
+use crate::lifetime::{file_issuer, write_key};
 use crate::several_tokens::{Second, copy, fault_module, import, line, softhsm, uri};
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -311,5 +311,42 @@ async fn readiness_is_the_default_issuers_and_tells_of_the_others() {
     }
     second.control.clear().expect("writable");
     ca.until("found", || async { check(&ca, "signer:mesh").await.0 }).await;
+    ca.check();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sibling_that_is_locked_since_the_start_is_not_asked_again_and_again() {
+    let material = Material::new();
+    let second = Second::beside(&material);
+    let root = Authority::root("siblings", DAY * 365);
+    let (one, other) = (root.intermediate("one", DAY), root.intermediate("other", DAY));
+    material.write("root-cert.pem", root.certificate());
+    for (name, issuer) in [("one", &one), ("other", &other)] {
+        material.write(&format!("{name}.pem"), issuer.certificate());
+        write_key(&material, &format!("{name}.key"), &issuer.key());
+    }
+    std::fs::create_dir_all(second.directory.join("tokens")).expect("writable");
+    let pin = material.read("issuing.pin").trim_end().to_owned();
+    import(&second.directory.join("softhsm2.conf"), "other", &material.file("other.key"), &pin);
+    let key = format!("pkcs11:token=other;object=sibling?module-path={}&pin-source=file:issuing.pin", fault_module().display());
+    let sibling = format!(
+        "\n[[issuer]]\nid = \"other\"\nkey = {key:?}\nchain = \"other.pem\"\nroots = \"root-cert.pem\"\ndevice = \"second\"\n\
+         sibling_of = \"quickstart\"\n"
+    );
+    let setup = Setup { append: sibling + &second.section(), ..Setup::default() }.replace("\"issuing-chain.pem\"", "\"one.pem\"");
+    let setup = file_issuer(&material, setup, "one.key");
+    // CKR_PIN_INCORRECT.
+    second.control.set("C_Login rv 0xA0").expect("writable");
+    let ca = TestCa::start_on(material, setup).await;
+    ca.until("locked", || async { check(&ca, "signer:other").await.2.contains("locked_out") }).await;
+    for _ in 0..20 {
+        ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.expect("the other issues");
+    }
+    let ledger = ca.check();
+    assert!(ledger.count("failed") <= 3, "each is an intent for nothing: {}", ledger.count("failed"));
+    assert_eq!(second.control.logins(), 1);
+    second.control.clear().expect("writable");
+    assert!(ca.reload().await);
+    ca.until("healed", || async { check(&ca, "signer:other").await.0 }).await;
     ca.check();
 }
