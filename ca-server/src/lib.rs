@@ -26,4 +26,5 @@ pub mod spiffe;
 pub mod store;
 pub mod telemetry;
 pub mod timestamp;
+pub mod toml_text;
 pub mod x509;

@@ -102,7 +102,9 @@ pub fn roots(path: &Path) -> Result<RootCertStore, Exit> {
     let pem = std::fs::read(path).map_err(|error| Exit::missing(format!("{}: {error}", path.display())))?;
     let mut store = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let added = certificate.map_err(|error| error.to_string()).and_then(|one| store.add(one).map_err(|error| error.to_string()));
+        // The parser's own words would show what stands in the file.
+        let read = certificate.map_err(|_| "it is not PEM".to_owned());
+        let added = read.and_then(|one| store.add(one).map_err(|error| error.to_string()));
         added.map_err(|error| Exit::usage(format!("{}: {error}", path.display())))?;
     }
     if store.is_empty() {

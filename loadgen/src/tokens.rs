@@ -71,10 +71,10 @@ fn spiffe_id(trust_domain: &str, namespace: &str, account: &str) -> String {
 }
 
 fn mint(path: &Path, callers: &Callers, now: i64, made: &(dyn Fn() + Sync)) -> Result<Tokens, Exit> {
-    let failed = |error: &dyn std::fmt::Display| Exit::usage(format!("{}: not an RSA key in PKCS#8 PEM: {error}", path.display()));
+    let failed = || Exit::usage(format!("{}: not an RSA key in PKCS#8 PEM", path.display()));
     let pem = std::fs::read(path).map_err(|error| Exit::missing(format!("{}: {error}", path.display())))?;
-    let der = PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|error| failed(&error))?;
-    let key = KeyPair::from_pkcs8(der.secret_pkcs8_der()).map_err(|error| failed(&error))?;
+    let der = PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|_| failed())?;
+    let key = KeyPair::from_pkcs8(der.secret_pkcs8_der()).map_err(|_| failed())?;
     let (issuer, key_id) = (callers.token_issuer.as_deref().unwrap_or_default(), callers.token_key_id.as_deref().unwrap_or_default());
     let accounts = callers.accounts.clamp(1, callers.tokens.max(1));
     let count = callers.tokens.max(1).next_multiple_of(accounts);

@@ -35,8 +35,8 @@ impl FileDevice {
     pub fn open(path: &Path) -> Result<Self, SignError> {
         let rejected = |text: &str| SignError::Rejected(format!("key file {}: {text}", path.display()));
         let pem = secret_file::read(path, "key file")?;
-        let mut der = PrivateKeyDer::from_pem_slice(&pem)
-            .map_err(|_| rejected("holds no private key in PEM: PKCS#8, EC (SEC 1) and RSA (PKCS#1) are read, all unencrypted"))?;
+        // What the parser says may show the key.
+        let mut der = PrivateKeyDer::from_pem_slice(&tidied(&pem)).map_err(|_| rejected(no_key(&pem)))?;
         let pair = Pair::from_der(&der);
         der.zeroize();
         let pair =
@@ -50,6 +50,34 @@ impl FileDevice {
         let pair = Pair::generate(kind).map_err(|_| SignError::Rejected(format!("a {kind} key could not be generated")))?;
         let public_key = pair.public_key()?;
         Ok(Self { pair, public_key })
+    }
+}
+
+/// PEM as people have it: without a byte order mark, each line without the spaces around it, each mark on a line of its own.
+fn tidied(pem: &[u8]) -> Zeroizing<Vec<u8>> {
+    const GLUED: &[u8] = b"----------";
+    let pem = pem.strip_prefix(b"\xef\xbb\xbf").unwrap_or(pem);
+    // Room for a line break at each: the buffer never moves, so no copy stays behind.
+    let mut tidied = Zeroizing::new(Vec::with_capacity(pem.len() * 2 + 1));
+    for line in pem.split(|octet| *octet == b'\n') {
+        let line = line.trim_ascii();
+        let glued = line.windows(GLUED.len()).position(|window| window == GLUED).map_or(0, |at| at + GLUED.len() / 2);
+        for part in [&line[..glued], &line[glued..]].into_iter().filter(|part| !part.is_empty()) {
+            tidied.extend_from_slice(part);
+            tidied.push(b'\n');
+        }
+    }
+    tidied
+}
+
+/// What a file holds in which there is no private key that can be read.
+fn no_key(content: &[u8]) -> &'static str {
+    match content {
+        [0x30, 0x80..=0x84, ..] => "holds DER, not PEM; convert it: openssl pkey -inform der -in FILE -out NEW-FILE",
+        _ if content.windows(9).any(|window| window == b"ENCRYPTED") => {
+            "holds an encrypted key; decrypt it: openssl pkey -in FILE -out NEW-FILE"
+        }
+        _ => "holds no private key in PEM: PKCS#8, EC (SEC 1) and RSA (PKCS#1) are read, all unencrypted",
     }
 }
 
@@ -203,6 +231,32 @@ mod tests {
         let again = FileVault.generate(&uri, KeyKind::P256).unwrap_err();
         assert!(again.to_string().contains("never overwritten"), "{again}");
         assert_eq!(FileVault.describe(&uri).unwrap(), Some(facts));
+    }
+
+    #[test]
+    fn a_key_is_read_as_people_have_it_and_what_is_none_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let uri = key_in(&dir);
+        let key = FileVault.generate(&uri, KeyKind::P256).unwrap().public_key;
+        let path = path_of(&uri).unwrap();
+        let pem = fs::read_to_string(path).unwrap();
+        let parameters = "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----";
+        let indented: String = pem.lines().map(|line| format!("\t  {line} \n")).collect();
+        for text in [format!("\u{feff}{pem}"), indented, pem.replace('\n', "\r\n"), format!("{parameters}{pem}"), pem.trim_end().to_owned()]
+        {
+            fs::write(path, &text).unwrap();
+            assert_eq!(FileDevice::open(path).unwrap_or_else(|error| panic!("{text}: {error}")).public_key(), &key);
+        }
+        for (text, expected) in [
+            (pem.replace("PRIVATE", "ENCRYPTED PRIVATE").into_bytes(), "an encrypted key"),
+            (vec![0x30, 0x81, 0x87, 2, 1], "holds DER"),
+            (pem.replace('\n', "\\n").into_bytes(), "no private key in PEM"),
+            (b"hello".to_vec(), "no private key in PEM"),
+        ] {
+            fs::write(path, text).unwrap();
+            let said = FileDevice::open(path).err().unwrap().to_string();
+            assert!(said.contains(expected) && !said.contains(pem.lines().nth(1).unwrap()), "{said}");
+        }
     }
 
     #[test]

@@ -2,12 +2,12 @@
 //! call, not only in the handshake: a kept connection outlives its certificate, and a reload may take a root away.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use der::Decode;
-use rustls::RootCertStore;
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::ClientCertVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_cert::Certificate;
 use x509_cert::ext::pkix::SubjectAltName;
@@ -19,27 +19,31 @@ use crate::policy::TrustDomains;
 use crate::refusal::{Reason, Refusal};
 use crate::spiffe::SpiffeId;
 use crate::timestamp::Timestamp;
+use crate::x509::path::{self, Anchors, BadPath, Usage};
 
 /// Certificates of these roots, naming identities of these trust domains.
 #[derive(Debug)]
 pub struct ClientCertificates {
-    verifier: Arc<dyn ClientCertVerifier>,
+    verifier: Arc<Verifier>,
     trust_domains: TrustDomains,
 }
 
 impl ClientCertificates {
     /// Verifies against `roots`, DER.
     pub fn new<'a>(roots: impl Iterator<Item = &'a [u8]>, trust_domains: TrustDomains) -> Result<Self, String> {
+        let roots: Vec<&[u8]> = roots.collect();
+        let unfit = |why: &dyn std::fmt::Display| format!("a root cannot be a trust anchor: {why}");
         let mut store = RootCertStore::empty();
-        for root in roots {
-            store.add(CertificateDer::from(root).into_owned()).map_err(|error| format!("a root cannot be a trust anchor: {error}"))?;
+        for root in &roots {
+            store.add(CertificateDer::from(*root)).map_err(|error| unfit(&error))?;
         }
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider)
+        let handshakes = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider)
             .allow_unauthenticated()
             .build()
             .map_err(|error| error.to_string())?;
-        Ok(Self { verifier, trust_domains })
+        let anchors = Anchors::new(roots).map_err(|error| unfit(&error))?;
+        Ok(Self { verifier: Arc::new(Verifier { handshakes, anchors }), trust_domains })
     }
 
     /// The verifier for the handshake: a certificate is asked for, never required.
@@ -57,9 +61,8 @@ impl ClientCertificates {
             return Ok(None);
         };
         let bad = |why: &dyn std::fmt::Display| Refusal::new(Reason::BadCredentials, format_args!("client certificate: {why}"));
-        let now = UnixTime::since_unix_epoch(Duration::from_secs(now.seconds().unsigned_abs()));
-        self.verifier.verify_client_cert(leaf, intermediates, now).map_err(|error| bad(&error))?;
-        let certificate = Certificate::from_der(leaf).map_err(|error| bad(&error))?;
+        path::verify(leaf, intermediates, &self.verifier.anchors, Usage::Client, now).map_err(|error| bad(&error))?;
+        let certificate = Certificate::from_der(leaf).map_err(|_| bad(&BadPath::Unreadable))?;
         let uri = only_uri(&certificate).ok_or_else(|| bad(&"it has not exactly one URI SAN"))?;
         let identity = SpiffeId::parse(&uri).ok_or_else(|| bad(&format_args!("{uri:?} is no identity of a workload")))?;
         if !self.trust_domains.accept(identity.trust_domain()) {
@@ -77,6 +80,70 @@ impl ClientCertificates {
         };
         let ends = tbs.validity().not_after.to_unix_duration().as_secs();
         Ok(Some((identity, evidence, Timestamp::from_seconds(i64::try_from(ends).unwrap_or(i64::MAX)))))
+    }
+}
+
+/// In the handshake: the path by our own validation, everything else by rustls.
+#[derive(Debug)]
+struct Verifier {
+    handshakes: Arc<dyn ClientCertVerifier>,
+    anchors: Anchors,
+}
+
+impl ClientCertVerifier for Verifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.handshakes.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.handshakes.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let now = Timestamp::from_seconds(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+        let checked = path::verify(leaf, others, &self.anchors, Usage::Client, now);
+        checked.map(|()| ClientCertVerified::assertion()).map_err(|why| Error::InvalidCertificate(for_the_alert(why)))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.handshakes.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.handshakes.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.handshakes.supported_verify_schemes()
+    }
+}
+
+/// What decides which alert the client sees (RFC 8446 §6.2).
+fn for_the_alert(why: BadPath) -> CertificateError {
+    match why {
+        BadPath::Unreadable => CertificateError::BadEncoding,
+        BadPath::Expired => CertificateError::Expired,
+        BadPath::NotYetValid => CertificateError::NotValidYet,
+        BadPath::UnknownIssuer => CertificateError::UnknownIssuer,
+        BadPath::Signature => CertificateError::BadSignature,
+        BadPath::Usage => CertificateError::InvalidPurpose,
+        BadPath::CriticalExtension => CertificateError::UnhandledCriticalExtension,
+        other => CertificateError::Other(rustls::OtherError(Arc::new(other))),
     }
 }
 

@@ -11,6 +11,7 @@ use signers::{KeyKind, KeyUri};
 use x509_cert::name::Name;
 
 use super::Failure;
+use crate::toml_text;
 
 /// What a ceremony makes: one root and one issuing certificate.
 #[derive(Clone, Debug)]
@@ -82,7 +83,8 @@ impl Spec {
 
     /// Reads a spec from its text; relative paths count from `base`.
     pub fn parse(text: &str, base: &Path) -> Result<Self, Failure> {
-        let file: File = toml::from_str(text).map_err(|error| Failure::spec(one_line(text, &error)))?;
+        let file: File = toml::from_str(text)
+            .map_err(|error| Failure::spec(format!("line {}: {}", toml_text::line(text, &error), toml_text::sentence(text, &error))))?;
         let spec = Self {
             digest: super::sha256_hex(text.as_bytes()),
             output: base.join(&file.output),
@@ -132,12 +134,6 @@ impl EntrySpec {
             path_length: entry.path_length,
         })
     }
-}
-
-/// The parser's own text draws the line over several; a terminal and a log want one.
-fn one_line(text: &str, error: &toml::de::Error) -> String {
-    let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-    format!("line {line}: {}", error.message().replace('\n', " "))
 }
 
 /// RFC 4514 has no spaces around its commas; people write them, and a space in front of an attribute type means nothing else.

@@ -2,26 +2,24 @@
 //! leaf, a path to roots that we had before the call, and the identity that we expected.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use der::{Decode, Encode};
 use rustls::RootCertStore;
-use rustls::crypto::aws_lc_rs::default_provider;
-use rustls::server::WebPkiClientVerifier;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::CertificateDer;
 use x509_cert::Certificate;
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
 use crate::spiffe::SpiffeId;
 use crate::timestamp::Timestamp;
-use crate::x509;
+use crate::x509::path::{self, Anchors, Usage};
+use crate::x509::{self, pem};
 
 /// Roots that the caller trusted before it asked.
 #[derive(Clone, Debug)]
 pub struct Roots {
     store: Arc<RootCertStore>,
+    anchors: Anchors,
     pem: String,
 }
 
@@ -29,14 +27,13 @@ impl Roots {
     /// Reads one or more root certificates.
     pub fn from_pem(pem: &str) -> Result<Self, RootsError> {
         let mut store = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-            let certificate = certificate.map_err(|error| RootsError(error.to_string()))?;
-            store.add(certificate).map_err(|error| RootsError(error.to_string()))?;
+        let blocks = pem::certificates(pem.as_bytes()).map_err(|error| RootsError(error.to_string()))?;
+        for block in &blocks {
+            let unfit = |_| RootsError(format!("line {}: it cannot be a trust anchor", block.line));
+            store.add(CertificateDer::from(block.der.as_slice())).map_err(unfit)?;
         }
-        if store.is_empty() {
-            return Err(RootsError("no certificate in the PEM".into()));
-        }
-        Ok(Self { store: Arc::new(store), pem: pem.to_owned() })
+        let anchors = Anchors::new(blocks.iter().map(|block| block.der.as_slice())).map_err(|error| RootsError(error.to_string()))?;
+        Ok(Self { store: Arc::new(store), anchors, pem: pem.to_owned() })
     }
 
     /// The PEM they were read from.
@@ -156,11 +153,7 @@ pub struct NameError(String);
 
 /// A path from the leaf to our roots, valid now, for a TLS client (RFC 5280 §6). Agents check the server's use of it likewise.
 fn verify_path(leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>], roots: &Roots, now: Timestamp) -> Result<(), AnswerError> {
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots.store(), Arc::new(default_provider())).build().map_err(wrong)?;
-    let now = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now.seconds()).unwrap_or(0)));
-    verifier
-        .verify_client_cert(leaf, intermediates, now)
-        .map(drop)
+    path::verify(leaf, intermediates, &roots.anchors, Usage::Client, now)
         .map_err(|error| wrong(format!("the leaf does not chain to our roots: {error}")))
 }
 
@@ -168,11 +161,12 @@ fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, AnswerError> 
     if !pem.ends_with('\n') {
         return Err(wrong("an element does not end in a newline"));
     }
-    CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().map_err(wrong)
+    let blocks = pem::certificates(pem.as_bytes()).map_err(wrong)?;
+    Ok(blocks.into_iter().map(|block| CertificateDer::from(block.der)).collect())
 }
 
 fn is_self_issued(der: &CertificateDer<'static>) -> bool {
-    Certificate::from_der(der).is_ok_and(|parsed| parsed.tbs_certificate().subject() == parsed.tbs_certificate().issuer())
+    x509::certificate::Certificate::read(der).is_ok_and(|root| root.is_self_issued())
 }
 
 fn single(pem: &str) -> Result<CertificateDer<'static>, AnswerError> {

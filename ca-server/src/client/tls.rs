@@ -9,6 +9,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use super::Target;
+use crate::x509::pem;
 
 /// A name, certificate or key that TLS cannot use.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -31,13 +32,14 @@ impl Clone for ClientIdentity {
 impl ClientIdentity {
     /// Reads a chain and a key from PEM.
     pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, TlsError> {
-        let chain: Vec<_> = CertificateDer::pem_slice_iter(chain)
-            .collect::<Result<_, _>>()
-            .map_err(|error| TlsError(format!("client certificate: {error}")))?;
-        if chain.is_empty() {
-            return Err(TlsError("client certificate: no certificate in the PEM".into()));
-        }
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| TlsError(format!("client key: {error}")))?;
+        let blocks = pem::certificates(chain).map_err(|error| TlsError(format!("client certificate: {error}")))?;
+        let chain: Vec<_> = blocks.into_iter().map(|block| CertificateDer::from(block.der)).collect();
+        let key = key.strip_prefix(b"\xef\xbb\xbf").unwrap_or(key);
+        // What the parser says may show the key.
+        let unread = |_| {
+            TlsError("client key: it holds no private key in PEM: PKCS#8, EC (SEC 1) and RSA (PKCS#1) are read, all unencrypted".into())
+        };
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(unread)?;
         Ok(Self { chain, key })
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use signers::KeyUri;
 
 use super::file::{Device, File, Isolation, Issuer, IssuerState, Jwt, Key, Ledger, Profile as ProfileFile, San};
+use super::judge::Judge;
 use super::{Config, ConfigError, DeviceConfig, Files, IssuerConfig, JwtConfig, KeyConfig, RequestDefaults};
 use crate::authn::jwks;
 use crate::digest::sha256;
@@ -49,7 +50,14 @@ impl<'a> Checker<'a> {
     pub(super) fn config(&self, file: File, text: &[u8], now: Timestamp) -> Result<Config, ConfigError> {
         let mut warnings = Vec::new();
         let digest = sha256(text);
+        let trust_domains = TrustDomains {
+            own: self.trust_domain("trust_domain", &file.trust_domain)?,
+            aliases: self.each(&file.trust_domain_aliases, |alias| self.trust_domain("trust_domain_aliases", alias))?,
+        };
+        let (names, profile) = (self.names(&file.csr.names)?, self.profile(&file.profile)?);
         let issuers = self.issuers(&file, now, &mut warnings)?;
+        let judge = Judge { profile: &profile, trust_domains: &trust_domains, names: &names, now };
+        warnings.extend(judge.all(&issuers).map_err(|(id, why)| self.bad(&format!("issuer.{id}"), why))?);
         if file.jwt.is_empty() {
             warnings.push("no [[jwt]] issuer: only client certificates can prove an identity".to_owned());
         }
@@ -66,19 +74,16 @@ impl<'a> Checker<'a> {
         Ok(Config {
             path: self.path.to_owned(),
             digest,
-            trust_domains: TrustDomains {
-                own: self.trust_domain("trust_domain", &file.trust_domain)?,
-                aliases: self.each(&file.trust_domain_aliases, |alias| self.trust_domain("trust_domain_aliases", alias))?,
-            },
+            trust_domains,
             cluster_id: self.not_empty("cluster_id", &file.cluster_id)?,
             csr_listen: self.address("csr.listen", &file.csr.listen)?,
-            names: self.names(&file.csr.names)?,
+            names,
             call_timeout: timeout,
             monitoring_listen: self.address("monitoring.listen", &file.monitoring.listen)?,
             ledger,
             environment: self.environment(&file.device, |device| device.isolation == Isolation::Thread)?,
             issuers,
-            profile: self.profile(&file.profile)?,
+            profile,
             limits: file.limits,
             jwt,
             request: self.request(file.request),
@@ -110,6 +115,7 @@ impl<'a> Checker<'a> {
                 self.read(&format!("ledger.{key}"), path)?;
             }
         }
+        (self.files.check_server)(&files).map_err(|why| self.bad("ledger", format_args!("names a bad file: {why}")))?;
         // What the URL says is repeated where it is refused, except what may be a secret.
         Location::parse(&ledger.url, files, &self.directory).map_err(|why| self.bad("ledger.url", why))
     }
@@ -207,6 +213,12 @@ impl<'a> Checker<'a> {
     ) -> Result<IssuerConfig, ConfigError> {
         self.not_empty("issuer.id", &issuer.id)?;
         let chain = self.chain(issuer)?;
+        let about = |warning: &String| format!("issuer {}: {warning}", issuer.id);
+        warnings.extend(chain.warnings().iter().map(about));
+        if chain.may_sign_at(now) {
+            // Roots that the chain does not need.
+            warnings.extend(chain.out_of_date(now).iter().map(about));
+        }
         let uris = self.keys(issuer)?;
         let key_uris = uris.iter().map(KeyUri::without_secrets).collect::<Vec<_>>().join(" ");
         let recorded = StartFact::Issuer {
@@ -388,8 +400,13 @@ fn of(issuer: &Issuer, key: &str) -> String {
     format!("issuer.{}.{key}", issuer.id)
 }
 
+/// Which of an issuer's certificates is why it cannot sign now.
 fn validity(chain: &IssuerChain, now: Timestamp) -> String {
-    format!("is valid from {} to {}; it is now {now}", chain.begins(), chain.ends())
+    let out_of_date = chain.out_of_date(now);
+    match out_of_date.is_empty() {
+        true => format!("is valid from {} to {}; it is now {now}", chain.begins(), chain.ends()),
+        false => format!("is out of date: {}; it is now {now}", out_of_date.join("; ")),
+    }
 }
 
 fn key_allowed(key: Key) -> KeyAllowed {

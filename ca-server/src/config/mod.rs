@@ -4,6 +4,7 @@
 mod check;
 mod examine;
 mod file;
+mod judge;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,8 +21,9 @@ pub use file::{Isolation, Log, LogFormat, RequestDefaults};
 use crate::fairness::Limits;
 use crate::policy::{Member, Profile, ServingName, TrustDomains};
 use crate::spiffe::TrustDomain;
-use crate::store::ledger::Location;
+use crate::store::ledger::{Location, ServerFiles};
 use crate::timestamp::Timestamp;
+use crate::toml_text;
 use crate::x509::chain::IssuerChain;
 
 /// A config that cannot be used: one line with file, key and remedy.
@@ -147,11 +149,14 @@ pub struct Files {
     pub read: fn(&Path) -> std::io::Result<Vec<u8>>,
     /// Whether it is a secret file as it must be; and what it should hold, "PIN" or "password".
     pub check_secret: fn(&Path, &str) -> Result<(), signers::SecretFileError>,
+    /// Whether the files for TLS to the ledger's server hold what they should.
+    pub check_server: fn(&ServerFiles) -> Result<(), String>,
 }
 
 impl Files {
     /// Those of the system.
-    pub const SYSTEM: Self = Self { read: |path| std::fs::read(path), check_secret: signers::check_secret_file };
+    pub const SYSTEM: Self =
+        Self { read: |path| std::fs::read(path), check_secret: signers::check_secret_file, check_server: ServerFiles::check };
 }
 
 impl Config {
@@ -228,15 +233,6 @@ fn read(path: &Path) -> Result<String, ConfigError> {
 
 /// A TOML file's text in this shape.
 pub(crate) fn parse<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
-    toml::from_str(text).map_err(|error| ConfigError(syntax(path, text, &error)))
-}
-
-/// One line: file, line, and what the parser says.
-fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> String {
-    let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-    // The parser's message names the value; an operator looks for the key.
-    let key =
-        text.lines().nth(line - 1).and_then(|line| line.split_once('=')).map(|(key, _)| format!("`{}` ", key.trim())).unwrap_or_default();
-    let message = error.message().replace('\n', " ").replace("expected a duration", "expected a duration such as \"5s\" or \"24h\"");
-    format!("{}:{line}: {key}{message}", path.display())
+    let wrong = |error| ConfigError(format!("{}:{}: {}", path.display(), toml_text::line(text, &error), toml_text::sentence(text, &error)));
+    toml::from_str(text).map_err(wrong)
 }

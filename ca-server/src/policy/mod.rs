@@ -104,7 +104,12 @@ impl Policy {
         self.terms(Subject::Serving(names.to_vec()), issuer, self.profile.default, now)
     }
 
-    /// The same under another issuer, as of `now`.
+    /// What a certificate for `subject` would say that lasts as long as one may, to judge an issuer by; nobody has asked for it.
+    pub fn trial(&self, subject: Subject, issuer: &Arc<IssuerChain>, now: Timestamp) -> Result<Grant, Refusal> {
+        self.terms(subject, issuer, self.profile.maximum, now)
+    }
+
+    /// What `grant` says under another issuer, as of `now`.
     pub fn under(&self, issuer: &Arc<IssuerChain>, grant: &Grant, now: Timestamp) -> Result<Grant, Refusal> {
         self.terms(grant.subject().clone(), issuer, grant.lifetime(), now)
     }

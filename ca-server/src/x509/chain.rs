@@ -1,18 +1,21 @@
-//! An issuer's certificates: the chain from the issuing certificate upwards, and the roots that end it (RFC 5280 §6, as far as a CA must
-//! check its own). Holds what a template and an answer need of them.
+//! An issuer's certificates: the chain from the issuing certificate upwards, and the roots that end it. Each certificate of the chain is
+//! judged as a CA's (RFC 5280 §6.1.4); a root is a name and a key (§6.1.1), whose own signature nobody checks. A sentence about one names it by
+//! file, place and subject. Holds what a template and an answer need of them.
+
+mod member;
+mod peers;
 
 use std::time::Duration;
 
-use der::{Decode, Encode};
 use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 use signers::PublicKey;
-use x509_cert::Certificate;
 use x509_cert::ext::pkix::{BasicConstraints, KeyUsage, SubjectKeyIdentifier};
-use x509_cert::name::Name;
 
+use self::member::Member;
+use super::certificate::name_text;
+use super::path::{self, Anchors, BadPath, Usage};
+use super::pem;
 use super::subject_key::{SubjectKey, key_identifier};
-use super::{pem, timestamp};
 use crate::timestamp::Timestamp;
 
 /// One issuer: its chain, issuing certificate first and root left out, and the roots that the chain leads to.
@@ -30,6 +33,9 @@ pub struct IssuerChain {
     ends: Timestamp,
     issuing_ends: Timestamp,
     root_ends: Timestamp,
+    members: Vec<Member>,
+    anchors: Anchors,
+    warnings: Vec<String>,
 }
 
 /// No shorter than the longest time limit that a call may be given.
@@ -47,47 +53,82 @@ fn bad(why: impl std::fmt::Display) -> BadChain {
 impl IssuerChain {
     /// Reads and checks an issuer's PEM files. A self-signed issuer stands in both.
     pub fn parse(id: &str, chain_pem: &[u8], roots_pem: &[u8]) -> Result<Self, BadChain> {
-        let chain = read_all(chain_pem).map_err(|error| bad(format_args!("chain: {error}")))?;
-        let roots = read_all(roots_pem).map_err(|error| bad(format_args!("roots: {error}")))?;
+        let mut warnings = Vec::new();
+        let chain = member::read_all("chain", chain_pem, &mut warnings)?;
+        let roots = anchors(member::read_all("roots", roots_pem, &mut warnings)?, &mut warnings)?;
+        let depths = depths(&chain, &roots)?;
         let issuing = &chain[0];
-        for root in &roots {
-            check_signed_by(root, root).map_err(|_| bad(format_args!("roots: {} is not self-signed", root.subject())))?;
+        let leads_to = |root: &&Member| chain.iter().any(|one| one.der() == root.der() || one.signed_by(root).is_ok());
+        let used: Vec<&Member> = roots.iter().filter(leads_to).collect();
+        if used.is_empty() {
+            return Err(bad(format_args!("{issuing} and what is above it lead to none of the roots")));
         }
-        for (at, certificate) in chain.iter().enumerate() {
-            certificate.check_ca(at)?;
-            if let Some(next) = chain.get(at + 1) {
-                check_signed_by(certificate, next)?;
-            }
+        // A root may stand in the chain file; it is not sent between leaf and roots.
+        let is_root = |one: &Member| roots.iter().any(|root| root.der() == one.der());
+        for (one, depth) in chain.iter().zip(&depths).filter(|(one, _)| !is_root(one)) {
+            check_ca(one, *depth)?;
         }
-        let last = chain.last().expect("read_all refuses an empty file");
-        let anchors: Vec<&Read> = roots.iter().filter(|root| check_signed_by(last, root).is_ok()).collect();
-        if anchors.is_empty() {
-            return Err(bad(format_args!("the chain ends at {}, which no certificate of the roots has signed", last.subject())));
+        for root in &used {
+            let below = chain.iter().zip(&depths).filter(|(one, _)| !is_root(one) && one.signed_by(root).is_ok());
+            check_anchor(root, below.map(|(_, depth)| depth + 1).max().unwrap_or(0))?;
         }
-        // A root may close the chain file; it is not sent between leaf and roots.
-        let sent: Vec<&Read> = chain.iter().filter(|one| !roots.iter().any(|root| root.der == one.der)).collect();
-        for anchor in &anchors {
-            anchor.check_ca(sent.len())?;
+        if issuing.is_nameless() {
+            return Err(bad(format_args!("{issuing}: its subject is empty, and a CA must have a name (RFC 5280 §4.1.2.6)")));
         }
-        let root_ends = anchors.iter().map(|root| root.ends).max().expect("not empty");
-        let root_begins = anchors.iter().map(|root| root.begins).min().expect("not empty");
-        let begins = chain.iter().map(|one| one.begins).max().expect("not empty").max(root_begins);
-        let ends = chain.iter().map(|one| one.ends).min().expect("not empty").min(root_ends);
+        let unfit = |why: &dyn std::fmt::Display| bad(format_args!("{issuing}: {why}"));
+        let key = SubjectKey::from_spki(issuing.spki()).map_err(|error| unfit(&error))?;
+        let own_identifier = issuing.extension::<SubjectKeyIdentifier>().map_err(|error| unfit(&error))?;
+        let root_ends = used.iter().map(|root| root.ends()).max().expect("not empty");
+        let root_begins = used.iter().map(|root| root.begins()).min().expect("not empty");
+        let sent: Vec<&Member> = chain.iter().filter(|one| !is_root(one)).collect();
+        peers::warn(&chain, &roots, &used, &mut warnings);
         Ok(Self {
             id: id.to_owned(),
-            subject: issuing.parsed.tbs_certificate().subject().to_der().map_err(bad)?,
-            key_identifier: issuing.key_identifier()?,
-            public_key: PublicKey::from_spki_der(issuing.key.spki())
-                .map_err(|error| bad(format_args!("{}: {error}", issuing.subject())))?,
-            intermediates: sent.iter().map(|one| one.der.clone()).collect(),
-            intermediates_pem: sent.iter().map(|one| pem::certificate(&one.der)).collect(),
-            begins,
-            ends,
-            issuing_ends: issuing.ends,
+            subject: issuing.subject().to_vec(),
+            // RFC 5280 §4.2.1.2 asks every CA for one; else the one that we would have given it.
+            key_identifier: own_identifier.map_or_else(|| key_identifier(key.bits()).to_vec(), |(_, id)| id.0.as_bytes().to_vec()),
+            public_key: PublicKey::from_spki_der(key.spki()).map_err(|error| unfit(&error))?,
+            intermediates: sent.iter().map(|one| one.der().to_vec()).collect(),
+            intermediates_pem: sent.iter().map(|one| pem::certificate(one.der())).collect(),
+            begins: chain.iter().map(|one| one.begins()).max().expect("not empty").max(root_begins),
+            ends: chain.iter().map(|one| one.ends()).min().expect("not empty").min(root_ends),
+            issuing_ends: issuing.ends(),
             root_ends,
-            roots: roots.iter().map(|one| one.der.clone()).collect(),
-            chain: chain.iter().map(|one| one.der.clone()).collect(),
+            anchors: of_roots(&roots)?,
+            roots: roots.iter().map(|one| one.der().to_vec()).collect(),
+            chain: chain.iter().map(|one| one.der().to_vec()).collect(),
+            members: chain.into_iter().chain(roots).collect(),
+            warnings,
         })
+    }
+
+    /// What peers of some kinds will not like of these certificates, and what of the files is not used; a sentence each.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Which of the certificates, chain and roots, are outside of their validity at `now`, a sentence each.
+    pub fn out_of_date(&self, now: Timestamp) -> Vec<String> {
+        let said = |one: &Member| match () {
+            () if one.ends() < now => Some(format!("{one}: it ended at {}", one.ends())),
+            () if now < one.begins() => Some(format!("{one}: it begins at {}", one.begins())),
+            () => None,
+        };
+        self.members.iter().filter_map(said).collect()
+    }
+
+    /// Whether the daemon and its peers would accept this certificate of the issuer at `now`, which needs no signature yet. The error says
+    /// which certificate of the chain is in the way, if one alone is.
+    pub fn would_verify(&self, certificate: &[u8], usage: Usage, now: Timestamp) -> Result<(), BadChain> {
+        let others: Vec<CertificateDer<'_>> = self.intermediates.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
+        path::verify_unsigned(certificate, &others, &self.anchors, usage, now).map_err(|why| self.in_the_way(why, usage))
+    }
+
+    fn in_the_way(&self, why: BadPath, usage: Usage) -> BadChain {
+        // Of an anchor its name constraints count, and no other extension (RFC 5280 §6.1.1).
+        let count = if why == BadPath::NameConstraints { self.members.len() } else { self.chain.len() };
+        let said = self.members.iter().take(count).find_map(|one| peers::in_the_way(one, why, usage));
+        bad(said.unwrap_or_else(|| format!("the issuer's certificates would not be accepted: {why}")))
     }
 
     /// The issuer's id in config, ledger and CertSigner.
@@ -122,7 +163,7 @@ impl IssuerChain {
 
     /// The same for people (RFC 4514), such as `CN=Mesh Issuing,O=Example`.
     pub fn subject_text(&self) -> String {
-        Name::from_der(&self.subject).map(|name| name.to_string()).unwrap_or_default()
+        name_text(&self.subject)
     }
 
     /// Its subject key identifier: the AKI of what it signs.
@@ -161,75 +202,84 @@ impl IssuerChain {
     }
 }
 
-/// A certificate with what was read of it.
-struct Read {
-    der: Vec<u8>,
-    parsed: Certificate,
-    key: SubjectKey,
-    begins: Timestamp,
-    ends: Timestamp,
+fn of_roots(roots: &[Member]) -> Result<Anchors, BadChain> {
+    for root in roots {
+        let unfit = |_| bad(format_args!("{root}: TLS libraries cannot use it as a trust anchor; it is of version {}", root.version()));
+        Anchors::new([root.der()]).map_err(unfit)?;
+    }
+    Anchors::new(roots.iter().map(|root| root.der())).map_err(bad)
 }
 
-fn read_all(pem: &[u8]) -> Result<Vec<Read>, BadChain> {
-    let mut read = Vec::new();
-    for der in CertificateDer::pem_slice_iter(pem) {
-        let der = der.map_err(|error| bad(format_args!("not PEM: {error:?}")))?;
-        read.push(Read::new(&der)?);
+/// The roots without what is no anchor: a cross-certificate says of a root's key that another root trusts it, and belongs into the chain.
+fn anchors(roots: Vec<Member>, warnings: &mut Vec<String>) -> Result<Vec<Member>, BadChain> {
+    let (anchors, others): (Vec<Member>, Vec<Member>) = roots.into_iter().partition(|root| root.is_self_issued());
+    for other in others {
+        let issuer = name_text(other.issuer());
+        if !anchors.iter().any(|anchor| anchor.is_twin_of(&other)) {
+            return Err(bad(format_args!(
+                "{other}: it is no root but issued by {issuer}; put it into `chain`, and only roots into `roots`"
+            )));
+        }
+        warnings.push(format!(
+            "{other}: it is a cross-certificate, issued by {issuer}, of a root that stands in the same file; it is left out. \
+             Put it into `chain` for peers that know only {issuer}"
+        ));
     }
-    if read.is_empty() { Err(bad("no PEM certificate in it")) } else { Ok(read) }
+    Ok(anchors)
 }
 
-impl Read {
-    fn new(der: &[u8]) -> Result<Self, BadChain> {
-        let parsed = Certificate::from_der(der).map_err(|error| bad(format_args!("not a certificate: {error}")))?;
-        let tbs = parsed.tbs_certificate();
-        let spki = tbs.subject_public_key_info().to_der().map_err(bad)?;
-        let key = SubjectKey::from_spki(&spki).map_err(|error| bad(format_args!("{}: {error}", tbs.subject())))?;
-        let (begins, ends) = (timestamp(tbs.validity().not_before), timestamp(tbs.validity().not_after));
-        Ok(Self { der: der.to_vec(), key, begins, ends, parsed })
-    }
-
-    fn subject(&self) -> String {
-        self.parsed.tbs_certificate().subject().to_string()
-    }
-
-    /// An extension; one that is there and cannot be read is an error, never absent.
-    fn extension<'a, T: Decode<'a> + const_oid::AssociatedOid>(&'a self) -> Result<Option<T>, BadChain> {
-        let found = self.parsed.tbs_certificate().get_extension::<T>();
-        let found = found.map_err(|_| bad(format_args!("{}: extension {} cannot be read", self.subject(), T::OID)))?;
-        Ok(found.map(|(_, value)| value))
-    }
-
-    /// The identifier it carries, else the one that we would have given it (RFC 5280 §4.2.1.2).
-    fn key_identifier(&self) -> Result<Vec<u8>, BadChain> {
-        let own = self.extension::<SubjectKeyIdentifier>()?.map(|id| id.0.as_bytes().to_vec());
-        Ok(own.unwrap_or_else(|| key_identifier(self.key.bits()).to_vec()))
-    }
-
-    /// It may sign certificates, with `below` CA certificates between it and the leaf (RFC 5280 §4.2.1.9, §4.2.1.3).
-    fn check_ca(&self, below: usize) -> Result<(), BadChain> {
-        let constraints = self.extension::<BasicConstraints>()?;
-        if !constraints.as_ref().is_some_and(|constraints| constraints.ca) {
-            return Err(bad(format_args!("{} is not a CA certificate", self.subject())));
+/// How many CA certificates lie between each certificate of the chain and a leaf. Each must be signed by one of the files, and but for the
+/// first must have signed one before it or be that one's twin: the same CA, certified by another.
+fn depths(chain: &[Member], roots: &[Member]) -> Result<Vec<usize>, BadChain> {
+    let mut depths: Vec<usize> = Vec::new();
+    for (at, one) in chain.iter().enumerate() {
+        let is_root = roots.iter().any(|root| root.der() == one.der());
+        if !is_root {
+            let others = || chain.iter().enumerate().filter(|(other, _)| *other != at).map(|(_, other)| other).chain(roots);
+            if !others().any(|other| one.signed_by(other).is_ok()) {
+                return Err(bad(member::unsigned(one, others())));
+            }
         }
-        if constraints.and_then(|constraints| constraints.path_len_constraint).is_some_and(|length| usize::from(length) < below) {
-            return Err(bad(format_args!("{}: its path length does not allow {below} CA certificates below it", self.subject())));
+        let twin = chain[..at].iter().position(|earlier| earlier.is_twin_of(one)).map(|twin| depths[twin]);
+        let below = chain[..at].iter().zip(&depths).filter(|(earlier, _)| earlier.signed_by(one).is_ok()).map(|(_, depth)| depth + 1).max();
+        match twin.or(below) {
+            Some(depth) => depths.push(depth),
+            None if at == 0 => depths.push(0),
+            None => {
+                let why = "it has signed none of those before it; the issuing certificate stands first, then each one's issuer";
+                return Err(bad(format_args!("{one}: {why}")));
+            }
         }
-        if self.extension::<KeyUsage>()?.is_some_and(|usage| !usage.key_cert_sign()) {
-            return Err(bad(format_args!("{}: its key usage does not include keyCertSign", self.subject())));
-        }
-        Ok(())
     }
+    Ok(depths)
 }
 
-/// `issuer` has signed `certificate`, by name and by key.
-fn check_signed_by(certificate: &Read, issuer: &Read) -> Result<(), BadChain> {
-    let unsigned = || bad(format_args!("{} is not signed by {}", certificate.subject(), issuer.subject()));
-    let tbs = certificate.parsed.tbs_certificate();
-    if tbs.issuer() != issuer.parsed.tbs_certificate().subject() {
-        return Err(unsigned());
+/// It may sign certificates, with `below` CA certificates between it and the leaf (RFC 5280 §4.2.1.9, §4.2.1.3).
+fn check_ca(one: &Member, below: usize) -> Result<(), BadChain> {
+    let constraints = one.extension::<BasicConstraints>().map_err(|error| bad(format_args!("{one}: {error}")))?;
+    if !constraints.is_some_and(|(_, constraints)| constraints.ca) {
+        return Err(bad(format_args!("{one}: it is not a CA certificate")));
     }
-    let signed = tbs.to_der().map_err(|_| unsigned())?;
-    let signature = certificate.parsed.signature().as_bytes().ok_or_else(unsigned)?;
-    issuer.key.verify(certificate.parsed.signature_algorithm().oid, &signed, signature).map_err(|_| unsigned())
+    check_length_and_usage(one, below)
+}
+
+/// An anchor without constraints has none (RFC 5280 §6.1.1); Go and OpenSSL obey those that it has.
+fn check_anchor(root: &Member, below: usize) -> Result<(), BadChain> {
+    let constraints = root.extension::<BasicConstraints>().map_err(|error| bad(format_args!("{root}: {error}")))?;
+    if constraints.is_some_and(|(_, constraints)| !constraints.ca) {
+        return Err(bad(format_args!("{root}: it says of itself that it is not a CA certificate")));
+    }
+    check_length_and_usage(root, below)
+}
+
+fn check_length_and_usage(one: &Member, below: usize) -> Result<(), BadChain> {
+    let unfit = |error| bad(format_args!("{one}: {error}"));
+    let length = one.extension::<BasicConstraints>().map_err(unfit)?.and_then(|(_, constraints)| constraints.path_len_constraint);
+    if length.is_some_and(|length| usize::from(length) < below) {
+        return Err(bad(format_args!("{one}: its path length does not allow {below} CA certificates below it")));
+    }
+    if one.extension::<KeyUsage>().map_err(unfit)?.is_some_and(|(_, usage)| !usage.key_cert_sign()) {
+        return Err(bad(format_args!("{one}: its key usage does not include keyCertSign")));
+    }
+    Ok(())
 }

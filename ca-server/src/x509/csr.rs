@@ -5,12 +5,11 @@ use const_oid::ObjectIdentifier;
 use const_oid::db::rfc5912::{ID_CE_SUBJECT_ALT_NAME, ID_EXTENSION_REQ};
 use der::asn1::{AnyRef, BitStringRef, OctetStringRef, UintRef};
 use der::{Decode, Reader, SliceReader, Tag, TagNumber, Tagged};
-use rustls_pki_types::CertificateSigningRequestDer;
-use rustls_pki_types::pem::PemObject;
 use spki::AlgorithmIdentifierRef;
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
+use super::pem;
 use super::subject_key::{BadKey, BadSignature, KeyKind, SubjectKey};
 use crate::refusal::{Reason, Refusal};
 
@@ -43,14 +42,14 @@ impl Csr {
         if pem.len() > MAX_PEM {
             return Err(malformed(&format_args!("{} bytes, at most {MAX_PEM} are read", pem.len())));
         }
-        let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).map_err(|_| malformed(&"no PEM CERTIFICATE REQUEST"))?;
-        let request = RawRequest::read(&der).map_err(|error| malformed(&error))?;
+        let der = pem::request(pem.as_bytes()).map_err(|error| malformed(&error))?;
+        let request = RawRequest::read(&der).map_err(|_| malformed(&"it is no PKCS#10 request in DER (RFC 2986)"))?;
         let key = SubjectKey::from_spki(request.spki).map_err(|error| match error {
             BadKey::Malformed => malformed(&error),
             BadKey::Unsupported(_) => Refusal::new(Reason::WeakKey, error),
         })?;
         check_size(key.kind())?;
-        let sans = requested_sans(request.attributes).map_err(|error| malformed(&error))?;
+        let sans = requested_sans(request.attributes).map_err(|_| malformed(&"its attributes cannot be read (RFC 2986 §4.1)"))?;
         let unproven = |why: BadSignature| Refusal::new(Reason::ProofOfPossession, format_args!("CSR proof of possession failed: {why}"));
         // The signature does not cover its own algorithm's parameters: NULL or nothing for RSA (RFC 4055 §5), nothing else (RFC 5758 §3.2).
         let null_allowed = matches!(key.kind(), KeyKind::Rsa(_));

@@ -14,12 +14,15 @@ use const_oid::db::rfc5280::{
 use const_oid::db::rfc5912::{ECDSA_WITH_SHA_256, ECDSA_WITH_SHA_384, SHA_256_WITH_RSA_ENCRYPTION};
 use der::asn1::BitString;
 use der::{Decode, Encode};
+use spki::SubjectPublicKeyInfoOwned;
 use x509_cert::certificate::{TbsCertificate, Version};
 pub use x509_cert::ext::pkix::KeyUsages;
 use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAltName, SubjectKeyIdentifier};
 use x509_cert::time::Time;
 
+use super::certificate::{Certificate, content, elements};
+use crate::digest::sha256;
 use crate::timestamp::Timestamp;
 
 /// A rule that a certificate breaks, with its source.
@@ -58,27 +61,30 @@ pub struct Issuer {
 impl Issuer {
     /// Reads an issuer's certificate; it must be one that may sign certificates.
     pub fn parse(der: &[u8]) -> Result<Self, Violation> {
-        let certificate =
-            x509_cert::Certificate::from_der(der).map_err(|error| Violation(format!("the issuer cannot be read: {error}")))?;
-        let tbs = certificate.tbs_certificate();
-        let ca = get::<BasicConstraints>(tbs)?.is_some_and(|(critical, constraints)| critical && constraints.ca);
-        ensure(ca, "the issuer is no CA (RFC 5280 §4.2.1.9)")?;
-        let signs = get::<KeyUsage>(tbs)?.is_none_or(|(_, usage)| usage.key_cert_sign());
+        let unreadable = |error| Violation(format!("the issuer cannot be read: {error}"));
+        let certificate = Certificate::read(der).map_err(unreadable)?;
+        // RFC 5280 §4.2.1.9 asks a CA to mark it critical, and nobody to refuse one that has not.
+        let constraints = certificate.extension::<BasicConstraints>().map_err(unreadable)?;
+        ensure(constraints.is_some_and(|(_, constraints)| constraints.ca), "the issuer is no CA (RFC 5280 §4.2.1.9)")?;
+        let usage = certificate.extension::<KeyUsage>().map_err(unreadable)?;
+        let signs = usage.is_none_or(|(_, usage)| usage.key_cert_sign());
         ensure(signs, "the issuer's key may not sign certificates (RFC 5280 §4.2.1.3)")?;
-        let spki = tbs.subject_public_key_info();
+        let spki = SubjectPublicKeyInfoOwned::from_der(certificate.spki());
+        let spki = spki.map_err(|_| Violation("the issuer's public key cannot be read".into()))?;
         let (verification, algorithm) = algorithm_of(spki.algorithm.oid, spki.algorithm.parameters.as_ref())?;
         let key = ParsedPublicKey::new(verification, spki.subject_public_key.raw_bytes());
         Ok(Self {
-            subject: tbs.subject().to_der().map_err(|_| Violation("the issuer's name cannot be written".into()))?,
-            key_identifier: match get::<SubjectKeyIdentifier>(tbs)? {
+            subject: certificate.subject().to_vec(),
+            // Without one, what we give to such a key ourselves (RFC 7093 §2, method 1).
+            key_identifier: match certificate.extension::<SubjectKeyIdentifier>().map_err(unreadable)? {
                 Some((_, identifier)) => identifier.0.into_bytes().into_vec(),
-                None => return broken("the issuer has no key identifier (RFC 5280 §4.2.1.2)"),
+                None => sha256(spki.subject_public_key.raw_bytes())[..20].to_vec(),
             },
-            spki: spki.to_der().map_err(|_| Violation("the issuer's public key cannot be written".into()))?,
+            spki: certificate.spki().to_vec(),
             key: key.map_err(|_| Violation("the issuer's public key is not a legal one".into()))?,
             algorithm,
-            not_before: instant(&tbs.validity().not_before),
-            not_after: instant(&tbs.validity().not_after),
+            not_before: certificate.begins(),
+            not_after: certificate.ends(),
         })
     }
 
@@ -198,10 +204,24 @@ impl<'a> ToBeSigned<'a> {
         names(&self.tbs)?.iter().map(text).collect()
     }
 
+    /// The octets of the issuer's name, if all others are in DER. The name repeats its issuer's certificate (RFC 5280 §4.1.2.4), which may
+    /// have been written by somebody who does not sort a set.
+    fn issuer_as_written(&self) -> Option<&[u8]> {
+        const ISSUER: usize = 3;
+        let again = self.tbs.to_der().ok()?;
+        let (written, again) = (content(self.bytes).and_then(elements).ok()?, content(&again).and_then(elements).ok()?);
+        let same =
+            written.len() == again.len() && written.iter().zip(&again).enumerate().all(|(at, (one, other))| at == ISSUER || one == other);
+        written.get(ISSUER).copied().filter(|_| same)
+    }
+
     /// Holds them against every rule.
     pub fn examine(&self, issuer: &Issuer, rules: Rules) -> Result<Examined, Violation> {
         let tbs = &self.tbs;
-        ensure(tbs.to_der().is_ok_and(|again| again == self.bytes), "the to-be-signed bytes are not in DER (RFC 5280 §4.1)")?;
+        ensure(tbs.version() == Version::V3, "the version is not 3 (RFC 5280 §4.1.2.1)")?;
+        let named = self.issuer_as_written().ok_or_else(|| Violation("the to-be-signed bytes are not in DER (RFC 5280 §4.1)".into()))?;
+        let names_it = !tbs.issuer().is_empty() && named == issuer.subject;
+        ensure(names_it, "the issuer's name is not the issuer's (RFC 5280 §4.1.2.4)")?;
         fields(tbs, issuer)?;
         extensions(tbs, issuer)?;
         let identity = match rules {
@@ -223,14 +243,11 @@ fn authority(tbs: &TbsCertificate) -> Result<Vec<u8>, Violation> {
 }
 
 fn fields(tbs: &TbsCertificate, issuer: &Issuer) -> Result<(), Violation> {
-    ensure(tbs.version() == Version::V3, "the version is not 3 (RFC 5280 §4.1.2.1)")?;
     let serial = tbs.serial_number().as_bytes();
     ensure(serial.len() <= 20, "the serial is longer than 20 octets (RFC 5280 §4.1.2.2)")?;
     ensure(serial.first().is_some_and(|first| *first < 0x80), "the serial is not positive (RFC 5280 §4.1.2.2)")?;
     ensure(serial.iter().any(|octet| *octet != 0), "the serial is zero (RFC 5280 §4.1.2.2)")?;
     ensure(tbs.signature().oid == issuer.algorithm, "the algorithm is not the issuer's (RFC 5280 §4.1.1.2)")?;
-    let name = tbs.issuer().to_der().unwrap_or_default();
-    ensure(!tbs.issuer().is_empty() && name == issuer.subject, "the issuer's name is not the issuer's (RFC 5280 §4.1.2.4)")?;
     let (begin, end) = (&tbs.validity().not_before, &tbs.validity().not_after);
     ensure(instant(begin) < instant(end), "it ends before it begins (RFC 5280 §4.1.2.5)")?;
     ensure([begin, end].into_iter().all(is_rightly_written), "a time is not in the form its year asks for (RFC 5280 §4.1.2.5)")?;

@@ -31,14 +31,14 @@ fn each_mistake_in_the_file_is_named_with_its_key() {
         ("sqlite:ledger.db", "mysql://ledger", "`ledger.url`"),
         ("minimum = \"10m\"", "minimum = \"10d\"", "`profile.default`"),
         ("keys = [\"rsa\", \"p256\", \"p384\"]", "keys = []", "`profile.keys`"),
-        ("keys = [\"rsa\", \"p256\", \"p384\"]", "keys = [\"dsa\"]", "dsa"),
+        ("keys = [\"rsa\", \"p256\", \"p384\"]", "keys = [\"dsa\"]", "`keys` unknown variant"),
         ("chain = \"issuing-chain.pem\"", "chain = \"absent.pem\"", "absent.pem"),
         ("chain = \"issuing-chain.pem\"", "chain = \"jwks.json\"", "no PEM certificate"),
-        ("roots = \"root-cert.pem\"", "roots = \"issuing-chain.pem\"", "not self-signed"),
+        ("roots = \"root-cert.pem\"", "roots = \"issuing-chain.pem\"", "it is no root"),
         ("jwks = \"jwks.json\"", "jwks = \"absent.json\"", "`jwt.jwks`"),
         ("jwks = \"jwks.json\"", "jwks = \"root-cert.pem\"", "`jwt.jwks`"),
         ("state = \"active\"", "state = \"retiring\"", "active"),
-        ("state = \"active\"", "state = \"asleep\"", "asleep"),
+        ("state = \"active\"", "state = \"asleep\"", "`state` unknown variant"),
         ("pin-source=", "pin-value=1234&pin-source=", "pin-value"),
         ("audiences = [\"istio-ca\"]", "audiences = []", "`jwt.audiences`"),
         ("[profile]", "[profile", "ca.toml:"),
@@ -95,7 +95,7 @@ fn an_expired_issuer_is_a_warning_beside_a_good_one_and_refused_where_nobody_els
         let output = ca.verb(&["check-config"]).output().expect("ca-server runs");
         assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains(warning), "{warning}: {output:?}");
     };
-    warned("warning: active issuer old is valid from");
+    warned("warning: active issuer old is out of date: `chain`, certificate 1 (line 1), CN=expired: it ended at");
     ca.edit_config("roots = \"root-cert.pem\"\nstate = \"active\"", "roots = \"root-cert.pem\"\nstate = \"retiring\"");
     for verb in ["check-config", "serve"] {
         let said = complaint(&ca, verb);

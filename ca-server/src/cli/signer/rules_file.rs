@@ -6,8 +6,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 use serde::Deserialize;
 use signers::{KeyUri, PublicKey};
 
@@ -18,6 +16,7 @@ use crate::guard::pattern::IdentityPattern;
 use crate::policy::ServingName;
 use crate::spiffe::TrustDomain;
 use crate::x509::lint::Issuer;
+use crate::x509::pem;
 
 /// Limits on a key's `timeout`.
 const DEVICE_TIMEOUT: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
@@ -207,8 +206,8 @@ impl Checker<'_> {
     /// The first certificate of a PEM file.
     fn issuer(&self, path: &Path) -> Result<Issuer, String> {
         let pem = self.read_guarded(path).map_err(|exit| exit.to_string())?;
-        let der = CertificateDer::from_pem_slice(&pem).map_err(|_| "it holds no certificate in PEM".to_owned())?;
-        Issuer::parse(&der).map_err(|violation| violation.to_string())
+        let blocks = pem::certificates(&pem).map_err(|error| error.to_string())?;
+        Issuer::parse(&blocks[0].der).map_err(|violation| violation.to_string())
     }
 
     fn leaf(&self, of: &str, leaf: LeafFile) -> Result<LeafRules, Exit> {

@@ -5,8 +5,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use rustls_pki_types::PrivateKeyDer;
+use rustls_pki_types::pem::PemObject;
 use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use zeroize::Zeroizing;
+
+use crate::x509::pem;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,16 +146,19 @@ impl Servers {
     pub(super) fn options(&self) -> sqlx::Result<Vec<PgConnectOptions>> {
         let secret =
             self.files.password.as_deref().map(signers::read_password).transpose().map_err(|error| configuration(error.to_string()))?;
+        let roots = self.files.roots.as_deref().map(certificates).transpose().map_err(configuration)?;
+        let certificate = self.files.certificate.as_deref().map(certificates).transpose().map_err(configuration)?;
+        let key = self.files.key.as_deref().map(key).transpose().map_err(configuration)?;
         let each = |url: &String| -> sqlx::Result<PgConnectOptions> {
             let mut options = PgConnectOptions::from_str(url)?.disable_statement_logging();
             if let Some(secret) = &secret {
                 options = options.password(secrecy::ExposeSecret::expose_secret(secret));
             }
-            if let Some(roots) = &self.files.roots {
-                options = options.ssl_root_cert(roots);
+            if let Some(roots) = &roots {
+                options = options.ssl_root_cert_from_pem(roots.clone());
             }
-            if let (Some(certificate), Some(key)) = (&self.files.certificate, &self.files.key) {
-                options = options.ssl_client_cert(certificate).ssl_client_key(key);
+            if let (Some(certificate), Some(key)) = (&certificate, &key) {
+                options = options.ssl_client_cert_from_pem(certificate).ssl_client_key_from_pem(key);
             }
             Ok(options)
         };
@@ -161,6 +169,33 @@ impl Servers {
     pub(super) fn first_url(&self) -> &str {
         &self.urls[0]
     }
+}
+
+impl ServerFiles {
+    /// Reads what the files hold now, as each connection will; the error names the file and shows nothing of it.
+    pub fn check(&self) -> Result<(), String> {
+        for path in [&self.roots, &self.certificate].into_iter().flatten() {
+            certificates(path)?;
+        }
+        self.key.as_deref().map(key).transpose().map(drop)
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    std::fs::read(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))
+}
+
+/// Certificates as the driver reads them, however they were written. Its own errors would show the file.
+fn certificates(path: &Path) -> Result<Vec<u8>, String> {
+    let blocks = pem::certificates(&read(path)?).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(blocks.iter().map(|block| pem::certificate(&block.der)).collect::<String>().into_bytes())
+}
+
+fn key(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
+    let text = Zeroizing::new(read(path)?);
+    let unread = |_| format!("{}: it holds no private key in PEM, unencrypted", path.display());
+    PrivateKeyDer::from_pem_slice(&text).map_err(unread)?;
+    Ok(text)
 }
 
 fn configuration(text: String) -> sqlx::Error {
