@@ -24,9 +24,24 @@ have() {
         faketime) command -v faketime >/dev/null ;;
         postgresql) have_postgresql ;;
         strace) command -v strace >/dev/null ;;
+        opencryptoki) command -v pkcsslotd >/dev/null || [ -x /usr/sbin/pkcsslotd ] ;;
+        p11-kit) command -v p11-kit >/dev/null ;;
+        p11-kit-modules) have_library p11-kit-client.so ;;
+        libnss3) have_library libsoftokn3.so ;;
+        libnss3-tools) command -v certutil >/dev/null ;;
+        libtpm2-pkcs11-1) have_library libtpm2_pkcs11.so.1 ;;
+        libtss2-tcti-swtpm0) have_library libtss2-tcti-swtpm.so.0 ;;
+        libtss2-tcti-tabrmd0) have_library libtss2-tcti-tabrmd.so.0 ;;
+        tpm2-abrmd) command -v tpm2-abrmd >/dev/null || [ -x /usr/sbin/tpm2-abrmd ] ;;
+        dbus) command -v dbus-daemon >/dev/null ;;
+        swtpm) command -v swtpm >/dev/null ;;
         rustup) command -v rustup >/dev/null ;;
         *) return 1 ;;
     esac
+}
+
+have_library() {
+    [ -n "$(find /usr/lib /usr/lib64 /usr/local/lib -name "$1" -print -quit 2>/dev/null)" ]
 }
 
 # The programs are enough: the tests run servers of their own, and leave alone what runs or is configured.

@@ -222,3 +222,21 @@ fn a_spec_with_an_unknown_key_is_a_usage_error() {
     let sentence = bench.refused();
     assert!(sentence.starts_with("2 ") && sentence.contains("pathlen"), "{sentence}");
 }
+
+#[test]
+fn a_ceremony_that_fails_names_what_it_has_left_in_the_token() {
+    let bench = Bench::new("p256");
+    // The root's key can be made, the issuing one cannot.
+    let spec = fs::read_to_string(bench.path("spec.toml")).unwrap();
+    let (root, issuing) = spec.split_once("[issuing]").unwrap();
+    fs::write(bench.path("spec.toml"), format!("{root}[issuing]{}", issuing.replace("\"p256\"", "\"rsa-2048\""))).unwrap();
+    let conf = fs::read_to_string(bench.path("softhsm2.conf")).unwrap();
+    fs::write(bench.path("softhsm2.conf"), format!("{conf}slots.mechanisms = CKM_ECDSA,CKM_EC_KEY_PAIR_GEN\n")).unwrap();
+    let said = bench.refused();
+    assert!(said.contains("the root key pkcs11:token=ca;object=root") && said.contains("(CKA_ID "), "{said}");
+    assert!(said.contains("stays: another run with this spec takes it up"), "{said}");
+    // What was in the way is gone.
+    fs::write(bench.path("softhsm2.conf"), conf).unwrap();
+    bench.succeed();
+    assert!(bench.chain_verifies());
+}

@@ -163,7 +163,7 @@ pub struct FileVault;
 impl FileVault {
     fn facts(path: &Path, public_key: PublicKey) -> KeyFacts {
         let label = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        KeyFacts { public_key, id: Vec::new(), label, sensitive: false, never_extractable: false, local: false }
+        KeyFacts { public_key, id: Vec::new(), label, sensitive: false, never_extractable: false, local: false, other_uses: Vec::new() }
     }
 }
 

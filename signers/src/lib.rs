@@ -190,6 +190,8 @@ pub struct KeyFacts {
     pub never_extractable: bool,
     /// CKA_LOCAL: generated inside the token.
     pub local: bool,
+    /// What it may be used for beside signing, as `CKA_DECRYPT`; empty for a file.
+    pub other_uses: Vec<String>,
 }
 
 /// Facts about a token, from C_GetTokenInfo.
@@ -236,8 +238,16 @@ pub fn open_vault_for_reading(uri: &KeyUri) -> Result<Box<dyn Vault>, SignError>
 /// Opens one session with the key that `uri` names, for signing.
 pub fn open_device(uri: &KeyUri) -> Result<Box<dyn Device>, SignError> {
     match uri {
-        KeyUri::Pkcs11(uri) => Ok(Box::new(pkcs11::open_device(uri, None)?)),
+        KeyUri::Pkcs11(uri) => Ok(Box::new(pkcs11::open_device(uri, pkcs11::KnownKey::default())?)),
         KeyUri::File(path) => Ok(Box::new(file::FileDevice::open(path)?)),
+    }
+}
+
+/// The same for a key that must have this public key, if one is known: where the token tells none it is believed, after one signature.
+pub fn open_device_of(uri: &KeyUri, expected: Option<&PublicKey>) -> Result<Box<dyn Device>, SignError> {
+    match uri {
+        KeyUri::Pkcs11(uri) => Ok(Box::new(pkcs11::open_device(uri, pkcs11::KnownKey { id: None, public_key: expected })?)),
+        KeyUri::File(_) => open_device(uri),
     }
 }
 

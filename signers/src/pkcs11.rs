@@ -9,48 +9,50 @@ mod inspection;
 mod key;
 mod key_pair;
 mod life;
+mod login_mark;
 mod login_watch;
 mod module;
+mod raw;
 mod throw_away;
 mod token;
 mod vault;
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 pub use ending::end_process;
 pub use inspection::{ModuleFacts, PinState, SessionLimit, TokenState, inspect_module, inspect_token};
-pub use key::Pkcs11Device;
-pub use module::close_logins;
+pub use key::{KnownKey, Pkcs11Device};
+pub use login_mark::keep_login_marks;
+pub use login_watch::{MayTry, may_try_first};
+pub use module::{close_logins, set_init_string};
 pub use throw_away::{ThrowAwayDevice, throw_away_device};
 pub use vault::{Pkcs11Vault, init_token, list_tokens, open_vault, open_vault_for_reading};
 
-pub(crate) use login_watch::watch_logins;
+pub(crate) use login_watch::{LoginOrder, watch_logins};
 
 use crate::{Pkcs11Uri, SignError};
 use module::Module;
 use token::Access;
 
-/// Opens one read-only session with the key that `uri` names. `known_id` is the key's CKA_ID where it is known from an earlier session: it
-/// then counts more than a label, which several keys may have had.
-pub fn open_device(uri: &Pkcs11Uri, known_id: Option<&[u8]>) -> Result<Pkcs11Device, SignError> {
-    open(uri, known_id, None)
+/// Opens one read-only session with the key that `uri` names.
+pub fn open_device(uri: &Pkcs11Uri, known: KnownKey<'_>) -> Result<Pkcs11Device, SignError> {
+    open(uri, known, None)
 }
 
-/// The same, after an operator's order of `ordered_at`: a token that refused our PIN before that is tried once more.
-pub(crate) fn open_device_as_ordered(uri: &Pkcs11Uri, known_id: Option<&[u8]>, ordered_at: Instant) -> Result<Pkcs11Device, SignError> {
-    open(uri, known_id, Some(ordered_at))
+/// The same, after an order: a token that refused our PIN before that is tried once more.
+pub(crate) fn open_device_as_ordered(uri: &Pkcs11Uri, known: KnownKey<'_>, order: LoginOrder) -> Result<Pkcs11Device, SignError> {
+    open(uri, known, Some(order))
 }
 
-fn open(uri: &Pkcs11Uri, known_id: Option<&[u8]>, ordered_at: Option<Instant>) -> Result<Pkcs11Device, SignError> {
+fn open(uri: &Pkcs11Uri, known: KnownKey<'_>, order: Option<LoginOrder>) -> Result<Pkcs11Device, SignError> {
     let module = Module::load(&uri.module_path)?;
     module.opening(|| {
         let (slot, token) = module.token(uri)?;
-        if let Some(ordered_at) = ordered_at {
-            token.forget_refusal(ordered_at);
+        if let Some(order) = order {
+            token.forget_refusal(order);
         }
         let session = token.session(module.library(), slot, uri.pin_source.as_deref(), Access::ReadOnly)?;
-        Pkcs11Device::find(&module, slot, session, uri, known_id)
+        Pkcs11Device::find(&module, slot, session, uri, known)
     })
 }
 

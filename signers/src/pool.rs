@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 pub use health::{Health, HealthState};
 pub use options::PoolOptions;
 
+use crate::pkcs11::LoginOrder;
 use crate::{Device, Job, KeyUri, PublicKey, SignError, SignFailure};
 use job::{Answer, Progress, Queued, Timing};
 use source::Source;
@@ -52,7 +53,7 @@ impl Pool {
     /// The start was an operator's act of `ordered_at`, the same for all that are started with it: a PIN that the token refused before gets one
     /// more try. An error is that of a thread that could not be started.
     pub fn begin(key: KeyUri, expected: PublicKey, options: PoolOptions, ordered_at: Instant) -> Result<Self, SignError> {
-        let source = Source::as_ordered(key, Some(expected.clone()), ordered_at);
+        let source = Source::as_ordered(key, Some(expected.clone()), LoginOrder { at: ordered_at, by_operator: options.ordered });
         Self::on_threads(Shared::new(source, expected, options), None)
     }
 
@@ -85,7 +86,7 @@ impl Pool {
     /// There is no deadline: PKCS#11 cannot be interrupted, so a library that hangs here hangs its caller. Who cannot wait calls it on a
     /// thread that may be lost.
     pub fn start(key: KeyUri, options: PoolOptions) -> Result<Self, SignError> {
-        let source = Source::new(key, options.expected.clone());
+        let source = Source::new(key, options.expected.clone(), options.ordered);
         let first = source.open()?;
         let shared = Shared::new(source, first.public_key().clone(), options);
         Self::on_threads(shared, Some(first))

@@ -7,8 +7,9 @@ mod outlook;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ::signers::pkcs11::{MayTry, keep_login_marks, set_init_string};
 use ::signers::process::{Begun, KeyOfProcess, ProcessOptions, Way, begin};
-use ::signers::{Pool, PoolOptions, SignError, Signer};
+use ::signers::{KeyUri, Pool, PoolOptions, SignError, Signer};
 use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
@@ -23,9 +24,6 @@ use crate::metrics::{Metrics, SignerMetrics};
 use crate::policy::ServingName;
 use crate::timestamp::Timestamp;
 use crate::x509::chain::IssuerChain;
-
-/// A device that takes longer to open its first session is taken for dead.
-const OPENED_WITHIN: Duration = Duration::from_secs(30);
 
 /// How long the other devices are waited for when calls can be signed.
 const OTHERS_WITHIN: Duration = Duration::from_secs(2);
@@ -54,7 +52,7 @@ pub(super) async fn open(
                 signers
             }
             None => {
-                let (signers, first) = wanted.begin(metrics, ordered).map_err(Exit::missing)?;
+                let (signers, first) = wanted.begin(metrics, ordered, before.is_some()).map_err(Exit::missing)?;
                 let places = wanted.places.clone();
                 firsts.push(async move { places.into_iter().zip(first.await).collect::<Vec<_>>() });
                 signers
@@ -68,12 +66,13 @@ pub(super) async fn open(
         }
     }
     // Started together, they are waited for together; and where a call can be signed, only a moment longer for the others.
+    let longest = config.issuers.iter().flat_map(|issuer| &issuer.keys).map(|key| key.device.open_timeout).max().unwrap_or_default();
     let mut others_until = None;
     loop {
         if others_until.is_none() && outlook.signs() {
             others_until = Some(tokio::time::Instant::now() + OTHERS_WITHIN);
         }
-        let too_long = tokio::time::sleep_until(others_until.unwrap_or_else(|| tokio::time::Instant::now() + 2 * OPENED_WITHIN));
+        let too_long = tokio::time::sleep_until(others_until.unwrap_or_else(|| tokio::time::Instant::now() + 2 * longest));
         tokio::select! {
             first = firsts.next() => match first {
                 Some(first) => first.into_iter().for_each(|(place, trouble)| outlook.first(place, trouble)),
@@ -179,11 +178,15 @@ impl<'a> Wanted<'a> {
     }
 
     /// A signer for each place, and what becomes of each in its first try.
-    fn begin(&self, metrics: &Arc<Metrics>, ordered: Instant) -> Result<(Vec<Signer>, First), SignError> {
-        if self.places[0].in_a_process() { Ok(self.in_a_process(metrics, ordered)) } else { self.on_threads(metrics, ordered) }
+    /// `by_operator`: it is a reload, by which an operator orders that a PIN be tried where something speaks against it.
+    fn begin(&self, metrics: &Arc<Metrics>, ordered: Instant, by_operator: bool) -> Result<(Vec<Signer>, First), SignError> {
+        match self.places[0].in_a_process() {
+            true => Ok(self.in_a_process(metrics, ordered, by_operator)),
+            false => self.on_threads(metrics, ordered, by_operator),
+        }
     }
 
-    fn in_a_process(&self, metrics: &Arc<Metrics>, ordered: Instant) -> (Vec<Signer>, First) {
+    fn in_a_process(&self, metrics: &Arc<Metrics>, ordered: Instant, by_operator: bool) -> (Vec<Signer>, First) {
         let keys = self.places.iter().map(|place| KeyOfProcess {
             uri: place.key.uri.clone(),
             expected: self.chain(place).public_key().clone(),
@@ -195,7 +198,8 @@ impl<'a> Wanted<'a> {
             keys: keys.collect(),
             rules: self.rules(),
             device_limit: self.device().timeout,
-            opened_within: OPENED_WITHIN,
+            opened_within: self.device().open_timeout,
+            may_try: if by_operator { MayTry::Ordered } else { MayTry::Carefully },
             longest_pause: LONGEST_PAUSE,
         };
         let (Begun { signers, first }, places) = (begin(options, ordered), self.places.len());
@@ -210,6 +214,12 @@ impl<'a> Wanted<'a> {
         let mut arguments = vec!["signer".into(), "--log-level".into(), self.config.log.level.clone().into()];
         arguments.extend((self.config.log.format == LogFormat::Json).then(|| "--log-json".into()));
         arguments.extend(device.network.then(|| "--network".into()));
+        if let Some(directory) = &self.config.state_dir {
+            arguments.extend(["--state-dir".into(), directory.clone().into()]);
+        }
+        if let Some(text) = &device.init_string {
+            arguments.extend(["--init-string".into(), text.clone().into()]);
+        }
         // The same program, also when its file was replaced meanwhile.
         Way::Spawn { program: "/proc/self/exe".into(), arguments, environment: device.environment.clone() }
     }
@@ -229,20 +239,28 @@ impl<'a> Wanted<'a> {
         rules.to_text()
     }
 
-    fn on_threads(&self, metrics: &Arc<Metrics>, ordered: Instant) -> Result<(Vec<Signer>, First), SignError> {
-        let (mut signers, mut pools) = (Vec::new(), Vec::new());
+    fn on_threads(&self, metrics: &Arc<Metrics>, ordered: Instant, by_operator: bool) -> Result<(Vec<Signer>, First), SignError> {
+        let (mut signers, mut pools, limit) = (Vec::new(), Vec::new(), self.device().open_timeout);
+        if let Some(directory) = &self.config.state_dir {
+            keep_login_marks(directory);
+        }
         for place in &self.places {
+            if let (KeyUri::Pkcs11(uri), Some(text)) = (&place.key.uri, &place.key.device.init_string) {
+                set_init_string(&uri.module_path, text);
+            }
             let options = PoolOptions {
                 threads: place.key.device.sessions,
                 queue: PERMITS,
                 observer: Arc::new(SignerMetrics::new(metrics, self.chain(place).id(), place.number)),
+                open_limit: limit,
+                ordered: by_operator,
                 ..PoolOptions::default()
             };
             let (signer, pool) = Signer::begin(place.key.uri.clone(), self.chain(place).public_key().clone(), options, ordered)?;
             signers.push(signer);
             pools.push(pool);
         }
-        let first = tokio::task::spawn_blocking(move || Pool::first_tries(&pools, OPENED_WITHIN)).map(|first| {
+        let first = tokio::task::spawn_blocking(move || Pool::first_tries(&pools, limit)).map(|first| {
             let first = first.unwrap_or_else(|_| vec![Err(SignError::Stopped)]);
             first.into_iter().map(Result::err).collect::<Vec<_>>()
         });

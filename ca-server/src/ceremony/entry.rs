@@ -32,9 +32,14 @@ impl<'a> Entry<'a> {
         Ok(Self { name, spec, file: file.to_owned(), certificate, vault, token, key })
     }
 
-    /// The key: the one that stands, if it may be used, else one that is generated now.
-    pub(super) fn ready_key(&mut self, transcript: &mut Transcript, given: &Surroundings<'_>) -> Result<PublicKey, Failure> {
-        let Some(facts) = &self.key else { return self.generate(transcript, given) };
+    /// The key: the one that stands, if it may be used, else one that is generated now, of which `made` hears.
+    pub(super) fn ready_key(
+        &mut self,
+        transcript: &mut Transcript,
+        given: &Surroundings<'_>,
+        made: &mut Vec<String>,
+    ) -> Result<PublicKey, Failure> {
+        let Some(facts) = &self.key else { return self.generate(transcript, given, made) };
         if !super::certificate::is_of_kind(&facts.public_key, self.spec.kind) {
             return Err(Failure::spec(format!(
                 "the {} key {} is not of the kind {}, which the spec asks for",
@@ -47,7 +52,7 @@ impl<'a> Entry<'a> {
         Ok(facts.public_key.clone())
     }
 
-    fn generate(&mut self, transcript: &mut Transcript, given: &Surroundings<'_>) -> Result<PublicKey, Failure> {
+    fn generate(&mut self, transcript: &mut Transcript, given: &Surroundings<'_>, made: &mut Vec<String>) -> Result<PublicKey, Failure> {
         if self.certificate.is_some() {
             return Err(Failure::unavailable(format!(
                 "{} is there, but its key {} is not: restore the token from its backup, or name another output",
@@ -58,6 +63,7 @@ impl<'a> Entry<'a> {
         (given.progress)(&format!("generating the {} key", self.name));
         transcript.record((given.now)(), Step::token(self.name, self.token.clone()))?;
         let facts = self.vault.generate(&self.spec.key, self.spec.kind).map_err(|error| self.device(&error))?;
+        made.push(format!("the {} key {} (CKA_ID {})", self.name, self.spec.key, hex::encode(&facts.id)));
         transcript.record((given.now)(), Step::KeyGenerated(Key::new(self.name, &self.spec.key.without_secrets(), &facts)))?;
         let is_held = facts.sensitive && facts.never_extractable && facts.local;
         if !(is_held || self.spec.key.is_file()) {

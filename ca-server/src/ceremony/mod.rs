@@ -53,6 +53,23 @@ impl Failure {
         Self::Spec(sentence.to_string())
     }
 
+    /// The same, with what it has left in tokens.
+    fn leaving(self, made: &[String]) -> Self {
+        if made.is_empty() {
+            return self;
+        }
+        let left = made.join(" and ");
+        let with = |sentence: String| {
+            format!(
+                "{sentence}; this run has made {left}, which stays: another run with this spec takes it up, else remove it with the maker's tool"
+            )
+        };
+        match self {
+            Self::Spec(sentence) => Self::Spec(with(sentence)),
+            Self::Unavailable(sentence) => Self::Unavailable(with(sentence)),
+        }
+    }
+
     fn unavailable(sentence: impl std::fmt::Display) -> Self {
         Self::Unavailable(sentence.to_string())
     }
@@ -96,6 +113,12 @@ pub struct Made {
 
 /// Carries out the spec. The device's environment (`Spec::env`) must already be in place.
 pub fn run(spec: &Spec, given: &Surroundings<'_>) -> Result<Outcome, Failure> {
+    let mut made = Vec::new();
+    carry_out(spec, given, &mut made).map_err(|failure| failure.leaving(&made))
+}
+
+/// `made` hears of each key that is made.
+fn carry_out(spec: &Spec, given: &Surroundings<'_>, made: &mut Vec<String>) -> Result<Outcome, Failure> {
     let output = &spec.output;
     std::fs::create_dir_all(output).map_err(|error| Failure::unavailable(format!("{}: {error}", output.display())))?;
     let mut transcript = Transcript::open(&output.join(TRANSCRIPT_FILE), &spec.digest)?;
@@ -108,8 +131,8 @@ pub fn run(spec: &Spec, given: &Surroundings<'_>) -> Result<Outcome, Failure> {
             output.display()
         )));
     }
-    let root_key = root.ready_key(&mut transcript, given)?;
-    let issuing_key = issuing.ready_key(&mut transcript, given)?;
+    let root_key = root.ready_key(&mut transcript, given, made)?;
+    let issuing_key = issuing.ready_key(&mut transcript, given, made)?;
 
     let issuer = Authority { uri: &spec.root.key, key: &root_key };
     let (root_is_new, root_certificate) = match root.certificate.take() {

@@ -1,6 +1,6 @@
 //! `ca-server doctor`: examines everything that the config names, as far as it can be reached, and says what is wrong and what to do. It
 //! changes nothing and stops at nothing: what is broken in one place hides nothing in another. It works beside the running daemon. An
-//! issuer's key signs nothing here, and a PIN is tried at most once.
+//! issuer's key signs nothing here but a text that certifies nothing, and a PIN is tried at most once.
 
 mod bench;
 mod certificates;
@@ -14,6 +14,8 @@ use std::io;
 use std::path::Path;
 
 use clap::ValueEnum;
+use signers::KeyUri;
+use signers::pkcs11::{MayTry, keep_login_marks, may_try_first, set_init_string};
 
 use self::finding::{Findings, Report};
 use super::Exit;
@@ -42,6 +44,9 @@ pub struct Args {
     /// device's speed meanwhile
     #[arg(long, conflicts_with_all = ["output", "no_rate", "deep"])]
     bench: bool,
+    /// The devices of [device.NAME] alone, for another process of this program, which it tells what it finds
+    #[arg(long, value_name = "NAME", hide = true, conflicts_with_all = ["output", "deep", "bench", "device"])]
+    apart: Option<String>,
     /// Of the devices, only [device.NAME]
     #[arg(long, value_name = "NAME")]
     device: Option<String>,
@@ -60,12 +65,22 @@ enum Output {
 pub fn run(args: &Args, path: &Path) -> Result<(), Exit> {
     let clock = Clock::default();
     let examined = Examination::of(path, clock.now()).map_err(Exit::config)?;
+    if let Some(directory) = &examined.state_dir {
+        keep_login_marks(directory);
+    }
+    may_try_first(if args.try_pin { MayTry::Ordered } else { MayTry::Carefully });
+    for key in &examined.keys {
+        if let (Ok(Some(KeyUri::Pkcs11(uri))), Some(text)) = (&key.uri, key.device.as_ref().and_then(|device| device.init_string.as_ref()))
+        {
+            set_init_string(&uri.module_path, text);
+        }
+    }
+    if let Some(name) = &args.apart {
+        return device::apart::answer(name, &examined.keys, args);
+    }
     if args.bench {
         return bench::run(&examined.keys, args, path);
     }
-    // Before any thread starts; what is illegal in it has been a complaint already.
-    let wanted = args.device.as_ref().and_then(|name| device::environment(name, &examined.keys)).or(examined.environment.clone());
-    let entered = wanted.as_ref().map_or(Ok(()), super::environment::enter);
     let mut report = Report::new(path, clock.now());
     let text = args.output == Output::Text;
     let mut tell = |findings: Findings| -> Result<(), Exit> {
@@ -75,13 +90,13 @@ pub fn run(args: &Args, path: &Path) -> Result<(), Exit> {
         report.add(findings);
         Ok(())
     };
-    tell(configuration::examine(path, &examined, entered.err()))?;
+    tell(configuration::examine(path, &examined))?;
     tell(certificates::examine(&examined, clock.now()))?;
     tell(token_issuers::examine(&examined.jwt))?;
     let (ledger, times) = super::block_on(async { Ok(ledger::examine(examined.ledger.as_ref(), args.deep, &clock).await) })?;
     tell(ledger)?;
     tell(ledger::clock(&times, clock.now()))?;
-    for findings in device::examine_all(&examined.keys, wanted.is_none(), args, path) {
+    for findings in device::examine_all(&examined.keys, args, path) {
         tell(findings)?;
     }
     match text {

@@ -95,8 +95,8 @@ enum Verb {
     CheckConfig,
     /// Examine device, key, certificates, ledger and clock, and say what is wrong and what to do
     ///
-    /// Every finding stands in plain words, with the remedy where something is wrong. Nothing is changed, no issuer's key signs anything, and
-    /// it may run beside the daemon. A PIN is tried once; not at all if the token says that a wrong one was tried before.
+    /// Every finding stands in plain words, with the remedy where something is wrong. Nothing is changed, and it may
+    /// run beside the daemon. An issuer's key signs one text that certifies nothing. A PIN is tried once; not at all if the token says that a wrong one was tried before.
     Doctor(doctor::Args),
 }
 

@@ -11,10 +11,11 @@ mod socket;
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use signers::pkcs11::{keep_login_marks, may_try_first, set_init_string};
 use signers::process::wire::{KeySetup, Setup};
 use signers::process::{Keys, serve};
 use signers::{KeyUri, Pool, PoolOptions, PublicKey, SignError};
@@ -41,6 +42,12 @@ pub struct Args {
     /// The log is one JSON object a line
     #[arg(long, conflicts_with = "listen")]
     log_json: bool,
+    /// Where a try of a PIN leaves its mark
+    #[arg(long, value_name = "DIRECTORY", conflicts_with = "listen")]
+    state_dir: Option<PathBuf>,
+    /// What the device's library wants in C_Initialize, as `init_string` in the config
+    #[arg(long, value_name = "TEXT", conflicts_with = "listen")]
+    init_string: Option<String>,
     /// The device's library needs the network
     #[arg(long, conflicts_with = "listen")]
     network: bool,
@@ -66,6 +73,7 @@ fn serve_parent(args: &Args) -> Result<(), Exit> {
     if stream.peer_addr().is_err() {
         return Err(Exit::config(by_hand));
     }
+    telemetry::keep_apart_from_a_library().map_err(|error| Exit::missing(format_args!("standard error: {error}")))?;
     let format = if args.log_json { LogFormat::Json } else { LogFormat::Text };
     telemetry::start(&Log { level: args.log_level.clone(), format }).map_err(Exit::config)?;
     leave_signals_to_the_daemon()?;
@@ -73,10 +81,15 @@ fn serve_parent(args: &Args) -> Result<(), Exit> {
     for missing in hardening::enter(args.network) {
         tracing::warn!("the signer process could not be hardened in one way: {missing}");
     }
+    if let Some(directory) = &args.state_dir {
+        keep_login_marks(directory);
+    }
     let mut opened = None;
     let served = serve(stream, |setup, logins| {
         logins.are_told();
-        let keys = setup.ok_or_else(|| SignError::Rejected("the daemon gave no setup".into())).and_then(|setup| open(&setup))?;
+        let keys = setup
+            .ok_or_else(|| SignError::Rejected("the daemon gave no setup".into()))
+            .and_then(|setup| open(&setup, args.init_string.as_deref()))?;
         opened = Some(keys.clone());
         Ok(keys)
     });
@@ -99,18 +112,27 @@ fn leave_signals_to_the_daemon() -> Result<(), Exit> {
     Ok(())
 }
 
-fn open(setup: &Setup) -> Result<Arc<Keys>, SignError> {
+fn open(setup: &Setup, init_string: Option<&str>) -> Result<Arc<Keys>, SignError> {
+    may_try_first(setup.may_try);
     let guard = Guard::read(&setup.rules).map_err(SignError::Rejected)?;
     // One start, so that several keys in one token cost one try of its PIN.
     let ordered = Instant::now();
-    let pools = setup.keys.iter().map(|key| pool(key, ordered)).collect::<Result<_, _>>()?;
+    let pools = setup.keys.iter().map(|key| pool(key, ordered, init_string)).collect::<Result<_, _>>()?;
     Ok(Arc::new(Keys { pools, guard: Box::new(guard) }))
 }
 
-fn pool(key: &KeySetup, ordered: Instant) -> Result<Pool, SignError> {
+fn pool(key: &KeySetup, ordered: Instant, init_string: Option<&str>) -> Result<Pool, SignError> {
     // Absolute paths only: the daemon has resolved them.
     let uri = KeyUri::parse(&key.uri, Path::new("/")).map_err(|error| SignError::Rejected(error.to_string()))?;
-    let options =
-        PoolOptions { threads: key.sessions.into(), queue: PERMITS, device_limit: Some(key.device_limit), ..PoolOptions::default() };
+    if let (KeyUri::Pkcs11(uri), Some(text)) = (&uri, init_string) {
+        set_init_string(&uri.module_path, text);
+    }
+    let options = PoolOptions {
+        threads: key.sessions.into(),
+        queue: PERMITS,
+        device_limit: Some(key.device_limit),
+        open_limit: key.open_limit,
+        ..PoolOptions::default()
+    };
     Pool::begin(uri, PublicKey::from_spki_der(&key.expected)?, options, ordered)
 }

@@ -23,6 +23,9 @@ use crate::x509::chain::IssuerChain;
 /// Limits on a device's `timeout`.
 const DEVICE_TIMEOUT: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 
+/// Limits on a device's `open_timeout`.
+const OPEN_TIMEOUT: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
+
 /// Limits on a device's `sessions`.
 const SESSIONS: std::ops::RangeInclusive<u16> = 1..=64;
 
@@ -71,7 +74,14 @@ impl<'a> Checker<'a> {
         let ledger = self.ledger(&file.ledger)?;
         warnings.extend(ledger.warning());
         let jwt = self.each(&file.jwt, |jwt| self.jwt(jwt, &mut warnings))?;
+        let state_dir = self.state_dir(file.state_dir.as_deref(), Some(&ledger))?;
+        let has_a_pin = |key: &KeyConfig| key.uri.pin_source().is_some() && key.device.socket.is_none();
+        if state_dir.is_none() && issuers.iter().flat_map(|issuer| &issuer.keys).any(has_a_pin) {
+            let why = "`state_dir` is not set: where this is started again and again, a PIN may be tried each time; name a directory";
+            warnings.push(why.to_owned());
+        }
         Ok(Config {
+            state_dir,
             path: self.path.to_owned(),
             digest,
             trust_domains,
@@ -118,6 +128,21 @@ impl<'a> Checker<'a> {
         (self.files.check_server)(&files).map_err(|why| self.bad("ledger", format_args!("names a bad file: {why}")))?;
         // What the URL says is repeated where it is refused, except what may be a secret.
         Location::parse(&ledger.url, files, &self.directory).map_err(|why| self.bad("ledger.url", why))
+    }
+
+    /// Where a try of a PIN leaves its mark: the directory that is named, or that of a ledger in a file.
+    pub(super) fn state_dir(&self, named: Option<&Path>, ledger: Option<&Location>) -> Result<Option<PathBuf>, ConfigError> {
+        match (named, ledger) {
+            (Some(named), _) => {
+                let directory = self.file(named);
+                match directory.is_dir() {
+                    true => Ok(Some(directory)),
+                    false => Err(self.bad("state_dir", format_args!("names {}, which is no directory; make it", directory.display()))),
+                }
+            }
+            (None, Some(Location::Sqlite(file))) => Ok(file.parent().map(Path::to_owned)),
+            (None, Some(Location::Postgres(_)) | None) => Ok(None),
+        }
     }
 
     fn bad(&self, key: &str, why: impl Display) -> ConfigError {
@@ -317,6 +342,12 @@ impl<'a> Checker<'a> {
         if !DEVICE_TIMEOUT.contains(&device.timeout) {
             return Err(self.bad(&of("timeout"), "lies outside 100ms–60s"));
         }
+        if !OPEN_TIMEOUT.contains(&device.open_timeout) {
+            return Err(self.bad(&of("open_timeout"), "lies outside 1s–10m"));
+        }
+        if device.init_string.as_ref().is_some_and(|text| text.contains('\0')) {
+            return Err(self.bad(&of("init_string"), "holds a NUL"));
+        }
         if !SESSIONS.contains(&device.sessions) {
             return Err(self.bad(&of("sessions"), "lies outside 1–64"));
         }
@@ -329,6 +360,8 @@ impl<'a> Checker<'a> {
             isolation: device.isolation,
             socket: device.socket.as_deref().map(|path| self.file(path)),
             timeout: device.timeout,
+            open_timeout: device.open_timeout,
+            init_string: device.init_string.clone(),
             network: device.network,
             sessions: device.sessions.into(),
             name,

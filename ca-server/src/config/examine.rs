@@ -25,10 +25,10 @@ pub struct Examination {
     pub complaints: Vec<ConfigError>,
     /// What is worth a line in the log, and no reason to refuse.
     pub warnings: Vec<String>,
-    /// `[device.*] env`, put together; `None` if they contradict each other, so that each device wants a process of its own.
-    pub environment: Option<BTreeMap<String, String>>,
     /// `[ledger]`.
     pub ledger: Option<Location>,
+    /// `state_dir`, or where a ledger in a file is.
+    pub state_dir: Option<PathBuf>,
     /// `[csr] names`.
     pub names: Vec<ServingName>,
     /// `[profile]`.
@@ -93,15 +93,17 @@ impl Examination {
         let mut examination = Self {
             refused: refused.err(),
             warnings,
-            environment: parts.environment(),
             ledger: parts.section::<Ledger>("ledger").and_then(|ledger| parts.checked(|checker| checker.ledger(&ledger))),
             names: parts.csr(),
             profile: parts.section::<ProfileFile>("profile").and_then(|profile| parts.checked(|checker| checker.profile(&profile))),
             issuers: parts.issuers(),
             keys: parts.keys(),
             jwt: parts.jwt(),
+            state_dir: None,
             complaints: Vec::new(),
         };
+        let named = parts.text("state_dir").map(PathBuf::from);
+        examination.state_dir = parts.checked(|checker| checker.state_dir(named.as_deref(), examination.ledger.as_ref())).flatten();
         parts.rest();
         let first = examination.refused.as_ref().map(|refused| refused.0.clone());
         examination.complaints = parts.complaints.into_iter().filter(|other| Some(&other.0) != first.as_ref()).collect();
@@ -141,11 +143,6 @@ impl Parts<'_> {
 
     fn checked<T>(&mut self, check: impl FnOnce(&Checker<'_>) -> Result<T, ConfigError>) -> Option<T> {
         check(&self.checker).map_err(|complaint| self.complaints.push(complaint)).ok()
-    }
-
-    fn environment(&self) -> Option<BTreeMap<String, String>> {
-        let devices: BTreeMap<String, Device> = self.section("device").unwrap_or_default();
-        self.checker.environment(&devices, |_| true).ok()
     }
 
     fn csr(&mut self) -> Vec<ServingName> {

@@ -18,6 +18,7 @@ pub(super) struct File {
     #[serde(default)]
     pub trust_domain_aliases: Vec<String>,
     pub cluster_id: String,
+    pub state_dir: Option<PathBuf>,
     pub csr: Csr,
     pub monitoring: Monitoring,
     pub ledger: Ledger,
@@ -117,6 +118,9 @@ pub(super) struct Device {
     pub socket: Option<PathBuf>,
     #[serde(default = "two_seconds", with = "humantime_serde")]
     pub timeout: Duration,
+    #[serde(default = "ten_seconds", with = "humantime_serde")]
+    pub open_timeout: Duration,
+    pub init_string: Option<String>,
     #[serde(default)]
     pub network: bool,
     #[serde(default = "four")]
@@ -130,6 +134,8 @@ impl Default for Device {
             isolation: Isolation::default(),
             socket: None,
             timeout: two_seconds(),
+            open_timeout: ten_seconds(),
+            init_string: None,
             network: false,
             sessions: four(),
         }

@@ -49,6 +49,8 @@ pub struct Config {
     pub trust_domains: TrustDomains,
     /// `cluster_id`: which cluster a call without `clusterid` means.
     pub cluster_id: String,
+    /// `state_dir`, or where a ledger in a file is: where a try of a PIN leaves its mark.
+    pub state_dir: Option<PathBuf>,
     /// `[csr] listen`.
     pub csr_listen: SocketAddr,
     /// `[csr] names`: what the serving certificate carries.
@@ -121,6 +123,10 @@ pub struct DeviceConfig {
     pub socket: Option<PathBuf>,
     /// `timeout`: how long one signature may take.
     pub timeout: Duration,
+    /// `open_timeout`: how long it may take until the keys are open, at a start as at a replacement.
+    pub open_timeout: Duration,
+    /// `init_string`: what the module wants in C_Initialize as `pReserved`.
+    pub init_string: Option<String>,
     /// `network`: whether the module needs the network.
     pub network: bool,
     /// `sessions`: how many each key signs on at once.
@@ -217,6 +223,7 @@ impl Config {
             ("monitoring.listen", self.monitoring_listen != other.monitoring_listen),
             ("ledger", self.ledger != other.ledger),
             ("trust_domain", self.trust_domains.own != other.trust_domains.own),
+            ("state_dir", self.state_dir != other.state_dir),
             ("device env", self.environment != other.environment),
             ("log", self.log.level != other.log.level || self.log.format != other.log.format),
         ];

@@ -5,9 +5,14 @@ use std::path::{Path, PathBuf};
 
 use cryptoki::error::Error;
 use cryptoki::mechanism::MechanismType;
-use cryptoki::slot::{Limit, Slot, TokenInfo};
+use cryptoki::slot::Slot;
+use cryptoki_sys::{
+    CKF_ERROR_STATE, CKF_LOGIN_REQUIRED, CKF_USER_PIN_COUNT_LOW, CKF_USER_PIN_FINAL_TRY, CKF_USER_PIN_INITIALIZED, CKF_USER_PIN_LOCKED,
+    CKF_USER_PIN_TO_BE_CHANGED,
+};
 
-use super::module::{Module, facts};
+use super::module::Module;
+use super::raw::TokenInfo;
 use crate::{Algorithm, KeyKind, Pkcs11Uri, SignError, TokenFacts};
 
 /// A PKCS#11 library (C_GetInfo, PKCS#11 v2.40 §5.4) and the tokens that it shows.
@@ -83,15 +88,15 @@ pub enum SessionLimit {
 pub fn inspect_module(path: &Path) -> Result<ModuleFacts, SignError> {
     let module = Module::load(path)?;
     let _inside = module.life.enter();
-    let info = module.context.get_library_info().map_err(|e| module.error(&e))?;
+    let info = module.raw.library().map_err(|e| module.error(&e))?;
     let tokens = module.slots()?;
     Ok(ModuleFacts {
         path: module.path().to_owned(),
-        description: info.library_description().to_owned(),
-        manufacturer: info.manufacturer_id().to_owned(),
-        version: info.library_version().to_string(),
-        cryptoki: info.cryptoki_version().to_string(),
-        tokens: tokens.iter().map(|(_, info)| facts(info)).collect(),
+        description: info.description,
+        manufacturer: info.manufacturer,
+        version: info.version,
+        cryptoki: info.cryptoki,
+        tokens: tokens.into_iter().map(|(_, info)| info.facts).collect(),
     })
 }
 
@@ -101,23 +106,19 @@ pub fn inspect_token(uri: &Pkcs11Uri) -> Result<TokenState, SignError> {
     let _inside = module.life.enter();
     let (slot, token) = module.token(uri)?;
     let what = |e: Error| token.error(&e);
-    let info = module.context.get_token_info(slot).map_err(what)?;
-    let described = module.context.get_slot_info(slot).map_err(what)?;
+    let info = module.raw.token(slot).map_err(what)?;
+    let slot_description = module.raw.slot(slot).map_err(what)?;
     let listed = module.context.get_mechanism_list(slot).map_err(what)?;
     Ok(TokenState {
-        facts: facts(&info),
         slot: slot.id(),
-        slot_description: described.slot_description().trim().to_owned(),
-        firmware: info.firmware_version().to_string(),
-        login_required: info.login_required(),
+        slot_description,
+        login_required: info.has(CKF_LOGIN_REQUIRED),
         pin: pin_state(&info),
-        in_error: info.error_state(),
-        most_sessions: match info.max_session_count() {
-            Limit::Max(count) => SessionLimit::AtMost(count),
-            Limit::Infinite => SessionLimit::Unlimited,
-            Limit::Unavailable => SessionLimit::Untold,
-        },
-        open_sessions: info.session_count(),
+        in_error: info.has(CKF_ERROR_STATE),
+        facts: info.facts,
+        firmware: info.firmware,
+        most_sessions: info.most_sessions,
+        open_sessions: info.open_sessions,
         offers: NEEDED.into_iter().filter(|needed| listed.contains(needed) && works(&module, slot, *needed)).collect(),
     })
 }
@@ -138,11 +139,11 @@ fn works(module: &Module, slot: Slot, mechanism: MechanismType) -> bool {
 
 fn pin_state(info: &TokenInfo) -> PinState {
     match () {
-        () if info.user_pin_locked() => PinState::Locked,
-        () if info.user_pin_final_try() => PinState::LastTry,
-        () if !info.user_pin_initialized() => PinState::NotSet,
-        () if info.user_pin_count_low() => PinState::WrongOnesTried,
-        () if info.user_pin_to_be_changed() => PinState::MustBeChanged,
+        () if info.has(CKF_USER_PIN_LOCKED) => PinState::Locked,
+        () if info.has(CKF_USER_PIN_FINAL_TRY) => PinState::LastTry,
+        () if !info.has(CKF_USER_PIN_INITIALIZED) => PinState::NotSet,
+        () if info.has(CKF_USER_PIN_COUNT_LOW) => PinState::WrongOnesTried,
+        () if info.has(CKF_USER_PIN_TO_BE_CHANGED) => PinState::MustBeChanged,
         () => PinState::Good,
     }
 }

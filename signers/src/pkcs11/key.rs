@@ -1,5 +1,8 @@
 //! One private key in one session: finding it, reading its public key, signing with it.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use aws_lc_rs::digest;
 use cryptoki::error::Error;
 use cryptoki::mechanism::{Mechanism, MechanismType};
@@ -11,8 +14,9 @@ use der::{Encode, Sequence};
 
 use super::error::{failure, in_trouble, sign_error};
 use super::module::Module;
+use super::raw::Raw;
 use super::token::OpenSession;
-use crate::{Algorithm, Device, Failure, Pkcs11Uri, PublicKey, SignError};
+use crate::{Algorithm, Device, Failure, PROBE, Pkcs11Uri, PublicKey, SignError};
 
 /// CKA_EC_PARAMS of the curves that we support: their object identifiers in DER (RFC 5480 §2.1.1.1).
 pub(super) const P256_PARAMS: [u8; 10] = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
@@ -22,9 +26,19 @@ pub(super) const P384_PARAMS: [u8; 7] = [0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x2
 const SHA256_DIGEST_INFO: [u8; 19] =
     [0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00, 0x04, 0x20];
 
+/// What is known of a key before it is found.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KnownKey<'a> {
+    /// Its CKA_ID, from an earlier session. It counts more than a label, which several keys may have had.
+    pub id: Option<&'a [u8]>,
+    /// The public key that it must have, which is believed, after one signature, where the token tells none.
+    pub public_key: Option<&'a PublicKey>,
+}
+
 /// One session with one private key.
 pub struct Pkcs11Device {
     session: OpenSession,
+    raw: Arc<Raw>,
     key: ObjectHandle,
     recipe: Recipe,
     public_key: PublicKey,
@@ -47,36 +61,31 @@ enum Recipe {
 }
 
 impl Pkcs11Device {
-    pub(super) fn find(
-        module: &Module,
-        slot: Slot,
-        session: OpenSession,
-        uri: &Pkcs11Uri,
-        known_id: Option<&[u8]>,
-    ) -> Result<Self, SignError> {
+    pub(super) fn find(module: &Module, slot: Slot, session: OpenSession, uri: &Pkcs11Uri, known: KnownKey<'_>) -> Result<Self, SignError> {
         let name = uri.to_string();
         let raw = session.get().map_err(|e| sign_error(&name, &e))?;
-        let wanted = match known_id {
-            Some(id) if !id.is_empty() => Wanted { id: Some(id), label: None },
-            _ => Wanted { id: uri.id.as_deref(), label: uri.object.as_deref() },
+        let found = match known.id {
+            Some(id) if !id.is_empty() => private_keys(raw, Wanted { id: Some(id), label: None }),
+            _ => named_private_keys(raw, Wanted { id: uri.id.as_deref(), label: uri.object.as_deref() }),
         };
-        let key = match private_keys(raw, wanted).map_err(|e| sign_error(&name, &e))?[..] {
+        let key = match found.map_err(|e| sign_error(&name, &e))?[..] {
             [key] => key,
             [] => return Err(SignError::Rejected(format!("the token holds no private key that {name} names"))),
             [_, _, ..] => {
                 return Err(SignError::Rejected(format!("the token holds more than one private key that {name} names: add id=…")));
             }
         };
-        Self::of(module, slot, session, key, None, name)
+        Self::of(module, slot, session, key, known.public_key, name)
     }
 
-    /// The device on a key that was found, or made, in this very session; `public` is its other half where that is known.
+    /// The device on a key that was found, or made, in this very session. `believed` is its public key where the token tells none; that is
+    /// proven by a signature of the one text that certifies nothing.
     pub(super) fn of(
         module: &Module,
         slot: Slot,
         mut session: OpenSession,
         key: ObjectHandle,
-        public: Option<ObjectHandle>,
+        believed: Option<&PublicKey>,
         name: String,
     ) -> Result<Self, SignError> {
         let logged_in = session.logged_in().map_err(|e| sign_error(&name, &e))?;
@@ -91,14 +100,31 @@ impl Pkcs11Device {
             );
             return Err(SignError::Rejected(text));
         }
-        let public_key = match public {
-            Some(public) => public_key_of(raw, public),
-            None => public_key(raw, &read),
+        let (public_key, is_told) = match (public_key(raw, &read), believed) {
+            (Ok(told), _) => (told, true),
+            (Err(NoPublicKey::Untold), Some(believed)) => (believed.clone(), false),
+            (Err(why), _) => return Err(why.into_sign_error(&name)),
         };
-        let public_key = public_key.map_err(|e| e.into_sign_error(&name))?;
         let recipe = recipe(module, slot, public_key.algorithm())?;
-        let id = read.id().to_vec();
-        Ok(Self { session, key, recipe, public_key, id, name, logged_in, last_failure: Failure::default() })
+        let (id, raw) = (read.id().to_vec(), module.raw.clone());
+        let mut device = Self { session, raw, key, recipe, public_key, id, name, logged_in, last_failure: Failure::default() };
+        if !is_told {
+            device.prove()?;
+        }
+        Ok(device)
+    }
+
+    /// That the key is the other half of the public key, which somebody else has told.
+    fn prove(&mut self) -> Result<(), SignError> {
+        let signature = self.sign(PROBE)?;
+        if self.public_key.verify(PROBE, &signature) {
+            return Ok(());
+        }
+        Err(SignError::WrongKey(format!(
+            "{} is another key than expected: the token tells no public key of it, and what it signs is not of the key {}",
+            self.name,
+            self.public_key.fingerprint()
+        )))
     }
 
     /// CKA_ID.
@@ -117,12 +143,13 @@ impl Pkcs11Device {
 
     fn raw_signature(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
         let session = self.session.get()?;
+        let sign = |mechanism: &Mechanism<'_>, data: &[u8]| self.raw.sign(session, mechanism, self.key, data);
         match self.recipe {
-            Recipe::Ecdsa(hash) => session.sign(&Mechanism::Ecdsa, self.key, digest::digest(hash, message).as_ref()),
-            Recipe::RsaSha256 => session.sign(&Mechanism::Sha256RsaPkcs, self.key, message),
+            Recipe::Ecdsa(hash) => sign(&Mechanism::Ecdsa, digest::digest(hash, message).as_ref()),
+            Recipe::RsaSha256 => sign(&Mechanism::Sha256RsaPkcs, message),
             Recipe::RsaDigestInfo => {
                 let hash = digest::digest(&digest::SHA256, message);
-                session.sign(&Mechanism::RsaPkcs, self.key, &[&SHA256_DIGEST_INFO, hash.as_ref()].concat())
+                sign(&Mechanism::RsaPkcs, &[&SHA256_DIGEST_INFO, hash.as_ref()].concat())
             }
         }
     }
@@ -209,6 +236,32 @@ pub(super) fn public_keys(session: &Session, wanted: Wanted<'_>) -> Result<Vec<O
     keys(session, ObjectClass::PUBLIC_KEY, wanted)
 }
 
+/// The private keys of this name, or, where none has it, those that share their CKA_ID with a certificate or a public key that has it: some
+/// tokens label no private key.
+pub(super) fn named_private_keys(session: &Session, wanted: Wanted<'_>) -> Result<Vec<ObjectHandle>, Error> {
+    let named = private_keys(session, wanted)?;
+    if !named.is_empty() || wanted.label.is_none() {
+        return Ok(named);
+    }
+    let mut ids = BTreeSet::new();
+    for class in [ObjectClass::CERTIFICATE, ObjectClass::PUBLIC_KEY] {
+        for object in keys(session, class, wanted)? {
+            for attribute in session.get_attributes(object, &[AttributeType::Id])? {
+                if let Attribute::Id(id) = attribute
+                    && !id.is_empty()
+                {
+                    ids.insert(id);
+                }
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for id in &ids {
+        found.extend(private_keys(session, Wanted { id: Some(id), label: None })?);
+    }
+    Ok(found)
+}
+
 fn keys(session: &Session, class: ObjectClass, wanted: Wanted<'_>) -> Result<Vec<ObjectHandle>, Error> {
     let mut template = vec![Attribute::Class(class), Attribute::Token(true)];
     template.extend(wanted.id.map(|id| Attribute::Id(id.to_vec())));
@@ -228,6 +281,10 @@ impl Attributes {
             T::Id,
             T::Label,
             T::Sign,
+            T::SignRecover,
+            T::Decrypt,
+            T::Unwrap,
+            T::Derive,
             T::AlwaysAuthenticate,
             T::Sensitive,
             T::AlwaysSensitive,
@@ -256,6 +313,10 @@ impl Attributes {
     pub(super) fn flag(&self, wanted: AttributeType) -> Option<bool> {
         self.0.iter().find(|a| a.attribute_type() == wanted).and_then(|attribute| match attribute {
             Attribute::Sign(flag)
+            | Attribute::SignRecover(flag)
+            | Attribute::Decrypt(flag)
+            | Attribute::Unwrap(flag)
+            | Attribute::Derive(flag)
             | Attribute::AlwaysAuthenticate(flag)
             | Attribute::Sensitive(flag)
             | Attribute::AlwaysSensitive(flag)
@@ -303,6 +364,8 @@ impl Attributes {
 /// Why there is no public key: the token failed, or the key is not one of ours.
 pub(super) enum NoPublicKey {
     Token(Error),
+    /// The token tells none.
+    Untold,
     Key(String),
 }
 
@@ -310,6 +373,9 @@ impl NoPublicKey {
     pub(super) fn into_sign_error(self, name: &str) -> SignError {
         match self {
             Self::Token(e) => sign_error(name, &e),
+            Self::Untold => SignError::Rejected(format!(
+                "{name}: the token holds no public key for this private key: import the public key object under the same CKA_ID"
+            )),
             Self::Key(text) => SignError::Rejected(format!("{name}: {text}")),
         }
     }
@@ -331,13 +397,7 @@ pub(super) fn public_key(session: &Session, private: &Attributes) -> Result<Publ
             }
         }
     }
-    Err(NoPublicKey::Key("the token holds no public key for this private key: import the public key object under the same CKA_ID".into()))
-}
-
-/// The public key of a public key object.
-fn public_key_of(session: &Session, public: ObjectHandle) -> Result<PublicKey, NoPublicKey> {
-    let read = Attributes::of(session, public).map_err(NoPublicKey::Token)?;
-    public_parts(&read)?.ok_or_else(|| NoPublicKey::Key("the token does not tell the public key".into()))
+    Err(NoPublicKey::Untold)
 }
 
 fn public_parts(object: &Attributes) -> Result<Option<PublicKey>, NoPublicKey> {

@@ -7,10 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use cryptoki::context::Pkcs11;
 
+use super::raw::Raw;
+
 /// A library, for those who open sessions of it.
 #[derive(Clone, Copy)]
 pub(super) struct Library<'a> {
     pub(super) context: &'a Pkcs11,
+    pub(super) raw: &'a Arc<Raw>,
     pub(super) life: &'a Arc<Life>,
 }
 

@@ -4,19 +4,33 @@
 //! device again only after C_Finalize and C_Initialize, and nobody should have to restart the daemon for that.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::context::Pkcs11;
 use cryptoki::error::{Error, RvError};
-use cryptoki::slot::{Slot, TokenInfo};
+use cryptoki::slot::Slot;
+use cryptoki_sys::{CKF_LOGIN_REQUIRED, CKF_TOKEN_INITIALIZED};
 
 use super::error::sign_error;
 use super::life::{Library, Life};
+use super::raw::{Raw, TokenInfo};
 use super::token::Token;
-use crate::{Pkcs11Uri, SignError, TokenFacts};
+use crate::{Pkcs11Uri, SignError};
 
 static MODULES: Mutex<BTreeMap<PathBuf, Arc<Module>>> = Mutex::new(BTreeMap::new());
+
+/// What each library is given as `pReserved`, by the path that names it.
+static INIT_STRINGS: Mutex<BTreeMap<PathBuf, CString>> = Mutex::new(BTreeMap::new());
+
+/// From its next C_Initialize on the library at `path` is given this string as `pReserved` (NSS wants its directory so). Call it before the
+/// library is used; a NUL ends the string.
+pub fn set_init_string(path: &Path, text: &str) {
+    let text = CString::new(text.split('\0').next().unwrap_or_default()).unwrap_or_default();
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    INIT_STRINGS.lock().unwrap_or_else(PoisonError::into_inner).insert(path, text);
+}
 
 /// Closes the sessions that keep the logins, of every library. Only for a process that ends, when nobody is inside a library any more: a
 /// device that counts sessions would keep them until its time-out.
@@ -30,6 +44,7 @@ pub fn close_logins() {
 /// One initialised library.
 pub(super) struct Module {
     pub(super) context: Pkcs11,
+    pub(super) raw: Arc<Raw>,
     pub(super) life: Arc<Life>,
     path: PathBuf,
     // Tokens that were logged into. By identity, because a token that returns may sit in another slot.
@@ -45,11 +60,10 @@ impl Module {
         if let Some(module) = modules.get(&canonical) {
             return Ok(module.clone());
         }
-        let context = Pkcs11::new(&canonical)
-            .map_err(|e| SignError::Rejected(format!("{} could not be loaded as a PKCS#11 library: {e}", canonical.display())))?;
-        // A library that failed to initialise may have left threads behind: it must stay mapped.
-        std::mem::forget(context.clone());
-        let module = Arc::new(Self { context, life: Arc::default(), path: canonical.clone(), tokens: Mutex::default() });
+        let unusable = |e: Error| SignError::Rejected(format!("{} could not be loaded as a PKCS#11 library: {e}", canonical.display()));
+        let raw = Arc::new(Raw::load(&canonical).map_err(unusable)?);
+        let module =
+            Arc::new(Self { context: raw.context().clone(), raw, life: Arc::default(), path: canonical.clone(), tokens: Mutex::default() });
         module.initialize()?;
         modules.insert(canonical, module.clone());
         Ok(module)
@@ -58,7 +72,8 @@ impl Module {
     /// C_Initialize; an initialised library is left as it is.
     fn initialize(&self) -> Result<(), SignError> {
         let _one_at_a_time = self.life.initializing();
-        match self.context.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
+        let init_string = INIT_STRINGS.lock().unwrap_or_else(PoisonError::into_inner).get(&self.path).cloned();
+        match self.raw.initialize(init_string.as_ref()) {
             Ok(()) => {
                 self.life.begun();
                 Ok(())
@@ -105,7 +120,7 @@ impl Module {
 
     /// For those who open sessions.
     pub(super) fn library(&self) -> Library<'_> {
-        Library { context: &self.context, life: &self.life }
+        Library { context: &self.context, raw: &self.raw, life: &self.life }
     }
 
     /// The library's file, links followed.
@@ -120,7 +135,7 @@ impl Module {
     /// Slots with an initialised token, and what each says of itself.
     pub(super) fn slots(&self) -> Result<Vec<(Slot, TokenInfo)>, SignError> {
         let all = self.all_slots()?;
-        Ok(all.into_iter().filter(|(_, info)| info.token_initialized()).collect())
+        Ok(all.into_iter().filter(|(_, info)| info.has(CKF_TOKEN_INITIALIZED)).collect())
     }
 
     /// Slots with any token, initialised or not. A token that disappears meanwhile is left out.
@@ -137,7 +152,7 @@ impl Module {
         let mut found = Vec::with_capacity(slots.len());
         let mut problem = None;
         for slot in slots {
-            match self.context.get_token_info(slot) {
+            match self.raw.token(slot) {
                 Ok(info) => found.push((slot, info)),
                 Err(e) => problem = Some(self.error(&e)),
             }
@@ -161,31 +176,22 @@ impl Module {
     }
 
     fn known(&self, info: &TokenInfo) -> Arc<Token> {
-        let facts = facts(info);
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(token) = tokens.iter().find(|token| token.facts == facts) {
+        if let Some(token) = tokens.iter().find(|token| token.facts == info.facts) {
             return token.clone();
         }
-        let token = Arc::new(Token::new(facts, info.login_required()));
+        let token = Arc::new(Token::new(info.facts.clone(), info.has(CKF_LOGIN_REQUIRED)));
         tokens.push(token.clone());
         token
     }
 }
 
-pub(super) fn facts(info: &TokenInfo) -> TokenFacts {
-    TokenFacts {
-        label: info.label().to_owned(),
-        manufacturer: info.manufacturer_id().to_owned(),
-        model: info.model().to_owned(),
-        serial: info.serial_number().to_owned(),
-    }
-}
-
 fn matches(uri: &Pkcs11Uri, slot: Slot, info: &TokenInfo) -> bool {
     let same = |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|wanted| wanted == is);
-    same(&uri.token, info.label())
-        && same(&uri.manufacturer, info.manufacturer_id())
-        && same(&uri.model, info.model())
-        && same(&uri.serial, info.serial_number())
+    let facts = &info.facts;
+    same(&uri.token, &facts.label)
+        && same(&uri.manufacturer, &facts.manufacturer)
+        && same(&uri.model, &facts.model)
+        && same(&uri.serial, &facts.serial)
         && uri.slot_id.is_none_or(|id| id == slot.id())
 }

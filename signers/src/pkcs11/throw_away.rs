@@ -1,10 +1,10 @@
 //! Keys that are made to be measured with: they live in one session, never in the token's memory, and are destroyed with it.
 
-use cryptoki::object::{Attribute, ObjectHandle};
+use cryptoki::object::ObjectHandle;
 
 use super::error::sign_error;
 use super::key::Pkcs11Device;
-use super::key_pair::{PRIVATE_USES, PUBLIC_USES, generation, random_id};
+use super::key_pair::{KeyPair, random_id};
 use super::module::Module;
 use super::token::Access;
 use crate::{Device, Failure, KeyKind, Pkcs11Uri, PublicKey, SignError};
@@ -25,14 +25,10 @@ pub fn throw_away_device(uri: &Pkcs11Uri, kind: KeyKind) -> Result<ThrowAwayDevi
         Ok((slot, token.facts.label.clone(), session))
     })?;
     let what = format!("a throw-away {kind} key in token {label:?}");
-    let (mechanism, parameters) = generation(kind);
     // Not in the token: it goes with the session if nothing else takes it away.
-    let names = [Attribute::Id(random_id()?), Attribute::Label(b"ca-server doctor, throw-away".to_vec()), Attribute::Token(false)];
-    let public = [&names[..], &PUBLIC_USES, &parameters].concat();
-    let private = [&names[..], &PRIVATE_USES].concat();
-    let generated = session.get().and_then(|session| session.generate_key_pair(&mechanism, &public, &private));
-    let (public, private) = generated.map_err(|e| sign_error(&what, &e))?;
-    let device = Pkcs11Device::of(&module, slot, session, private, Some(public), what)?;
+    let pair = KeyPair { kind, id: &random_id()?, label: "ca-server throw-away", stays: false };
+    let (public, private) = pair.generate(session.get().map_err(|e| sign_error(&what, &e))?, &what)?;
+    let device = Pkcs11Device::of(&module, slot, session, private, None, what)?;
     Ok(ThrowAwayDevice { device: Some(device), public })
 }
 

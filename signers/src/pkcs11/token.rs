@@ -12,10 +12,12 @@ use std::time::Instant;
 use cryptoki::error::{Error, RvError};
 use cryptoki::session::{Session, SessionState, UserType};
 use cryptoki::slot::Slot;
+use cryptoki_sys::CKF_USER_PIN_FINAL_TRY;
 
 use super::error::{handle_gone, may_have_cost_a_try, name, sign_error};
 use super::life::{Library, Member};
-use super::login_watch::login_is_under_way;
+use super::login_mark::LoginMark;
+use super::login_watch::{LoginOrder, MayTry, first_try, login_is_under_way};
 use crate::{SignError, TokenFacts, read_pin};
 
 /// One token, wherever it sits.
@@ -25,10 +27,10 @@ pub(super) struct Token {
     login: Mutex<Login>,
 }
 
-#[derive(Default)]
 struct Login {
     anchor: Option<OpenSession>,
     refused: Option<Refusal>,
+    may: MayTry,
 }
 
 struct Refusal {
@@ -91,7 +93,7 @@ impl Drop for OpenSession {
 
 impl Token {
     pub(super) fn new(facts: TokenFacts, login_required: bool) -> Self {
-        Self { facts, login_required, login: Mutex::default() }
+        Self { facts, login_required, login: Mutex::new(Login { anchor: None, refused: None, may: first_try() }) }
     }
 
     /// A session that is logged in as the user.
@@ -106,9 +108,13 @@ impl Token {
         OpenSession::open(library, slot, access).map_err(|e| self.error(&e))
     }
 
-    /// An operator has asked at `ordered_at` for one more login. A refusal of a later try stands: the order has been carried out.
-    pub(super) fn forget_refusal(&self, ordered_at: Instant) {
-        self.lock().refused.take_if(|refusal| refusal.tried_at < ordered_at);
+    /// One more login is wanted. A refusal of a later try stands: the order has been carried out.
+    pub(super) fn forget_refusal(&self, order: LoginOrder) {
+        let mut login = self.lock();
+        let was_refused = login.refused.take_if(|refusal| refusal.tried_at < order.at).is_some();
+        if was_refused && order.by_operator {
+            login.may = MayTry::Ordered;
+        }
     }
 
     /// The session that keeps the login is given up if it is dead.
@@ -154,6 +160,14 @@ impl Token {
         };
         let tried_at = Instant::now();
         let pin = read_pin(pin_source)?;
+        let mark = match self.not_in_vain(library, slot, pin_source, login.may) {
+            Err(SignError::Locked(text)) => {
+                login.refused = Some(Refusal { tried_at, text: text.clone() });
+                return Err(SignError::Locked(text));
+            }
+            answer => answer?,
+        };
+        login.may = MayTry::Carefully;
         let answer = match &login.anchor {
             Some(anchor) => anchor.get().and_then(|session| {
                 login_is_under_way(true);
@@ -161,14 +175,18 @@ impl Token {
             }),
             None => return Err(SignError::Lost(format!("token {:?} has no session", self.facts.label))),
         };
+        let refused = matches!(&answer, Err(Error::Pkcs11(rv, _)) if *rv != RvError::UserAlreadyLoggedIn && may_have_cost_a_try(*rv));
+        if let Some(mark) = mark {
+            if refused { mark.refused() } else { mark.remove() }
+        }
         match answer {
             Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {
                 login_is_under_way(false);
                 Ok(())
             }
-            Err(Error::Pkcs11(rv, _)) if may_have_cost_a_try(rv) => {
+            Err(Error::Pkcs11(rv, _)) if refused => {
                 let text = format!(
-                    "token {:?} answered {} to the PIN in {}; it is not tried again until the next reload or restart",
+                    "token {:?} answered {} to the PIN in {}; it is not tried again until the next reload",
                     self.facts.label,
                     name(rv),
                     pin_source.display()
@@ -184,5 +202,20 @@ impl Token {
                 Err(self.error(&e))
             }
         }
+    }
+
+    /// What speaks against a try is heard first; `Locked` where something does. The mark of the try, where marks are kept.
+    fn not_in_vain(&self, library: Library<'_>, slot: Slot, pin_source: &Path, may: MayTry) -> Result<Option<LoginMark>, SignError> {
+        if may != MayTry::Ordered {
+            let info = library.raw.token(slot).map_err(|e| self.error(&e))?;
+            if info.has(CKF_USER_PIN_FINAL_TRY) {
+                return Err(SignError::Locked(format!(
+                    "token {:?} warns that one try of its PIN is left (CKF_USER_PIN_FINAL_TRY); the PIN in {} is not tried before a reload",
+                    self.facts.label,
+                    pin_source.display()
+                )));
+            }
+        }
+        LoginMark::make(&self.facts, pin_source, may)
     }
 }

@@ -4,15 +4,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cryptoki::object::{Attribute, AttributeType};
+use cryptoki::object::{Attribute, AttributeType, ObjectHandle};
 use cryptoki::session::{Session, UserType};
 use cryptoki::slot::Slot;
+use cryptoki_sys::CKF_TOKEN_INITIALIZED;
 use secrecy::SecretString;
 
 use super::error::sign_error;
-use super::key::{Attributes, Pkcs11Device, Wanted, private_keys, public_key, public_keys};
-use super::key_pair::{PRIVATE_USES, PUBLIC_USES, generation, random_id};
-use super::module::{Module, facts};
+use super::key::{Attributes, KnownKey, Pkcs11Device, Wanted, named_private_keys, private_keys, public_key, public_keys};
+use super::key_pair::{KeyPair, random_id};
+use super::login_watch::LoginOrder;
+use super::module::Module;
 use super::token::{Access, OpenSession, Token};
 use crate::{Device, KeyFacts, KeyKind, KeyUri, Pkcs11Uri, SignError, TokenFacts, Vault};
 
@@ -27,8 +29,7 @@ pub struct Pkcs11Vault {
 /// Opens the token that `uri` names, logged in, with a session that may write. That is an operator's act: a PIN that was refused before gets
 /// one more try.
 pub fn open_vault(uri: &KeyUri) -> Result<Pkcs11Vault, SignError> {
-    let ordered_at = Instant::now();
-    open(pkcs11(uri)?, Access::ReadWrite, Some(ordered_at))
+    open(pkcs11(uri)?, Access::ReadWrite, Some(LoginOrder { at: Instant::now(), by_operator: true }))
 }
 
 /// The same with a session that can change nothing in the token, as the daemon's are. A PIN that was refused once in this process is not
@@ -37,12 +38,20 @@ pub fn open_vault_for_reading(uri: &KeyUri) -> Result<Pkcs11Vault, SignError> {
     open(pkcs11(uri)?, Access::ReadOnly, None)
 }
 
-fn open(uri: &Pkcs11Uri, access: Access, ordered_at: Option<Instant>) -> Result<Pkcs11Vault, SignError> {
+/// What a key may be used for beside signing, and how that is taken from it.
+const OTHER_USES: [(AttributeType, Attribute); 4] = [
+    (AttributeType::SignRecover, Attribute::SignRecover(false)),
+    (AttributeType::Decrypt, Attribute::Decrypt(false)),
+    (AttributeType::Unwrap, Attribute::Unwrap(false)),
+    (AttributeType::Derive, Attribute::Derive(false)),
+];
+
+fn open(uri: &Pkcs11Uri, access: Access, order: Option<LoginOrder>) -> Result<Pkcs11Vault, SignError> {
     let module = Module::load(&uri.module_path)?;
     let (slot, token, session) = module.opening(|| {
         let (slot, token) = module.token(uri)?;
-        if let Some(ordered_at) = ordered_at {
-            token.forget_refusal(ordered_at);
+        if let Some(order) = order {
+            token.forget_refusal(order);
         }
         let session = token.session(module.library(), slot, uri.pin_source.as_deref(), access)?;
         Ok((slot, token, session))
@@ -54,7 +63,7 @@ fn open(uri: &Pkcs11Uri, access: Access, ordered_at: Option<Instant>) -> Result<
 pub fn list_tokens(module: &Path) -> Result<Vec<TokenFacts>, SignError> {
     let module = Module::load(module)?;
     let _inside = module.life.enter();
-    Ok(module.slots()?.iter().map(|(_, info)| facts(info)).collect())
+    Ok(module.slots()?.into_iter().map(|(_, info)| info.facts).collect())
 }
 
 /// Initialises a token in a slot whose token never was (SoftHSM always offers one) and sets the user's PIN. A token of that label that exists
@@ -66,10 +75,10 @@ pub fn init_token(module: &Path, label: &str, so_pin: &SecretString, user_pin: &
     let module = Module::load(module)?;
     let _inside = module.life.enter();
     let slots = module.all_slots()?;
-    if slots.iter().any(|(_, info)| info.token_initialized() && info.label() == label) {
+    if slots.iter().any(|(_, info)| info.has(CKF_TOKEN_INITIALIZED) && info.facts.label == label) {
         return Err(SignError::Rejected(format!("a token with the label {label:?} exists already and is never initialised again")));
     }
-    let Some((slot, _)) = slots.into_iter().find(|(_, info)| !info.token_initialized()) else {
+    let Some((slot, _)) = slots.into_iter().find(|(_, info)| !info.has(CKF_TOKEN_INITIALIZED)) else {
         return Err(SignError::Rejected(format!("there is no slot with an uninitialised token for {label:?}")));
     };
     let what = format!("initialising the token {label:?}");
@@ -79,7 +88,7 @@ pub fn init_token(module: &Path, label: &str, so_pin: &SecretString, user_pin: &
         session.get()?.login(UserType::So, Some(so_pin))?;
         session.get()?.init_pin(user_pin)?;
         session.get()?.logout()?;
-        Ok(facts(&module.context.get_token_info(slot)?))
+        Ok(module.raw.token(slot)?.facts)
     };
     in_token().map_err(|e| sign_error(&what, &e))
 }
@@ -106,7 +115,21 @@ impl Pkcs11Vault {
         self.session.get().map_err(|e| self.token.error(&e))
     }
 
-    fn read_facts(&self, key: cryptoki::object::ObjectHandle, uri: &Pkcs11Uri) -> Result<KeyFacts, SignError> {
+    /// Takes what a new key may be used for beside signing, where the token gave it that by itself and lets it be taken. What stays is read
+    /// back like everything else.
+    fn narrow(&self, key: ObjectHandle) {
+        let Ok(session) = self.raw() else { return };
+        let Ok(read) = Attributes::of(session, key) else { return };
+        for (attribute, off) in OTHER_USES {
+            if read.flag(attribute) == Some(true)
+                && let Err(error) = session.update_attributes(key, &[off])
+            {
+                tracing::debug!(%attribute, %error, "a use of a new key could not be taken from it");
+            }
+        }
+    }
+
+    fn read_facts(&self, key: ObjectHandle, uri: &Pkcs11Uri) -> Result<KeyFacts, SignError> {
         let name = uri.to_string();
         let read = Attributes::of(self.raw()?, key).map_err(|e| sign_error(&name, &e))?;
         let is = |attribute| read.flag(attribute) == Some(true);
@@ -117,6 +140,11 @@ impl Pkcs11Vault {
             sensitive: is(AttributeType::Sensitive) && is(AttributeType::AlwaysSensitive),
             never_extractable: read.flag(AttributeType::Extractable) == Some(false) && is(AttributeType::NeverExtractable),
             local: is(AttributeType::Local),
+            other_uses: OTHER_USES
+                .into_iter()
+                .filter(|(attribute, _)| is(*attribute))
+                .map(|(attribute, _)| attribute.to_string())
+                .collect(),
         })
     }
 }
@@ -129,7 +157,7 @@ impl Vault for Pkcs11Vault {
     fn describe(&mut self, uri: &KeyUri) -> Result<Option<KeyFacts>, SignError> {
         let uri = self.here(uri)?;
         let wanted = Wanted { id: uri.id.as_deref(), label: uri.object.as_deref() };
-        match private_keys(self.raw()?, wanted).map_err(|e| self.token.error(&e))?[..] {
+        match named_private_keys(self.raw()?, wanted).map_err(|e| self.token.error(&e))?[..] {
             [] => Ok(None),
             [key] => self.read_facts(key, uri).map(Some),
             [_, _, ..] => Err(SignError::Rejected(format!("the token holds more than one private key that {uri} names: add id=…"))),
@@ -153,18 +181,24 @@ impl Vault for Pkcs11Vault {
                 return Err(SignError::Rejected(format!("the token holds a key that {uri} names already; it is never overwritten")));
             }
         }
-        let (mechanism, parameters) = generation(kind);
-        let names = [Attribute::Id(id), Attribute::Label(label.as_bytes().to_vec()), Attribute::Token(true)];
-        let public = [&names[..], &PUBLIC_USES, &parameters].concat();
-        let private = [&names[..], &PRIVATE_USES].concat();
-        let generated = session.generate_key_pair(&mechanism, &public, &private);
-        let (_, key) = generated.map_err(|e| sign_error(&format!("generating a {kind} key in token {:?}", self.token.facts.label), &e))?;
-        self.read_facts(key, uri)
+        let what = format!("generating a {kind} key in token {:?}", self.token.facts.label);
+        let (_, key) = KeyPair { kind, id: &id, label, stays: true }.generate(session, &what)?;
+        self.narrow(key);
+        let left = |error: SignError| {
+            let label = &self.token.facts.label;
+            SignError::Rejected(format!(
+                "a new key stays in token {label:?}: label {:?}, CKA_ID {}; it could not be read back: {}",
+                uri.object.as_deref().unwrap_or_default(),
+                hex::encode(&id),
+                error.cause()
+            ))
+        };
+        self.read_facts(key, uri).map_err(left)
     }
 
     fn open(&mut self, uri: &KeyUri) -> Result<Box<dyn Device>, SignError> {
         let uri = self.here(uri)?;
         let session = self.token.session(self.module.library(), self.slot, uri.pin_source.as_deref(), Access::ReadOnly)?;
-        Ok(Box::new(Pkcs11Device::find(&self.module, self.slot, session, uri, None)?))
+        Ok(Box::new(Pkcs11Device::find(&self.module, self.slot, session, uri, KnownKey::default())?))
     }
 }

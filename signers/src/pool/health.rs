@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn a_session_that_hangs_while_it_is_opened_keeps_nobody_else_from_signing() {
         let key = FileDevice::generate(KeyKind::P256).unwrap();
-        let source = Source::new(KeyUri::File("/nowhere/key.pem".into()), None);
+        let source = Source::new(KeyUri::File("/nowhere/key.pem".into()), None, false);
         // The first seat has the session that the start has opened, the other opens its own.
         let shared = Shared::new(source, key.public_key().clone(), PoolOptions { threads: 2, ..PoolOptions::default() });
         let is = || {

@@ -6,14 +6,11 @@
 //! (`Shared::distrust_sessions`) is replaced before it signs again.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::job::Queued;
 use super::state::{Seat, Shared, Wake};
 use crate::{Device, Failure, SignError};
-
-/// How long a device may take to open a session and find the key before that counts as stuck.
-const OPENED_WITHIN: Duration = Duration::from_secs(10);
 
 struct Session {
     device: Box<dyn Device>,
@@ -24,7 +21,7 @@ impl Session {
     fn open(shared: &Shared, seat: usize) -> Result<Self, SignError> {
         // Asked first: a doubt that is raised meanwhile holds for this session, too.
         let generation = shared.generation();
-        shared.enter(seat, Instant::now() + OPENED_WITHIN);
+        shared.enter(seat, Instant::now() + shared.options.open_limit);
         let device = shared.source.open();
         shared.leave(seat);
         Ok(Self { device: device?, generation })

@@ -5,14 +5,15 @@ use std::sync::PoisonError;
 use std::time::Instant;
 
 use crate::file::FileDevice;
+use crate::pkcs11::{KnownKey, LoginOrder};
 use crate::{Device, KeyUri, PublicKey, SignError, pkcs11};
 
 /// A key that can be opened any number of times.
 pub(super) struct Source {
     uri: KeyUri,
     known: Mutex<Known>,
-    // The operator's last order to log in, the start being the first.
-    ordered_at: Mutex<Instant>,
+    // The last order to log in, the start being the first.
+    order: Mutex<LoginOrder>,
 }
 
 /// What must be the same at every opening.
@@ -23,13 +24,14 @@ struct Known {
 }
 
 impl Source {
-    pub(super) fn new(uri: KeyUri, expected: Option<PublicKey>) -> Self {
-        Self::as_ordered(uri, expected, Instant::now())
+    /// `by_operator`: an operator wants a PIN to be tried where something speaks against it.
+    pub(super) fn new(uri: KeyUri, expected: Option<PublicKey>, by_operator: bool) -> Self {
+        Self::as_ordered(uri, expected, LoginOrder { at: Instant::now(), by_operator })
     }
 
-    /// The same for a start that was ordered then, the same for all that share a token.
-    pub(super) fn as_ordered(uri: KeyUri, expected: Option<PublicKey>, at: Instant) -> Self {
-        Self { uri, known: Mutex::new(Known { public_key: expected, id: None }), ordered_at: Mutex::new(at) }
+    /// The same for a start that was ordered so, the same for all that share a token.
+    pub(super) fn as_ordered(uri: KeyUri, expected: Option<PublicKey>, order: LoginOrder) -> Self {
+        Self { uri, known: Mutex::new(Known { public_key: expected, id: None }), order: Mutex::new(order) }
     }
 
     pub(super) fn uri(&self) -> &KeyUri {
@@ -41,7 +43,8 @@ impl Source {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (device, id): (Box<dyn Device>, _) = match &self.uri {
             KeyUri::Pkcs11(uri) => {
-                let device = pkcs11::open_device_as_ordered(uri, known.id.as_deref(), self.ordered_at())?;
+                let key = KnownKey { id: known.id.as_deref(), public_key: known.public_key.as_ref() };
+                let device = pkcs11::open_device_as_ordered(uri, key, self.last_order())?;
                 let id = device.id().to_vec();
                 (Box::new(device), Some(id))
             }
@@ -64,11 +67,11 @@ impl Source {
 
     /// An operator's act: a PIN that was refused before `at` may be tried once more, now or when the token is back.
     pub(super) fn order(&self, at: Instant) {
-        let mut ordered_at = self.ordered_at.lock().unwrap_or_else(PoisonError::into_inner);
-        *ordered_at = at.max(*ordered_at);
+        let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        *order = LoginOrder { at: at.max(order.at), by_operator: true };
     }
 
-    fn ordered_at(&self) -> Instant {
-        *self.ordered_at.lock().unwrap_or_else(PoisonError::into_inner)
+    fn last_order(&self) -> LoginOrder {
+        *self.order.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

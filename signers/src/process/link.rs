@@ -20,6 +20,9 @@ use crate::SignError;
 /// How long a killed process is waited for.
 const KILLED_WITHIN: Duration = Duration::from_secs(1);
 
+/// What a library prints in one line is cut there.
+const LONGEST_LINE: usize = 512;
+
 /// How much is read at once.
 const READ: usize = 64 * 1024;
 
@@ -88,17 +91,37 @@ fn spawn(
 ) -> io::Result<(UnixStream, Option<Child>)> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     ours.set_nonblocking(true)?;
-    let child = Command::new(program)
+    let mut child = Command::new(program)
         .arg0("ca-server")
         .args(arguments)
         .envs(environment)
         .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .stdout(Stdio::null())
+        // What its library prints.
+        .stdout(Stdio::piped())
         // Its log goes where ours goes.
         .stderr(Stdio::inherit())
         .kill_on_drop(true)
         .spawn()?;
+    if let Some(printed) = child.stdout.take() {
+        tokio::spawn(tell_what_is_printed(printed, child.id()));
+    }
     Ok((UnixStream::from_std(ours)?, Some(child)))
+}
+
+/// A library that prints must not spoil the log, nor wait for somebody to read: each line becomes a line of the log, up to `LONGEST_LINE`.
+async fn tell_what_is_printed(mut printed: impl tokio::io::AsyncRead + Unpin, pid: Option<u32>) {
+    let (mut buffer, mut line) = ([0; 1024], Vec::new());
+    while let Ok(read @ 1..) = printed.read(&mut buffer).await {
+        for octet in &buffer[..read] {
+            if *octet != b'\n' && line.len() < LONGEST_LINE {
+                line.push(*octet);
+                continue;
+            }
+            let text = String::from_utf8_lossy(&line);
+            tracing::info!(pid, printed = text.trim_end(), "the library of a signer process printed a line");
+            line.clear();
+        }
+    }
 }
 
 impl Link {

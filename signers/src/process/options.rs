@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::pkcs11::MayTry;
 use crate::{KeyUri, Observer, PublicKey};
 
 /// How the signer is reached.
@@ -62,8 +63,10 @@ pub struct ProcessOptions {
     pub rules: Vec<u8>,
     /// How long the device may take for one signature.
     pub device_limit: Duration,
-    /// How long the first process may take until it says of each key whether it is open.
+    /// How long a process may take until it says of each key whether it is open, the first and each that takes its place.
     pub opened_within: Duration,
+    /// Whether the first process may try a PIN where something speaks against it.
+    pub may_try: MayTry,
     /// The longest pause between two attempts to replace it.
     pub longest_pause: Duration,
 }

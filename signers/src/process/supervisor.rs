@@ -15,6 +15,7 @@ use super::order::{Order, RemoteJob};
 use super::remote::RemoteKey;
 use super::wire::{KeyHealth, KeySetup, Reply, Request, Setup};
 use crate::pace::PaceMeter;
+use crate::pkcs11::MayTry;
 use crate::pool::job::{Answer, Timing};
 use crate::{Health, HealthState, SignError, SignFailure, Signer};
 
@@ -35,9 +36,6 @@ const MANY: u64 = 1000;
 
 /// The first pause between two attempts to replace a process; doubles up to `longest_pause`.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-
-/// How long a new process may take until its keys are open; the very first has `ProcessOptions::opened_within`.
-const REPLACED_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long jobs wait for a service that has gone, each at most until its deadline: whoever runs it starts it again. For a process of our
 /// own they wait for one attempt.
@@ -105,6 +103,7 @@ pub fn begin(mut options: ProcessOptions, ordered_at: Instant) -> Begun {
         died_logging_in: 0,
         ordered_at: Some(ordered_at),
         pause: Duration::ZERO,
+        came_through: false,
         first: Some(tell),
     };
     tokio::spawn(supervisor.run());
@@ -118,8 +117,9 @@ fn setup(options: &ProcessOptions) -> Option<Setup> {
         expected: key.expected.spki_der().to_vec(),
         sessions: u16::try_from(key.sessions).unwrap_or(u16::MAX),
         device_limit: options.device_limit,
+        open_limit: options.opened_within,
     });
-    Some(Setup { keys: keys.collect(), rules: options.rules.clone() })
+    Some(Setup { keys: keys.collect(), rules: options.rules.clone(), may_try: options.may_try })
 }
 
 struct Supervisor {
@@ -149,6 +149,8 @@ struct Supervisor {
     reopened: Vec<Option<u64>>,
     /// Until the first attempt is over: who waits for its end.
     first: Option<oneshot::Sender<Vec<Option<SignError>>>>,
+    /// Whether a process of ours has opened keys.
+    came_through: bool,
 }
 
 /// Why a process serves no longer.
@@ -369,7 +371,9 @@ impl Supervisor {
         }
         let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
         let stuck: usize = health.iter().map(|health| health.stuck).sum();
-        (stuck > 0).then(|| format!("{stuck} device calls have not returned for {} s", self.options.device_limit.as_secs_f32()))
+        let (signing, opening) = (self.options.device_limit.as_secs_f32(), self.options.opened_within.as_secs_f32());
+        (stuck > 0)
+            .then(|| format!("{stuck} device calls have not returned within {signing} s for a signature, {opening} s for an opening"))
     }
 
     /// Jobs that an ended process had: those that are worth another try wait for the next.
@@ -401,6 +405,12 @@ impl Supervisor {
         if self.died_logging_in < enough { error } else { died_inside_login(self.died_logging_in, &error) }
     }
 
+    /// Whether the next process may try a PIN where something speaks against it: once one has come through, this daemon knows of each try that did
+    /// not come back. Until then only the first may do more than be careful, where it was ordered.
+    fn may_try(&self) -> MayTry {
+        if self.came_through { MayTry::Again } else { self.options.may_try }
+    }
+
     fn longer(&self) -> Duration {
         (2 * self.pause).clamp(FIRST_PAUSE, self.options.longest_pause)
     }
@@ -429,6 +439,7 @@ impl Supervisor {
             None => self.tell(HealthState::Restarting, "its process is being replaced"),
             Some(_) => {}
         }
+        let mut may_try = self.may_try();
         loop {
             if let Some(trouble) = &trouble {
                 self.give_up_waiting(trouble);
@@ -437,10 +448,13 @@ impl Supervisor {
             let pause = if self.locked { Duration::MAX } else { self.pause };
             if !self.until(tokio::time::sleep(pause.min(Duration::from_secs(1 << 30))), trouble.as_ref()).await? {
                 self.locked = false;
+                may_try = MayTry::Ordered;
             }
-            let (way, setup, keys) = (self.options.way.clone(), self.setup.clone(), self.options.keys.clone());
+            let setup = self.setup.clone().map(|setup| Setup { may_try, ..setup });
+            let (way, keys, limit) = (self.options.way.clone(), self.options.keys.clone(), self.options.opened_within);
+            self.options.may_try = MayTry::Carefully;
+            may_try = self.may_try();
             let logging_in = self.logging_in.clone();
-            let limit = if self.first.is_some() { self.options.opened_within } else { REPLACED_WITHIN };
             let opening = async move { timeout(limit, link::open(&way, setup, &keys, logging_in)).await };
             let (tell, mut told) = oneshot::channel();
             let attempt = async {
@@ -452,7 +466,7 @@ impl Supervisor {
             drop(attempt);
             let error = match told.try_recv() {
                 Ok(Ok(Ok((link, replies, troubles)))) => {
-                    (self.pause, self.died_logging_in) = (Duration::ZERO, 0);
+                    (self.pause, self.died_logging_in, self.came_through) = (Duration::ZERO, 0, true);
                     self.reopened.fill(None);
                     let keys = self.options.keys.iter().zip(&troubles);
                     let now = keys.map(|(key, trouble)| {
@@ -477,7 +491,7 @@ impl Supervisor {
                 Ok(Ok(Err(error))) => self.could_not_begin(error),
                 Ok(Err(_)) | Err(_) => {
                     self.logging_in.store(false, Ordering::Relaxed);
-                    SignError::Lost(format!("the signer process did not open its keys within {} s", limit.as_secs()))
+                    not_opened_within(limit)
                 }
             };
             tracing::warn!(%error, "no signer process serves");
@@ -574,10 +588,15 @@ fn says_locked(reply: &Reply) -> bool {
     }
 }
 
+/// A process that has not come so far.
+fn not_opened_within(limit: Duration) -> SignError {
+    SignError::Lost(format!("the device was not open within {} s; where it is only slow, raise open_timeout", limit.as_secs_f32()))
+}
+
 /// So many processes, one after the other, died inside C_Login, the last of them like this.
 fn died_inside_login(deaths: u32, error: &SignError) -> SignError {
     SignError::Locked(format!(
-        "the PIN is not tried again until the next reload or restart: signer processes that died inside C_Login: {deaths}, the last: {}",
+        "the PIN is not tried again until the next reload: signer processes that died inside C_Login: {deaths}, the last: {}",
         error.cause()
     ))
 }

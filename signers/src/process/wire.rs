@@ -4,11 +4,12 @@
 
 use std::time::Duration;
 
+use crate::pkcs11::MayTry;
 use crate::pool::job::Timing;
 use crate::{HealthState, Purpose, SignError, SignFailure};
 
 /// The first thing that either side says. Both must be of one version.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// The largest body; a to-be-signed certificate has a few kilobytes.
 pub const LARGEST: usize = 256 * 1024;
@@ -54,6 +55,8 @@ pub struct Setup {
     pub keys: Vec<KeySetup>,
     /// The guard's rules, in the form that the guard reads.
     pub rules: Vec<u8>,
+    /// Whether it may try a PIN where something speaks against it.
+    pub may_try: MayTry,
 }
 
 /// One key of a setup.
@@ -67,6 +70,8 @@ pub struct KeySetup {
     pub sessions: u16,
     /// How long the device may take for one signature, to the millisecond.
     pub device_limit: Duration,
+    /// How long the device may take to open a session, to the millisecond.
+    pub open_limit: Duration,
 }
 
 /// From the signer to the daemon.
@@ -144,6 +149,8 @@ const PURPOSES: [Purpose; 5] = [Purpose::Leaf, Purpose::Serving, Purpose::CaCert
 /// Those that a signer can be in; that it is being replaced only the daemon knows.
 const STATES: [HealthState; 5] = [HealthState::Ready, HealthState::Stuck, HealthState::Lost, HealthState::Locked, HealthState::Stopped];
 
+const MAY_TRY: [MayTry; 3] = [MayTry::Carefully, MayTry::Again, MayTry::Ordered];
+
 /// The length that a frame's first four bytes announce.
 pub fn length(header: [u8; 4]) -> Result<usize, Malformed> {
     usize::try_from(u32::from_be_bytes(header)).ok().filter(|length| (1..=LARGEST).contains(length)).ok_or(Malformed)
@@ -157,9 +164,11 @@ impl Request {
             Self::Begin { version, setup } => {
                 frame.byte(1).byte(*version).byte(u8::from(setup.is_some()));
                 if let Some(setup) = setup {
-                    frame.bytes(&setup.rules).short(setup.keys.len());
+                    let may_try = MAY_TRY.iter().position(|one| *one == setup.may_try).expect("all are listed");
+                    frame.byte(may_try as u8).bytes(&setup.rules).short(setup.keys.len());
                     for key in &setup.keys {
-                        frame.bytes(key.uri.as_bytes()).bytes(&key.expected).short(key.sessions.into()).millis(key.device_limit);
+                        frame.bytes(key.uri.as_bytes()).bytes(&key.expected).short(key.sessions.into());
+                        frame.millis(key.device_limit).millis(key.open_limit);
                     }
                 }
             }
@@ -189,6 +198,7 @@ impl Request {
                 let setup = match body.byte()? {
                     0 => None,
                     1 => {
+                        let may_try = *MAY_TRY.get(usize::from(body.byte()?)).ok_or(Malformed)?;
                         let rules = body.bytes()?.to_vec();
                         let keys = (0..body.short()?).map(|_| {
                             Ok(KeySetup {
@@ -196,9 +206,10 @@ impl Request {
                                 expected: body.bytes()?.to_vec(),
                                 sessions: body.short()?,
                                 device_limit: body.millis()?,
+                                open_limit: body.millis()?,
                             })
                         });
-                        Some(Setup { keys: keys.collect::<Result<_, _>>()?, rules })
+                        Some(Setup { keys: keys.collect::<Result<_, _>>()?, rules, may_try })
                     }
                     _ => return Err(Malformed),
                 };
@@ -440,11 +451,19 @@ mod tests {
     use super::*;
 
     fn requests() -> Vec<Request> {
-        let key =
-            KeySetup { uri: "pkcs11:token=a;object=b".into(), expected: vec![48; 91], sessions: 4, device_limit: Duration::from_secs(2) };
+        let key = KeySetup {
+            uri: "pkcs11:token=a;object=b".into(),
+            expected: vec![48; 91],
+            sessions: 4,
+            device_limit: Duration::from_secs(2),
+            open_limit: Duration::from_secs(10),
+        };
         vec![
             Request::Begin { version: VERSION, setup: None },
-            Request::Begin { version: VERSION, setup: Some(Setup { keys: vec![key.clone(), key], rules: b"{}".to_vec() }) },
+            Request::Begin {
+                version: VERSION,
+                setup: Some(Setup { keys: vec![key.clone(), key], rules: b"{}".to_vec(), may_try: MayTry::Ordered }),
+            },
             Request::Sign { id: 7, key: 1, purpose: Purpose::Leaf, time_left: Duration::from_millis(1500), message: vec![1; 600] },
             Request::LogIn,
             Request::Distrust { key: 3 },

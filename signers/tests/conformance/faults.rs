@@ -292,3 +292,42 @@ fn an_unreadable_pin_file_is_not_a_wrong_pin() {
         signed(&signer);
     });
 }
+
+#[test]
+fn a_signature_is_one_call_of_c_sign() {
+    in_child("faults::a_signature_is_one_call_of_c_sign", "", |house| {
+        house.token();
+        for kind in [KeyKind::P256, KeyKind::P384, KeyKind::Rsa2048, KeyKind::Rsa4096] {
+            let signer = Signer::start(house.key(&kind.to_string(), kind), PoolOptions { threads: 1, ..PoolOptions::default() }).unwrap();
+            let before = house.control().calls("C_Sign");
+            signed(&signer);
+            assert_eq!((house.control().calls("C_Sign") - before, house.control().lengths()), (1, 0), "{kind}");
+        }
+    });
+}
+
+/// CKF_USER_PIN_FINAL_TRY.
+const LAST_TRY: &str = "C_GetTokenInfo flags 0x20000";
+
+#[test]
+fn the_last_try_of_a_pin_is_not_made_without_an_order() {
+    in_child("faults::the_last_try_of_a_pin_is_not_made_without_an_order", "", |house| {
+        let signer = pool(house, 2);
+        let logins = house.control().logins();
+        house.control().set(&format!("{LAST_TRY}\nC_SignInit logout count 1")).unwrap();
+        wait_until("it is locked", || {
+            let failure = sign(&signer).unwrap_err();
+            assert!(matches!(failure.error, SignError::Locked(_)) && !failure.reached_device, "{failure:?}");
+            signer.health().state == HealthState::Locked
+        });
+        assert!(signer.health().detail.contains("CKF_USER_PIN_FINAL_TRY"), "{}", signer.health().detail);
+        // Neither time nor another start is an order.
+        let another = Signer::start(house.uri("issuing"), PoolOptions::default()).map(drop);
+        assert!(matches!(another, Err(SignError::Locked(_))), "{another:?}");
+        assert_eq!(house.control().logins(), logins, "no PIN was tried");
+        signer.retry_login();
+        wait_until("every session is open", || whole(&signer, 2));
+        assert_eq!(house.control().logins() - logins, 1, "an operator has ordered one");
+        signed(&signer);
+    });
+}

@@ -1,8 +1,9 @@
-//! The suite that every back end passes, on PEM files and on real SoftHSM tokens behind the fault module.
+//! The suite that every back end passes, on PEM files, on real SoftHSM tokens behind the fault module, and on the libraries of others.
 
 mod common;
 mod faults;
 mod healing;
+mod modules;
 mod vault;
 
 use common::{PIN, in_child};

@@ -3,7 +3,7 @@
 use secrecy::SecretString;
 
 use crate::common::{PIN, in_child};
-use signers::{KeyKind, KeyUri, SignError, open_device, open_vault, pkcs11};
+use signers::{KeyKind, KeyUri, PoolOptions, SignError, Signer, open_device, open_vault, pkcs11};
 
 fn rejected<T>(result: Result<T, SignError>) -> String {
     match result {
@@ -108,5 +108,110 @@ fn a_library_that_is_none_is_refused() {
         let missing = open_device(&uri("/nowhere/lib.so")).map(|_| ()).unwrap_err();
         assert!(matches!(&missing, SignError::Lost(text) if text.contains("/nowhere/lib.so")), "{missing:?}");
         assert!(rejected(open_device(&uri("softhsm2.conf"))).contains("softhsm2.conf"));
+    });
+}
+
+#[test]
+fn a_token_whose_clock_shows_nonsense_is_used() {
+    in_child("vault::a_token_whose_clock_shows_nonsense_is_used", "", |house| {
+        house.token();
+        let uri = house.key("issuing", KeyKind::P256);
+        house.control().set("C_GetTokenInfo clock").unwrap();
+        open_device(&uri).unwrap().sign(b"message").unwrap();
+        let KeyUri::Pkcs11(uri) = uri else { unreachable!("the house has a token") };
+        assert_eq!(pkcs11::inspect_token(&uri).unwrap().facts.label, "ca");
+        assert!(house.control().met("C_GetTokenInfo") > 0);
+    });
+}
+
+#[test]
+fn a_refused_attribute_of_a_new_key_is_named() {
+    in_child("vault::a_refused_attribute_of_a_new_key_is_named", "", |house| {
+        house.token();
+        let uri = house.uri("issuing");
+        let mut vault = open_vault(&uri).unwrap();
+        for (attribute, name) in [
+            ("0x162", "CKA_EXTRACTABLE of the private key"),
+            ("0x103", "CKA_SENSITIVE of the private key"),
+            ("0x10A", "CKA_VERIFY of the public key"),
+            ("0x102", "none of its attributes alone"),
+        ] {
+            house.control().set(&format!("C_GenerateKeyPair refuses {attribute}")).unwrap();
+            let text = rejected(vault.generate(&uri, KeyKind::P256));
+            assert!(text.contains("CKR_ATTRIBUTE_VALUE_INVALID") && text.contains(name), "{text}");
+        }
+        house.control().clear().unwrap();
+        // What was made to find out which is gone.
+        assert_eq!(house.pkcs11_tool(&["--list-objects"]).matches("Key Object").count(), 0);
+    });
+}
+
+#[test]
+fn a_new_key_is_asked_for_with_no_attribute_that_it_can_do_without() {
+    in_child("vault::a_new_key_is_asked_for_with_no_attribute_that_it_can_do_without", "", |house| {
+        house.token();
+        // CLASS, KEY_TYPE, ENCRYPT, DECRYPT, WRAP, UNWRAP, SIGN_RECOVER, VERIFY_RECOVER, DERIVE.
+        for (number, attribute) in ["0x0", "0x100", "0x104", "0x105", "0x106", "0x107", "0x109", "0x10B", "0x10C"].into_iter().enumerate() {
+            house.control().set(&format!("C_GenerateKeyPair refuses {attribute}")).unwrap();
+            let uri = house.uri(&format!("key-{number}"));
+            let facts = open_vault(&uri).unwrap().generate(&uri, KeyKind::P256).unwrap();
+            assert!(facts.sensitive && facts.never_extractable && facts.local && facts.other_uses.is_empty(), "{facts:?}");
+        }
+    });
+}
+
+#[test]
+fn a_key_without_a_label_is_found_by_its_certificates() {
+    in_child("vault::a_key_without_a_label_is_found_by_its_certificates", "", |house| {
+        house.token();
+        house.pkcs11_tool(&["--keypairgen", "--key-type", "EC:prime256v1", "--label", "anything", "--id", "42", "--usage-sign"]);
+        let file = house.directory.join("certificate.der");
+        let openssl = std::process::Command::new("openssl")
+            .args([
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+                "-subj",
+                "/CN=mesh",
+                "-outform",
+                "DER",
+            ])
+            .args(["-keyout", "/dev/null", "-out"])
+            .arg(&file)
+            .output()
+            .expect("openssl is not installed");
+        assert!(openssl.status.success(), "{}", String::from_utf8_lossy(&openssl.stderr));
+        let file = file.to_str().unwrap();
+        house.pkcs11_tool(&["--write-object", file, "--type", "cert", "--label", "mesh ca", "--id", "42"]);
+        let uri = house.uri("mesh%20ca");
+        open_device(&uri).unwrap().sign(b"message").unwrap();
+        let described = open_vault(&uri).unwrap().describe(&uri).unwrap().expect("found");
+        assert_eq!((described.id, described.label.as_str()), (vec![0x42], "anything"));
+        assert!(rejected(open_device(&house.uri("mesh"))).contains("no private key"));
+    });
+}
+
+#[test]
+fn a_public_key_that_the_token_does_not_tell_is_believed_after_one_signature() {
+    in_child("vault::a_public_key_that_the_token_does_not_tell_is_believed_after_one_signature", "", |house| {
+        house.token();
+        let (one, other) = (house.key("one", KeyKind::P256), house.key("other", KeyKind::P256));
+        let key_of = |uri: &KeyUri| open_device(uri).unwrap().public_key().clone();
+        let (expected, another) = (key_of(&one), key_of(&other));
+        house.pkcs11_tool(&["--delete-object", "--type", "pubkey", "--label", "one"]);
+        assert!(rejected(open_device(&one)).contains("import the public key"));
+
+        let before = house.control().signed();
+        let start = |key| Signer::start(one.clone(), PoolOptions { threads: 1, expected: Some(key), ..PoolOptions::default() });
+        let signer = start(expected.clone()).unwrap();
+        assert_eq!(house.control().signed() - before, 1, "one proves it");
+        assert_eq!(signer.public_key(), &expected);
+        crate::faults::signed(&signer);
+        let wrong = start(another).map(drop);
+        assert!(matches!(&wrong, Err(SignError::WrongKey(text)) if text.contains("another key than expected")), "{wrong:?}");
     });
 }

@@ -43,6 +43,11 @@ impl Control {
         self.count("signed")
     }
 
+    /// C_Sign calls that only asked how long the signature would be.
+    pub fn lengths(&self) -> u64 {
+        self.count("lengths")
+    }
+
     /// C_Login calls: each may be a try of the PIN.
     pub fn logins(&self) -> u64 {
         self.count("logins")

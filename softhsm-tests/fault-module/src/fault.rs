@@ -19,12 +19,16 @@ pub(crate) struct Fault {
     pub(crate) device: Device,
     pub(crate) signatures: Counter,
     pub(crate) signed: Counter,
+    pub(crate) lengths: Counter,
     pub(crate) logins: Counter,
     rules: Rules,
     tally: Tally,
     // Read while a call is in the real module, written where sessions are taken away under others: no module promises to bear that.
     inside: RwLock<()>,
 }
+
+/// What a library prints that nobody asked: no JSON, and a name to be found by.
+const PRINTED: &str = "pkcs11-fault: a \"line\" that nobody asked for";
 
 /// CKR_GENERAL_ERROR.
 const UNCOUNTED: u64 = 5;
@@ -65,6 +69,7 @@ impl Fault {
             device: Device::default(),
             signatures: counter("signatures")?,
             signed: counter("signed")?,
+            lengths: counter("lengths")?,
             logins: counter("logins")?,
             rules: Rules::new(&directory),
             tally: Tally::open(&directory, &FUNCTIONS).map_err(said)?,
@@ -106,7 +111,10 @@ impl Fault {
     pub(crate) fn apply(&self, rule: Option<&Action>, on: On, call: impl FnOnce() -> CK_RV) -> CK_RV {
         match rule {
             // What changes an answer, the function sees to itself.
-            None | Some(Action::Corrupt | Action::Short(_) | Action::Flags(_) | Action::Sessions(_)) => return call(),
+            None
+            | Some(Action::Corrupt | Action::Short(_) | Action::Flags(_) | Action::Sessions(_) | Action::Clock | Action::Refuses(_)) => {
+                return call();
+            }
             Some(Action::Return(rv)) => return *rv as CK_RV,
             Some(Action::ReturnLate(rv)) => {
                 call();
@@ -116,6 +124,10 @@ impl Fault {
             Some(Action::Hang) => loop {
                 std::thread::sleep(Duration::from_secs(3600));
             },
+            Some(Action::Print) => {
+                println!("{PRINTED}");
+                eprintln!("{PRINTED}");
+            }
             Some(Action::Abort) => std::process::abort(),
             Some(Action::Segfault) => segfault(),
             Some(Action::Limit(most)) => match on {

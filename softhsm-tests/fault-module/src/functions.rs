@@ -129,6 +129,10 @@ function!(get_token_info, C_GetTokenInfo, (slot: CK_SLOT_ID, info: *mut CK_TOKEN
         match rule {
             Some(Action::Flags(flags)) => info.flags |= flags as CK_FLAGS,
             Some(Action::Sessions(most)) => info.ulMaxSessionCount = most as CK_ULONG,
+            Some(Action::Clock) => {
+                info.flags |= CKF_CLOCK_ON_TOKEN;
+                info.utcTime = *b"no time at all  ";
+            }
             _ => {}
         }
     }
@@ -240,7 +244,18 @@ function!(
         private_key: *mut CK_OBJECT_HANDLE
     ),
     |fault, real| {
-        fault.ruled("C_GenerateKeyPair", On::Session(session), || {
+        let rule = fault.take("C_GenerateKeyPair");
+        if let Some(Action::Refuses(attribute)) = rule {
+            let has = |template: *const CK_ATTRIBUTE, count: CK_ULONG| {
+                // SAFETY: the contract of C_GenerateKeyPair (PKCS#11 v2.40 §5.13) is that a template has `count` attributes.
+                let template = unsafe { std::slice::from_raw_parts(template, count as usize) };
+                template.iter().any(|one| one.type_ == attribute as CK_ATTRIBUTE_TYPE)
+            };
+            if has(public, public_count) || has(private, private_count) {
+                return CKR_ATTRIBUTE_VALUE_INVALID;
+            }
+        }
+        fault.apply(rule.as_ref(), On::Session(session), || fault.inside(|| {
             // SAFETY: the caller's arguments go to the function that they were meant for.
             let rv = unsafe { real(session, mechanism, public, public_count, private, private_count, public_key, private_key) };
             if rv == CKR_OK {
@@ -250,7 +265,7 @@ function!(
                 }
             }
             rv
-        })
+        }))
     }
 );
 
@@ -288,7 +303,7 @@ function!(
         // SAFETY: the caller's arguments go to the function that they were meant for.
         let call = || fault.inside(|| unsafe { real(session, data, length, signature, room) });
         if signature.is_null() {
-            return call();
+            return if fault.lengths.add(&[]).is_ok() { call() } else { CKR_GENERAL_ERROR };
         }
         let mut reached = false;
         let rule = fault.take("C_Sign");

@@ -25,6 +25,7 @@
 //! - `late_rv CODE`: calls the real module, then returns that CK_RV: the device worked and its answer was lost.
 //! - `sleep_ms N`: sleeps first, then goes on. A caller's deadline passes meanwhile.
 //! - `hang`: never returns, whatever becomes of the file: only the end of the process ends it.
+//! - `print`: prints a line to standard output and to standard error, then goes on.
 //! - `abort`, `segfault`: the process dies of SIGABRT, or by an access to memory that is not there.
 //!
 //! Actions on the device, before the call goes on to whatever the device has become:
@@ -42,6 +43,8 @@
 //! - `C_GetSlotList no_slots`: there is none.
 //! - `C_GetTokenInfo flags N`: calls the real module, then sets these flags of the token, too.
 //! - `C_GetTokenInfo sessions N`: calls the real module, then lets the token allow at most N sessions.
+//! - `C_GetTokenInfo clock`: calls the real module, then lets the token have a clock that shows nonsense.
+//! - `C_GenerateKeyPair refuses TYPE`: returns CKR_ATTRIBUTE_VALUE_INVALID where a template has the attribute of this number.
 //! - `C_OpenSession limit N`: returns CKR_SESSION_COUNT where N sessions are open on the slot.
 //! - `C_Sign corrupt`: calls the real module, then flips the lowest bit of the signature's last byte.
 //! - `C_Sign short N`: calls the real module, then answers the signature N bytes shorter.
@@ -49,7 +52,7 @@
 //! And a rule for all functions at once, `token removed`: there is no slot, calls on a slot return CKR_TOKEN_NOT_PRESENT and calls on a session
 //! CKR_DEVICE_REMOVED, and every session that is met is closed. The token is back when the file no longer says so.
 //!
-//! A C_Sign that only asks for the signature's length (no buffer) is neither ruled nor counted.
+//! A C_Sign that only asks for the signature's length (no buffer) is not ruled, and counted by itself.
 //!
 //! # The counters
 //!
@@ -59,6 +62,7 @@
 //! - `signatures`: C_Sign calls with a buffer that are about to reach the real module, after any rule: whatever the device signed is at
 //!   most this. Each line is the hex of what was to be signed, so that a signature can be traced to its intent.
 //! - `signed`: C_Sign calls with a buffer to which the real module answered CKR_OK: at least what the caller was given.
+//! - `lengths`: C_Sign calls that only ask for the signature's length.
 //! - `logins`: C_Login calls, whether a rule answered or the real module did: what may have been a try of the PIN.
 //! - `calls/FUNCTION`: calls of each function above.
 //! - `met/FUNCTION`: those of them that a rule applied to, counted before anything is done, so that a process that hangs or dies is counted.

@@ -41,6 +41,7 @@ pub(crate) enum Action {
     Hang,
     Abort,
     Segfault,
+    Print,
     Logout,
     CloseSessions,
     Forget,
@@ -53,6 +54,8 @@ pub(crate) enum Action {
     Short(u64),
     Flags(u64),
     Sessions(u64),
+    Clock,
+    Refuses(u64),
 }
 
 /// To which calls it does it, counted from when the file was last changed.
@@ -163,6 +166,7 @@ fn parse_rule(line: &str) -> Option<Rule> {
         (_, "late_rv") => Action::ReturnLate(number(words.next()?)?),
         (_, "sleep_ms") => Action::Sleep(Duration::from_millis(number(words.next()?)?)),
         (_, "hang") => Action::Hang,
+        (_, "print") => Action::Print,
         (_, "abort") => Action::Abort,
         (_, "segfault") => Action::Segfault,
         (_, "logout") => Action::Logout,
@@ -175,6 +179,8 @@ fn parse_rule(line: &str) -> Option<Rule> {
         ("C_Sign", "corrupt") => Action::Corrupt,
         ("C_Sign", "short") => Action::Short(number(words.next()?)?),
         ("C_GetTokenInfo", "flags") => Action::Flags(number(words.next()?)?),
+        ("C_GetTokenInfo", "clock") => Action::Clock,
+        ("C_GenerateKeyPair", "refuses") => Action::Refuses(number(words.next()?)?),
         ("C_GetTokenInfo", "sessions") => Action::Sessions(number(words.next()?)?),
         _ => return None,
     };

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use signers::pkcs11::MayTry;
 use signers::process::wire::{BegunKey, KeyHealth, KeySetup, Reply, Request, Setup, VERSION};
 use signers::{HealthState, Purpose, SignError, SignFailure, Timing};
 
@@ -15,12 +16,13 @@ pub fn requests() -> Vec<Body> {
         expected: vec![0x30; 91],
         sessions: 4,
         device_limit: Duration::from_secs(2),
+        open_limit: Duration::from_secs(10),
     };
     let longest = Duration::from_millis(u32::MAX.into());
-    let extreme = KeySetup { uri: String::new(), expected: Vec::new(), sessions: u16::MAX, device_limit: longest };
+    let extreme = KeySetup { uri: String::new(), expected: Vec::new(), sessions: u16::MAX, device_limit: longest, open_limit: longest };
     let begin = |keys: &[&KeySetup], rules: &[u8]| Request::Begin {
         version: VERSION,
-        setup: Some(Setup { keys: keys.iter().map(|key| (*key).clone()).collect(), rules: rules.to_vec() }),
+        setup: Some(Setup { keys: keys.iter().map(|key| (*key).clone()).collect(), rules: rules.to_vec(), may_try: MayTry::Carefully }),
     };
     let sign = |purpose, message: &[u8]| Request::Sign {
         id: 7,

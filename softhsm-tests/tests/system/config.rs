@@ -29,6 +29,8 @@ fn each_mistake_in_the_file_is_named_with_its_key() {
         ("call_timeout = \"5s\"", "call_timeout = \"5\"", "call_timeout"),
         ("call_timeout = \"5s\"", "call_timeout = \"5h\"", "`csr.call_timeout`"),
         ("sqlite:ledger.db", "mysql://ledger", "`ledger.url`"),
+        ("state_dir = \".\"", "state_dir = \"nowhere\"", "`state_dir`"),
+        ("[device.softhsm]", "[device.softhsm]\nopen_timeout = \"0s\"", "`device.softhsm.open_timeout`"),
         ("minimum = \"10m\"", "minimum = \"10d\"", "`profile.default`"),
         ("keys = [\"rsa\", \"p256\", \"p384\"]", "keys = []", "`profile.keys`"),
         ("keys = [\"rsa\", \"p256\", \"p384\"]", "keys = [\"dsa\"]", "`keys` unknown variant"),

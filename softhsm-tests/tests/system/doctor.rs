@@ -1,5 +1,5 @@
 //! `doctor` names each fault that is made on purpose, with its remedy, and everything that is not at fault all the same. A PIN is tried
-//! once, an issuer's key signs nothing, and no secret is printed.
+//! once, an issuer's key signs nothing that certifies, and no secret is printed.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -128,6 +128,7 @@ async fn a_healthy_ca_is_well_in_every_area_beside_the_daemon_and_after_it() {
         ("device", "mechanisms"),
         ("device", "sessions"),
         ("device", "login"),
+        ("device", "signs"),
         ("device", "key"),
         ("device", "protection"),
         ("device", "rate"),
@@ -143,7 +144,7 @@ async fn a_healthy_ca_is_well_in_every_area_beside_the_daemon_and_after_it() {
 }
 
 #[tokio::test]
-async fn no_issuers_key_signs_and_no_throw_away_key_stays() {
+async fn an_issuers_key_signs_nothing_that_certifies_and_no_throw_away_key_stays() {
     let ca = TestCa::start_with(Setup::default().with_faults()).await;
     let (asked, issued) = (ca.faults().signatures(), ca.check());
     json(&ca, &[]).well();
@@ -248,7 +249,7 @@ fn a_token_that_makes_no_session_keys_is_not_measured_and_that_is_a_warning() {
     let examined = json(&ca, &[]);
     examined.well();
     assert!(examined.wrong("device", "rate")[0].contains("CKR_SESSION_READ_ONLY"), "{:#}", examined.document);
-    assert_eq!(ca.faults().signatures(), 0);
+    assert_eq!(ca.faults().signatures(), 1, "the text that certifies nothing");
 }
 
 #[test]
@@ -506,4 +507,57 @@ fn no_secret_is_printed_whatever_is_broken() {
             }
         }
     }
+}
+
+#[test]
+fn a_library_that_crashes_hides_nothing_that_was_found_before() {
+    let ca = configured(Setup::default().with_faults());
+    for (rules, signal, found) in [
+        ("C_FindObjectsInit abort", "signal: 6", &["module", "token", "slot", "mechanisms", "sessions", "login"][..]),
+        ("C_Initialize segfault", "signal: 11", &[][..]),
+    ] {
+        ca.command_faults(rules);
+        let examined = doctor(&ca);
+        examined.only_problem("device", "answers", &[signal]);
+        for check in found {
+            assert!(!examined.what("device", check).is_empty(), "{check}: {:#}", examined.document);
+        }
+    }
+}
+
+#[test]
+fn a_library_that_prints_spoils_no_document() {
+    let ca = configured(Setup::default().with_faults());
+    ca.command_faults("C_OpenSession print\nC_SignInit print");
+    let examined = doctor(&ca);
+    examined.well();
+    assert!(examined.text.contains("that nobody asked for"), "it is on standard error: {}", examined.text);
+}
+
+#[test]
+fn tokens_of_one_label_are_told_apart_by_their_serials() {
+    let ca = configured(Setup::default());
+    let made = Command::new("softhsm2-util")
+        .args(["--init-token", "--free", "--label", "issuing", "--so-pin", "so-12345", "--pin", "13579-other"])
+        .env("SOFTHSM2_CONF", ca.material.file("softhsm2.conf"))
+        .output()
+        .expect("softhsm2-util runs");
+    assert!(made.status.success(), "{made:?}");
+    doctor(&ca).only_problem("device", "token", &["more than one token", "by serial=", " or serial="]);
+}
+
+#[test]
+fn a_code_of_the_token_has_the_remedy_that_fits() {
+    let ca = configured(Setup::default().with_faults());
+    for (rules, check, words) in [
+        ("C_Login rv 0xA4", "login", &["CKR_PIN_LOCKED", "security officer"][..]),
+        ("C_OpenSession rv 0xB1", "login", &["CKR_SESSION_COUNT", "sessions"][..]),
+        ("C_SignInit rv 0x68", "signs", &["CKR_KEY_FUNCTION_NOT_PERMITTED", "CKA_SIGN"][..]),
+        ("C_Sign rv 0x30", "signs", &["CKR_DEVICE_ERROR", "self-test"][..]),
+    ] {
+        ca.command_faults(rules);
+        json(&ca, &["--no-rate", "--try-pin"]).only_problem("device", check, words);
+    }
+    ca.command_faults("C_Sign corrupt");
+    json(&ca, &["--no-rate", "--try-pin"]).only_problem("device", "signs", &["does not verify", "out of service"]);
 }

@@ -30,6 +30,7 @@ mod modules;
 mod operations;
 mod outages;
 mod overload;
+mod pin;
 mod repeats;
 mod replicas;
 mod secrets;

@@ -12,6 +12,7 @@ use ca_server::x509::chain::IssuerChain;
 use der::{Any, Decode, Encode, Tag, TagNumber};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use signers::pkcs11::MayTry;
 use signers::process::wire::{KeySetup, Reply, Request, Setup as SignerSetup, VERSION, length};
 use signers::{KeyUri, Purpose, SignError};
 use softhsm_tests::daemon::{Setup, signal};
@@ -130,9 +131,13 @@ impl Spoken {
             expected: chain.public_key().spki_der().to_vec(),
             sessions: 1,
             device_limit: Duration::from_secs(5),
+            open_limit: Duration::from_secs(10),
         };
         let mut spoken = Self { process, stream: ours, log };
-        spoken.say(&Request::Begin { version: VERSION, setup: Some(SignerSetup { keys: vec![key], rules: rules.to_text() }) });
+        spoken.say(&Request::Begin {
+            version: VERSION,
+            setup: Some(SignerSetup { keys: vec![key], rules: rules.to_text(), may_try: MayTry::Carefully }),
+        });
         match spoken.hear() {
             Reply::Ready { .. } => spoken,
             other => panic!("{other:?}"),
@@ -284,4 +289,18 @@ async fn a_signer_that_is_asked_directly_signs_nothing_that_no_profile_gives() {
         "guard: {} forbidden kinds refused, {refused} of {MUTATED} mutated bodies refused, {alike} within the rules",
         forbidden.len()
     ));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_library_that_prints_does_not_break_the_daemons_log() {
+    let ca = TestCa::start_with(Setup::default().with_faults()).await;
+    ca.command_faults("C_SignInit print");
+    ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.expect("issued");
+    ca.logged("the library of a signer process printed a line").await;
+    let log = ca.log_text();
+    assert!(log.contains("that nobody asked for"), "{log}");
+    for line in log.lines() {
+        assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "{line}");
+    }
+    ca.check();
 }

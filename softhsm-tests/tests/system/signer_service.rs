@@ -9,6 +9,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use signers::pkcs11::MayTry;
 use signers::process::wire::{Reply, Request, Setup as SignerSetup, VERSION, length};
 use signers::{Purpose, SignError};
 use softhsm_tests::authority::Authority;
@@ -381,7 +382,10 @@ async fn what_a_daemon_says_beside_its_wishes_changes_nothing_and_nonsense_costs
     load.until_issued(&ca, 5).await;
     // Rules and keys of its own.
     let mut brings_rules = service.connect();
-    brings_rules.say(&Request::Begin { version: VERSION, setup: Some(SignerSetup { keys: Vec::new(), rules: b"{}".to_vec() }) });
+    brings_rules.say(&Request::Begin {
+        version: VERSION,
+        setup: Some(SignerSetup { keys: Vec::new(), rules: b"{}".to_vec(), may_try: MayTry::Carefully }),
+    });
     assert!(matches!(brings_rules.hear(), Some(Reply::NotReady(SignError::Rejected(_)))));
     assert!(brings_rules.hear().is_none(), "it is shown the door");
     // Orders of an operator who is not this service's.

@@ -79,7 +79,7 @@ fn one_by_one(wanted: &[&ExaminedKey], all: &[ExaminedKey], try_pin: bool) -> io
     let mut failed = 0;
     for key in wanted {
         // Before anything else: the PIN, which nothing here may cost a try more than `doctor` does.
-        let findings = device::examine(key, all, try_pin, false);
+        let findings = device::examine(key, all, try_pin, false, &mut |_| {});
         findings.print(&mut out)?;
         let measured = match &key.uri {
             Ok(Some(uri)) if !findings.has_problem(&["key", "module", "token", "login", "answers"]) => measure(&mut out, key, uri)?,
@@ -155,7 +155,7 @@ fn most_sessions(uri: &KeyUri, kind: KeyKind) -> Result<usize, SignError> {
     let KeyUri::Pkcs11(uri) = uri else { return Ok(MOST) };
     let state = inspect_token(uri)?;
     if !state.generates(kind) {
-        let why = format!("the token {:?} makes no {kind} keys, and the issuer's key signs nothing here", state.facts.label);
+        let why = format!("the token {:?} makes no {kind} keys, and the issuer's key is not used for that", state.facts.label);
         return Err(SignError::Rejected(why));
     }
     Ok(match state.most_sessions {

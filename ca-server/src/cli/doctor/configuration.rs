@@ -4,13 +4,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::finding::Findings;
-use crate::cli::Exit;
 use crate::config::Examination;
 
 const REMEDY: &str = "correct it; `ca-server check-config` says when it is good";
 
-/// `not_entered`: why the environment of [device] could not be given to this process.
-pub(super) fn examine(path: &Path, examined: &Examination, not_entered: Option<Exit>) -> Findings {
+/// What `check-config` says, and more.
+pub(super) fn examine(path: &Path, examined: &Examination) -> Findings {
     let mut findings = Findings::in_area("config");
     match &examined.refused {
         None => findings.ok("config", format!("{} is good: `serve` would take it", path.display())),
@@ -21,9 +20,6 @@ pub(super) fn examine(path: &Path, examined: &Examination, not_entered: Option<E
     }
     for warning in &examined.warnings {
         findings.warning("config", warning, "nothing, if that is meant");
-    }
-    if let Some(exit) = not_entered {
-        findings.problem("environment", exit.to_string(), "run the doctor where /proc is mounted; the device is examined without it");
     }
     for issuer in &examined.issuers {
         if let Some(complaint) = issuer.transcript.as_ref().filter(|complaint| !examined.said(complaint)) {

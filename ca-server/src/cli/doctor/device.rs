@@ -1,13 +1,14 @@
-//! An issuer's device and key, question by question, in the order in which each needs the one before. All of it runs on a thread of its
-//! own: a library that hangs costs the questions that are left, not the report.
+//! An issuer's device and key, question by question, in the order in which each needs the one before. All of it runs in a process of its own
+//! (`apart`), on a thread of its own: a library that crashes or hangs costs the questions that are left, not the report.
 
+pub(super) mod apart;
 mod key;
 mod login;
 mod rate;
+mod remedy;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::process::Command;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
@@ -53,40 +54,20 @@ pub(super) fn environment(name: &str, all: &[ExaminedKey]) -> Option<BTreeMap<St
     all.iter().filter_map(|key| key.device.as_ref()).find(|device| device.name == name).map(|device| device.environment.clone())
 }
 
-/// Examines every key's device, or those of the one device that `args` names. Modules read the process's environment; where they want
-/// different ones, each device is examined `apart`, in a process of its own.
-pub(super) fn examine_all<'a>(
-    all: &'a [ExaminedKey],
-    apart: bool,
-    args: &'a Args,
-    path: &'a Path,
-) -> Box<dyn Iterator<Item = Findings> + 'a> {
-    let section = |key: &'a ExaminedKey| key.device.as_ref().map_or("", |device| device.name.as_str());
-    if !apart {
-        let wanted = move |key: &&'a ExaminedKey| args.device.as_deref().is_none_or(|name| name == section(key));
-        return Box::new(all.iter().filter(wanted).map(|key| examine(key, all, args.try_pin, !args.no_rate)));
-    }
-    let names: BTreeSet<&str> = all.iter().map(section).collect();
-    Box::new(names.into_iter().map(|name| in_a_process(name, args, path)))
+/// `NAME` of the `[device.NAME]` that a key names; empty for none.
+fn section(key: &ExaminedKey) -> &str {
+    key.device.as_ref().map_or("", |device| device.name.as_str())
 }
 
-/// The same for one device, by another process of this program.
-fn in_a_process(device: &str, args: &Args, path: &Path) -> Findings {
-    let mut command = Command::new("/proc/self/exe");
-    command.args(["doctor", "--output", "json", "--device", device, "--config"]).arg(path);
-    command.args(args.try_pin.then_some("--try-pin")).args(args.no_rate.then_some("--no-rate"));
-    let told = command.output().map_err(|error| error.to_string());
-    let findings = told.and_then(|output| Findings::told("device", &output.stdout).map_err(|error| format!("{error} ({})", output.status)));
-    findings.unwrap_or_else(|why| {
-        let mut findings = Findings::in_area("device");
-        let what = format!("the process that looked at [device.{device}] ended without a report: {why}");
-        findings.problem("answers", what, "a library that ends its process: look at its own log, and try it with pkcs11-tool");
-        findings
-    })
+/// Examines every key's device, or those of the one device that `args` names, each section in a process of its own.
+pub(super) fn examine_all<'a>(all: &'a [ExaminedKey], args: &'a Args, path: &'a Path) -> impl Iterator<Item = Findings> + 'a {
+    let wanted = |name: &&str| args.device.as_deref().is_none_or(|device| device == *name);
+    let names: BTreeSet<&str> = all.iter().map(section).filter(wanted).collect();
+    names.into_iter().map(|name| apart::ask(name, all, args, path))
 }
 
-/// Examines the device of `key`, one of `all`; `rate` says whether its speed is measured.
-pub(super) fn examine(key: &ExaminedKey, all: &[ExaminedKey], try_pin: bool, rate: bool) -> Findings {
+/// Examines the device of `key`, one of `all`; `rate` says whether its speed is measured, and `tell` hears what is found by and by.
+pub(super) fn examine(key: &ExaminedKey, all: &[ExaminedKey], try_pin: bool, rate: bool, tell: &mut dyn FnMut(&Findings)) -> Findings {
     let mut findings = Findings::in_area("device");
     findings.about(&key.id);
     let uri = match &key.uri {
@@ -125,7 +106,10 @@ pub(super) fn examine(key: &ExaminedKey, all: &[ExaminedKey], try_pin: bool, rat
     });
     loop {
         match findings_so_far.recv_timeout(PATIENCE) {
-            Ok(so_far) => findings = so_far,
+            Ok(so_far) => {
+                tell(&so_far);
+                findings = so_far;
+            }
             Err(RecvTimeoutError::Disconnected) => return findings,
             Err(RecvTimeoutError::Timeout) => {
                 let what = format!("the device has not answered the next question for {}", span(PATIENCE));
@@ -176,7 +160,7 @@ fn token(telling: &mut Telling, case: &Case, uri: &Pkcs11Uri) {
     let kind = case.expected.as_ref().or(found.as_ref()).and_then(PublicKey::kind);
     match kind.filter(|kind| !state.generates(*kind)) {
         Some(kind) => {
-            telling.findings.ok("rate", format!("not measured: the token makes no {kind} keys, and the issuer's signs nothing here"))
+            telling.findings.ok("rate", format!("not measured: the token makes no {kind} keys, and the issuer's is not used for that"))
         }
         None => rate::measure(telling, case, found.as_ref()),
     }
@@ -196,7 +180,7 @@ fn module(findings: &mut Findings, uri: &Pkcs11Uri) -> Option<ModuleFacts> {
                 SignError::Rejected(_) => "name the device's PKCS#11 library, built for this machine, with module-path in the key's URI",
                 _ => "see that the library's own settings are there: variables that it reads belong into [device.NAME] env",
             };
-            findings.problem("module", error.cause(), remedy);
+            findings.problem("module", error.cause(), remedy::of(&error).unwrap_or(remedy));
             None
         }
     }
@@ -208,7 +192,7 @@ fn slot(findings: &mut Findings, case: &Case, uri: &Pkcs11Uri, module: &ModuleFa
         Err(error) => {
             let labels: Vec<String> = module.tokens.iter().map(|token| format!("{:?}", token.label)).collect();
             let remedy = match (&error, labels.is_empty()) {
-                (SignError::Rejected(_), _) => "name one token alone: add serial=… to the key's URI".to_owned(),
+                (SignError::Rejected(_), _) => format!("name one token alone, by serial={} in the key's URI", serials(uri, module)),
                 (_, true) => {
                     "the library shows no token at all: connect it, or set the variables that it reads in [device.NAME] env".to_owned()
                 }
@@ -235,6 +219,12 @@ fn slot(findings: &mut Findings, case: &Case, uri: &Pkcs11Uri, module: &ModuleFa
         }
     }
     Some(state)
+}
+
+/// Of the tokens whose label the URI names: what tells them apart.
+fn serials(uri: &Pkcs11Uri, module: &ModuleFacts) -> String {
+    let alike = module.tokens.iter().filter(|token| uri.token.as_ref().is_none_or(|label| *label == token.label));
+    alike.map(|token| token.serial.as_str()).collect::<Vec<_>>().join(" or serial=")
 }
 
 fn mechanisms(findings: &mut Findings, state: &TokenState, algorithm: Algorithm) {

@@ -69,6 +69,17 @@ impl Findings {
         Ok(Self { area, subject: None, list: told.findings.into_iter().filter(|finding| finding.area == area).collect() })
     }
 
+    /// Those of this one, too.
+    pub(super) fn and(mut self, other: Self) -> Self {
+        self.list.extend(other.list);
+        self
+    }
+
+    /// One line of JSON, which `told` reads.
+    pub(super) fn line(&self) -> String {
+        serde_json::json!({ "findings": self.list }).to_string()
+    }
+
     /// What follows is about this one of several.
     pub(super) fn about(&mut self, subject: &str) -> &mut Self {
         self.subject = Some(subject.to_owned());

@@ -101,6 +101,8 @@ trust_domain = "cluster.local"
 trust_domain_aliases = []
 # The cluster that a call without a clusterid header means.
 cluster_id = "{CLUSTER}"
+# Where a try of a PIN leaves its mark, so that no restart repeats one that did not come back.
+state_dir = "."
 
 # The Istio CSR call, over TLS. Agents reach it as CA_ADDR.
 [csr]
@@ -131,7 +133,7 @@ cluster_id = "{CLUSTER}"
 out = "demo"
 
 # What the PKCS#11 module finds in its environment. Each key signs on 4 sessions unless `sessions` says otherwise; `ca-server doctor --bench`
-# measures how many the device deserves.
+# measures how many the device deserves. A signature may take `timeout` (2s), opening the device `open_timeout` (10s).
 [device.softhsm]
 env = {{ SOFTHSM2_CONF = {softhsm} }}
 

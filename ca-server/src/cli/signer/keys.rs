@@ -3,16 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-use signers::pkcs11::close_logins;
+use signers::pkcs11::{close_logins, set_init_string};
 use signers::process::why_none_serves;
-use signers::{HealthState, Pool, PoolOptions, SignError};
+use signers::{HealthState, KeyUri, Pool, PoolOptions, SignError};
 
 use super::rules_file::Key;
 use crate::cli::Exit;
 use crate::issue::PERMITS;
-
-/// A device that takes longer to open the keys is taken for dead.
-const OPENED_WITHIN: Duration = Duration::from_secs(30);
 
 /// What a device call may take beyond twice its limit.
 const GRACE: Duration = Duration::from_secs(1);
@@ -27,10 +24,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// operator. An error where another start would do better, or where only another file or token would. A token that refuses the PIN is no reason to
 /// end: whoever starts the process again would try the PIN again, and no token bears that often.
 pub(super) async fn open(keys: &[Key]) -> Result<Vec<Pool>, Exit> {
-    let ordered = Instant::now();
+    let (ordered, limit) = (Instant::now(), keys.iter().map(|key| key.open_limit).max().unwrap_or_default());
     let pools = keys.iter().map(|key| pool(key, ordered)).collect::<Result<Vec<_>, _>>().map_err(Exit::missing)?;
     let waiting = pools.clone();
-    let opened = tokio::task::spawn_blocking(move || Pool::first_tries(&waiting, OPENED_WITHIN)).await.map_err(Exit::missing)?;
+    let opened = tokio::task::spawn_blocking(move || Pool::first_tries(&waiting, limit)).await.map_err(Exit::missing)?;
     for pool in pools.iter().filter(|pool| pool.uri().is_file()) {
         tracing::warn!(uri = %pool.uri(), "its key is a file: good for development and migration, no hardware protects it");
     }
@@ -50,10 +47,14 @@ pub(super) async fn open(keys: &[Key]) -> Result<Vec<Pool>, Exit> {
 }
 
 fn pool(key: &Key, ordered: Instant) -> Result<Pool, SignError> {
+    if let (KeyUri::Pkcs11(uri), Some(text)) = (&key.uri, &key.init_string) {
+        set_init_string(&uri.module_path, text);
+    }
     let options = PoolOptions {
         threads: key.sessions,
         queue: PERMITS,
         device_limit: Some(key.device_limit),
+        open_limit: key.open_limit,
         longest_pause: LONGEST_PAUSE,
         ..PoolOptions::default()
     };

@@ -21,6 +21,9 @@ use crate::x509::pem;
 /// Limits on a key's `timeout`.
 const DEVICE_TIMEOUT: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 
+/// Limits on a key's `open_timeout`.
+const OPEN_TIMEOUT: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
+
 /// Limits on a key's `sessions`.
 const SESSIONS: std::ops::RangeInclusive<u16> = 1..=64;
 
@@ -29,6 +32,8 @@ pub(super) struct RulesFile {
     pub(super) log: Log,
     pub(super) network: bool,
     pub(super) alarms: PathBuf,
+    /// Where a try of a PIN leaves its mark.
+    pub(super) state_dir: PathBuf,
     pub(super) peers: Peers,
     pub(super) keys: Vec<Key>,
     /// What each key may sign, in their order.
@@ -55,6 +60,8 @@ pub(super) struct Key {
     pub(super) expected: PublicKey,
     pub(super) sessions: usize,
     pub(super) device_limit: Duration,
+    pub(super) open_limit: Duration,
+    pub(super) init_string: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -65,6 +72,7 @@ struct File {
     #[serde(default)]
     gids: Vec<u32>,
     alarms: PathBuf,
+    state_dir: Option<PathBuf>,
     #[serde(default)]
     network: bool,
     #[serde(default)]
@@ -81,6 +89,9 @@ struct KeyFile {
     sessions: u16,
     #[serde(default = "two_seconds", with = "humantime_serde")]
     timeout: Duration,
+    #[serde(default = "ten_seconds", with = "humantime_serde")]
+    open_timeout: Duration,
+    init_string: Option<String>,
     leaf: Option<LeafFile>,
     serving: Option<ServingFile>,
 }
@@ -108,6 +119,10 @@ struct ServingFile {
 
 fn four() -> u16 {
     4
+}
+
+fn ten_seconds() -> Duration {
+    Duration::from_secs(10)
 }
 
 fn two_seconds() -> Duration {
@@ -167,10 +182,16 @@ impl Checker<'_> {
             keys.push(key);
             rules.push(its);
         }
+        let alarms = self.directory.join(file.alarms);
+        let state_dir = match &file.state_dir {
+            Some(named) => self.directory.join(named),
+            None => alarms.parent().unwrap_or(Path::new("/")).to_owned(),
+        };
         Ok(RulesFile {
             log: file.log,
             network: file.network,
-            alarms: self.directory.join(file.alarms),
+            alarms,
+            state_dir,
             peers: Peers { uids: file.uids, gids: file.gids },
             keys,
             rules,
@@ -188,6 +209,9 @@ impl Checker<'_> {
         if !DEVICE_TIMEOUT.contains(&key.timeout) {
             return Err(self.bad(of, "`timeout` lies outside 100ms–60s"));
         }
+        if !OPEN_TIMEOUT.contains(&key.open_timeout) {
+            return Err(self.bad(of, "`open_timeout` lies outside 1s–10m"));
+        }
         let path = self.directory.join(&key.issuer);
         let issuer = self.issuer(&path).map_err(|why| self.bad(of, format_args!("`issuer` names {}: {why}", path.display())))?;
         let expected = PublicKey::from_spki_der(issuer.public_key())
@@ -200,7 +224,8 @@ impl Checker<'_> {
             leaf: key.leaf.map(|leaf| self.leaf(&format!("{of} [key.leaf]"), leaf)).transpose()?,
             serving: key.serving.map(|serving| self.serving(&format!("{of} [key.serving]"), serving)).transpose()?,
         };
-        Ok((Key { uri, expected, sessions: key.sessions.into(), device_limit: key.timeout }, rules))
+        let (sessions, device_limit, open_limit) = (key.sessions.into(), key.timeout, key.open_timeout);
+        Ok((Key { uri, expected, sessions, device_limit, open_limit, init_string: key.init_string }, rules))
     }
 
     /// The first certificate of a PEM file.

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use signers::pkcs11::keep_login_marks;
 use signers::process::{Keys, serve};
 use signers::{KeyUri, Pool, Purpose, SignError};
 use tokio::net::UnixListener;
@@ -48,11 +49,15 @@ pub(super) fn run(address: &str, file: Option<&Path>, only_check: bool) -> Resul
     telemetry::start(&rules.log).map_err(Exit::config)?;
     let alarms = Alarms::open(&rules.alarms, Clock::default())
         .map_err(|error| Exit::missing(format_args!("alarms cannot be written to {}: {error}", rules.alarms.display())))?;
+    if !rules.state_dir.is_dir() {
+        return Err(Exit::missing(format_args!("`state_dir` {} is no directory; make it", rules.state_dir.display())));
+    }
     let (socket, listener) = Socket::claim(path)?;
     // Before any thread starts and before the library is loaded: both inherit what is given up here.
     for missing in hardening::enter(rules.network) {
         tracing::warn!("the signer could not be hardened in one way: {missing}");
     }
+    keep_login_marks(&rules.state_dir);
     let desk = Desk {
         guard: Arc::new(Guard::of_keys(rules.rules, Clock::default())),
         alarms: Arc::new(alarms),

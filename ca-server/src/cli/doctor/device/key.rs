@@ -1,8 +1,9 @@
-//! The issuer's key: whether it is there, is the certificate's, and can leave its token. Its attributes are read; it signs nothing.
+//! The issuer's key: whether it is there, is the certificate's, and can leave its token. Its attributes are read, and it signs the one
+//! text that certifies nothing.
 
-use signers::{KeyFacts, PublicKey, Vault};
+use signers::{KeyFacts, PROBE, PublicKey, Vault, open_device_of};
 
-use super::Case;
+use super::{Case, remedy};
 use crate::cli::doctor::finding::Findings;
 
 /// Judges the key; what was found of it, if it was found.
@@ -14,15 +15,23 @@ pub(super) fn judge(findings: &mut Findings, case: &Case, vault: &mut dyn Vault)
             findings.problem("key", format!("there is no private key that {} names", case.uri), remedy);
             return None;
         }
-        Err(error) => {
-            findings.problem("key", error.cause(), "correct object=… and id=… in the key's URI until they name one key");
+        Err(error) if case.expected.is_none() || !error.cause().contains("holds no public key") => {
+            let remedy = remedy::of(&error).unwrap_or("correct object=… and id=… in the key's URI until they name one key");
+            findings.problem("key", error.cause(), remedy);
             return None;
         }
+        Err(_) => {
+            // Where the token tells no public key, the certificate's is believed once a signature has shown it.
+            let expected = case.expected.as_ref()?;
+            if signs(findings, case) {
+                let what =
+                    format!("the certificate's, {}: the token tells no public key, a signature has shown it", expected.fingerprint());
+                findings.ok("key", what);
+            }
+            return Some(expected.clone());
+        }
     };
-    // Opening it looks at what the daemon looks at: whether it may sign, and by which mechanism.
-    if let Err(error) = vault.open(&case.uri) {
-        findings.problem("key", error.cause(), "use a key that may sign without being asked for its PIN each time");
-    }
+    signs(findings, case);
     let algorithm = facts.public_key.algorithm();
     match &case.expected {
         Some(expected) if *expected != facts.public_key => {
@@ -46,6 +55,30 @@ pub(super) fn judge(findings: &mut Findings, case: &Case, vault: &mut dyn Vault)
     Some(facts.public_key)
 }
 
+/// Has the key sign the one text that certifies nothing, as the daemon does with a token that was away. Whether that was well.
+fn signs(findings: &mut Findings, case: &Case) -> bool {
+    let signed = open_device_of(&case.uri, case.expected.as_ref()).and_then(|mut device| {
+        let signature = device.sign(PROBE)?;
+        Ok(device.public_key().verify(PROBE, &signature))
+    });
+    match signed {
+        Ok(true) => {
+            findings.ok("signs", "it has signed a text that certifies nothing, and the signature verifies");
+            true
+        }
+        Ok(false) => {
+            let what = "it has signed a text that certifies nothing, and the signature does not verify";
+            findings.problem("signs", what, "take the device out of service until its maker has looked at it");
+            false
+        }
+        Err(error) => {
+            let remedy = "use a key that may sign without being asked for its PIN each time";
+            findings.problem("signs", error.cause(), remedy::of(&error).unwrap_or(remedy));
+            false
+        }
+    }
+}
+
 fn protection(findings: &mut Findings, facts: &KeyFacts) {
     let another = "hold a ceremony: it makes keys that were never outside";
     let whole = facts.sensitive && facts.never_extractable && facts.local;
@@ -59,6 +92,10 @@ fn protection(findings: &mut Findings, facts: &KeyFacts) {
     if !facts.never_extractable {
         let what = "it can be, or could once be, taken out of the token (CKA_EXTRACTABLE is set, or CKA_NEVER_EXTRACTABLE is not)";
         findings.warning("protection", what, another);
+    }
+    if !facts.other_uses.is_empty() {
+        let what = format!("it may be used for more than signing: {}", facts.other_uses.join(", "));
+        findings.warning("protection", what, "take these uses from it with the maker's tool, where the token allows it");
     }
     if !facts.local {
         findings.warning("protection", "it was not made inside the token (CKA_LOCAL is not set): copies may lie elsewhere", another);

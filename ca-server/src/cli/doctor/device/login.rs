@@ -3,7 +3,7 @@
 use signers::pkcs11::{PinState, TokenState, inspect_token};
 use signers::{Pkcs11Uri, SignError, Vault, check_secret_file, open_vault_for_reading};
 
-use super::Case;
+use super::{Case, remedy};
 use crate::cli::doctor::finding::Findings;
 
 const AGAIN: &str = "put the right PIN into the file, then run `ca-server doctor --try-pin`";
@@ -29,7 +29,14 @@ pub(super) fn log_in(findings: &mut Findings, case: &Case, uri: &Pkcs11Uri, stat
         Err(error @ SignError::Locked(_)) => {
             // The flags are asked again: the try has changed them.
             let left = inspect_token(uri).map_or("the token does not tell how many tries are left", |state| tries_left(state.pin));
-            findings.problem("login", format!("{}. It was tried once; {left}", error.cause()), AGAIN);
+            match error.cause().contains("CKR_") {
+                true => {
+                    let what = format!("{}. It was tried once; {left}", error.cause());
+                    findings.problem("login", what, remedy::of(&error).unwrap_or(AGAIN));
+                }
+                // An earlier try speaks against another.
+                false => findings.problem("login", format!("{}: the PIN was not tried; {left}", error.cause()), AGAIN),
+            }
             None
         }
         Err(error @ SignError::Rejected(_)) => {
@@ -37,7 +44,7 @@ pub(super) fn log_in(findings: &mut Findings, case: &Case, uri: &Pkcs11Uri, stat
             None
         }
         Err(error) => {
-            findings.problem("login", error.cause(), "look after the device and the way to it");
+            findings.problem("login", error.cause(), remedy::of(&error).unwrap_or("look after the device and the way to it"));
             None
         }
     }

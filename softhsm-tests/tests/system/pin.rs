@@ -1,0 +1,105 @@
+//! What becomes of a PIN over several starts of a daemon, as a unit or a container makes them: no start spends a try that an earlier one may
+//! have spent, until an operator orders it or writes the PIN's file anew.
+
+use std::time::Duration;
+
+use softhsm_tests::daemon::Setup;
+use softhsm_tests::{Ask, Csr, Material, TestCa};
+
+/// A daemon on the fault module that is started again and again.
+struct Unit {
+    ca: TestCa,
+}
+
+impl Unit {
+    fn new(setup: Setup) -> Self {
+        Self { ca: TestCa::configured(Material::new(), setup.with_faults().replace("env = {", "open_timeout = \"2s\"\nenv = {")) }
+    }
+
+    /// How many tries of the PIN one start makes, up to its end or for three seconds.
+    fn start(&self, rules: &str) -> (u64, String) {
+        self.ca.command_faults(rules);
+        let before = self.ca.faults().logins();
+        let mut command = self.ca.verb(&["serve"]);
+        let mut process = command.stderr(std::process::Stdio::piped()).spawn().expect("ca-server runs");
+        let mut log = process.stderr.take().expect("piped");
+        let read = std::thread::spawn(move || {
+            let mut text = Vec::new();
+            std::io::Read::read_to_end(&mut log, &mut text).expect("readable");
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        for _ in 0..60 {
+            if process.try_wait().expect("ours").is_some() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        softhsm_tests::daemon::signal(process.id(), "TERM");
+        process.wait().expect("ours");
+        (self.ca.faults().logins() - before, read.join().expect("reads"))
+    }
+
+    /// What holds of every start that must not try.
+    fn stays_away(&self, sentence: &str) {
+        let (tries, log) = self.start("");
+        assert_eq!(tries, 0, "{log}");
+        assert!(log.contains(sentence) && log.contains("not tried again until the next reload"), "{log}");
+    }
+
+    fn doctor_tries(&self) {
+        let output = self.ca.verb(&["doctor", "--no-rate"]).output().expect("ca-server runs");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(said.contains("not tried again until"), "doctor heeds the mark, too: {said}");
+        let output = self.ca.verb(&["doctor", "--no-rate", "--try-pin"]).output().expect("ca-server runs");
+        assert!(String::from_utf8_lossy(&output.stdout).contains("logged in with the PIN"), "{output:?}");
+    }
+
+    async fn serves(mut self) {
+        self.ca.command_faults("");
+        self.ca.restart().await;
+        self.ca.call(&Csr::demo().pem, &Ask::bearer(&self.ca.token())).await.expect("it is served");
+        self.ca.check();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pin_whose_try_did_not_come_back_is_not_tried_by_the_next_start() {
+    for rules in ["C_Login segfault", "C_Login hang"] {
+        let unit = Unit::new(Setup::default());
+        let (tries, log) = unit.start(rules);
+        assert_eq!(tries, 1, "{rules}: {log}");
+        unit.stays_away("ended inside C_Login");
+        unit.stays_away("ended inside C_Login");
+        unit.doctor_tries();
+        unit.serves().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_pin_is_not_tried_by_the_next_start_but_another_one_is() {
+    for setup in [Setup::default(), Setup::default().on_threads()] {
+        let unit = Unit::new(setup);
+        let (tries, log) = unit.start("C_Login rv 0xA0");
+        assert_eq!(tries, 1, "{log}");
+        unit.stays_away("has refused the PIN");
+        // The operator writes the file anew.
+        unit.ca.material.write("issuing.pin", unit.ca.material.read("issuing.pin"));
+        unit.serves().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_that_is_slow_to_open_starts_and_is_replaced_within_one_limit() {
+    // Longer than a limit that had been fixed.
+    let setup = Setup::default().with_faults().replace("env = {", "open_timeout = \"40s\"\nenv = {");
+    let mut ca = TestCa::configured(Material::new(), setup);
+    ca.command_faults("C_Initialize sleep_ms 11000");
+    ca.restart().await;
+    let met = ca.faults().met("C_Initialize");
+    ca.command_faults("C_Initialize sleep_ms 11000\nC_Sign abort once");
+    let ask = Ask::bearer(&ca.token());
+    let _lost_with_its_process = ca.call(&Csr::demo().pem, &ask).await;
+    ca.until("replaced", || async { ca.call(&Csr::demo().pem, &ask).await.is_ok() }).await;
+    assert_eq!(ca.faults().met("C_Initialize") - met, 1, "the first process that took its place came through");
+    ca.check();
+}
