@@ -6,6 +6,8 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/ca-server-measured.XXXXXX")
 # PostgreSQL's unprivileged user passes through it.
 chmod 755 "$work"
 daemon="" postmaster="" postgres_user=()
+# Where the private PostgreSQL server has its files; a script that keeps them names another directory first.
+cluster=${cluster:-$work/postgres}
 cleanup() {
     stop_daemon
     stop_postgres
@@ -60,26 +62,27 @@ start_postgres() {
     local initdb user
     initdb=$(command -v initdb || find /usr/lib/postgresql -path '*/bin/initdb' 2>/dev/null | sort -V | tail -n 1)
     postgres=$(dirname -- "$(readlink -f -- "$initdb")")
-    mkdir "$work/postgres"
+    mkdir -p "$cluster"
     if [ "$(id -u)" -eq 0 ]; then
         user=nobody
         id postgres >/dev/null 2>&1 && user=postgres
-        chown "$user" "$work/postgres"
+        chown "$user" "$cluster"
         postgres_user=(setpriv --reuid "$user" --regid "$(id -g "$user")" --clear-groups)
     fi
-    unprivileged "$postgres/initdb" -D "$work/postgres/data" -U postgres -A trust -E UTF8 --locale C >"$work/initdb.log" 2>&1 ||
+    [ -e "$cluster/data/PG_VERSION" ] ||
+        unprivileged "$postgres/initdb" -D "$cluster/data" -U postgres -A trust -E UTF8 --locale C >"$work/initdb.log" 2>&1 ||
         { cat "$work/initdb.log" >&2; exit 3; }
     # As initdb leaves it: fsync and synchronous_commit are on. Only the socket, and a log of our own.
     unprivileged sh -c 'exec "$0" -D "$1/data" -k "$1" -c listen_addresses= -c port=5432 >"$1/log" 2>&1' \
-        "$postgres/postgres" "$work/postgres" &
+        "$postgres/postgres" "$cluster" &
     postmaster=$!
     until_holds "PostgreSQL is ready" psql_says postgres "SELECT 1"
     # setpriv and the shell have become the postmaster itself; the pid file says the same.
-    postmaster=$(head -n 1 "$work/postgres/data/postmaster.pid")
+    postmaster=$(head -n 1 "$cluster/data/postmaster.pid")
 }
 
 psql_says() {
-    env -u PGSERVICE "$postgres/psql" -X -A -t -q -v ON_ERROR_STOP=1 -h "$work/postgres" -p 5432 -U postgres -d "$1" -c "$2" 2>"$work/psql.log"
+    env -u PGSERVICE "$postgres/psql" -X -A -t -q -v ON_ERROR_STOP=1 -h "$cluster" -p 5432 -U postgres -d "$1" -c "$2" 2>"$work/psql.log"
 }
 
 stop_postgres() {
@@ -117,9 +120,9 @@ fresh_ledger() {
         database=measured$ledgers_made
         psql_says postgres "CREATE DATABASE $database"
         psql_says postgres "CREATE ROLE daemon$ledgers_made LOGIN"
-        "$bin/ca-server" migrate --ledger "postgres://postgres@/$database?host=$work/postgres&port=5432" \
+        "$bin/ca-server" migrate --ledger "postgres://postgres@/$database?host=$cluster&port=5432" \
             --application "daemon$ledgers_made" >"$work/migrate.log" 2>&1 || { cat "$work/migrate.log" >&2; exit 3; }
-        ledger_url="postgres://daemon$ledgers_made@/$database?host=$work/postgres&port=5432"
+        ledger_url="postgres://daemon$ledgers_made@/$database?host=$cluster&port=5432"
     fi
     # In sed's replacement an ampersand is the whole match.
     sed -i "s|^url = .*|url = \"${ledger_url//&/\\&}\"|" "$2/ca.toml"

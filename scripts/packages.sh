@@ -23,6 +23,7 @@ have() {
         opensc) command -v pkcs11-tool >/dev/null ;;
         faketime) command -v faketime >/dev/null ;;
         postgresql) have_postgresql ;;
+        pgbouncer) command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ] ;;
         strace) command -v strace >/dev/null ;;
         opencryptoki) command -v pkcsslotd >/dev/null || [ -x /usr/sbin/pkcsslotd ] ;;
         p11-kit) command -v p11-kit >/dev/null ;;

@@ -1,5 +1,6 @@
 //! Fills a ledger with valid issuances, for measurements of `audit` at size: real intents and outcomes through the real writer, signed
-//! by a key that is made here and forgotten. The identities are 10,000 service accounts in turn.
+//! by a key that is made here and forgotten. The identities are those of loadgen's tokens with 10,000 accounts, in no order: an index of
+//! identities is then written all over, as by a mesh that renews.
 //!
 //! `cargo run --release --example fill_ledger -- LEDGER ISSUANCES [IN_FLIGHT]`, where LEDGER is sqlite:FILE or
 //! postgres://LOGIN@HOST/DATABASE, migrated. Each issuance is two rows. Run again on the same ledger, it adds another chain.
@@ -23,8 +24,8 @@ use ca_server::x509::csr::Csr;
 use ca_server::x509::template::{Draft, SerialRandom};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose};
 
-const NAMESPACES: u64 = 100;
-const ACCOUNTS_OF_NAMESPACE: u64 = 100;
+const ACCOUNTS: u64 = 10_000;
+const ACCOUNTS_OF_NAMESPACE: u64 = 20;
 
 /// CSRs, each with a key of its own, that are used in turn: the key of a certificate does not matter here.
 const CSRS: usize = 16;
@@ -145,9 +146,8 @@ impl Ca {
     }
 
     async fn issue(&self, ledger: &Ledger, clock: &Clock, number: u64) -> Result<()> {
-        let account = number % (NAMESPACES * ACCOUNTS_OF_NAMESPACE);
-        let (namespace, name) =
-            (format!("team-{:02}", account / ACCOUNTS_OF_NAMESPACE), format!("workload-{:02}", account % ACCOUNTS_OF_NAMESPACE));
+        let account = u64::from_be_bytes(random()?) % ACCOUNTS;
+        let (namespace, name) = (format!("load-{}", account / ACCOUNTS_OF_NAMESPACE), format!("workload-{account}"));
         let subject = format!("system:serviceaccount:{namespace}:{name}");
         let account = ServiceAccount::new(&namespace, &name).context("a service account")?;
         let identity = SpiffeId::new(TrustDomain::parse("cluster.local").context("a trust domain")?, account);

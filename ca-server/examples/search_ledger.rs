@@ -34,7 +34,7 @@ async fn run(args: Vec<String>) -> Result<()> {
     let (mut by_identity, mut by_serial) = (Histogram::<u64>::new(3)?, Histogram::<u64>::new(3)?);
     for _ in 0..searches.parse::<u32>()? {
         let account = u64::from_be_bytes(random()?) % 10_000;
-        let identity = format!("spiffe://cluster.local/ns/team-{:02}/sa/workload-{:02}", account / 100, account % 100);
+        let identity = format!("spiffe://cluster.local/ns/load-{}/sa/workload-{account}", account / 20);
         let begun = Instant::now();
         let entries = reader.entries_of_identity(&identity, LIMIT).await?;
         by_identity.record(u64::try_from(begun.elapsed().as_micros())?)?;

@@ -31,7 +31,7 @@ use crate::front::{Admits, OnRefusal};
 use crate::issue::{PERMITS, Pipeline};
 use crate::metrics::Metrics;
 use crate::policy::ServingName;
-use crate::store::ledger::{Ledger, LedgerObserver, LedgerOptions, LedgerStartError};
+use crate::store::ledger::{Ledger, LedgerObserver, LedgerOptions, LedgerStartError, Prepared};
 
 /// Calls on one connection at a time; ztunnel multiplexes a node's workloads over few connections.
 const MAX_STREAMS: u32 = 250;
@@ -96,7 +96,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens everything and serves. Ports first, so that a taken one costs nothing; the ledger's lock before any device.
+    /// Opens everything and serves. Ports first, so that a taken one costs nothing; the ledger's lock before any device; the ledger's first
+    /// row last, so that a start that fails writes nothing.
     pub async fn start(config: Config, options: Options) -> Result<Self, Exit> {
         set_process_limits();
         // From here on a SIGHUP waits until the daemon runs; before, it would have ended the process.
@@ -108,16 +109,11 @@ impl Server {
         let metrics = Arc::new(Metrics::new());
         let csr_listener = listen("csr.listen", with_port(config.csr_listen, options.ports.csr)).await?;
         let monitoring_listener = listen("monitoring.listen", with_port(config.monitoring_listen, options.ports.monitoring)).await?;
-        let ledger = open_ledger(&config, options, &metrics, clock.clone()).await?;
-        let parts = match snapshot::build(&config, &metrics, clock.now(), Instant::now(), None).await {
-            Ok(parts) => parts,
-            Err(exit) => {
-                ledger.shutdown().await;
-                return Err(exit);
-            }
-        };
+        let prepared = prepare_ledger(&config, options, &metrics, clock.clone()).await?;
+        let parts = snapshot::build(&config, &metrics, clock.now(), Instant::now(), None).await?;
         let serving = Arc::new(ServingCertificate::default());
         let tls_config = tls::server_config(serving.clone(), parts.verifier).map_err(|error| Exit::config(format_args!("TLS: {error}")))?;
+        let ledger = prepared.begin().await.map_err(unusable)?;
         let tls_config = Arc::new(ArcSwap::from_pointee(tls_config));
         snapshot::show(&metrics, &parts.snapshot);
         let daemon = Arc::new(Daemon {
@@ -251,7 +247,7 @@ async fn serve_csr(daemon: Arc<Daemon>, listener: TcpListener, stop: watch::Rece
 /// How far the clock may be from the database's: certificates of ten minutes must still make sense.
 pub(crate) const DATABASE_CLOCK_TOLERANCE: Duration = Duration::from_secs(30);
 
-async fn open_ledger(config: &Config, options: Options, metrics: &Arc<Metrics>, clock: Clock) -> Result<Ledger, Exit> {
+async fn prepare_ledger(config: &Config, options: Options, metrics: &Arc<Metrics>, clock: Clock) -> Result<Prepared, Exit> {
     let options = LedgerOptions {
         location: config.ledger.clone(),
         host: gethostname::gethostname().to_string_lossy().into_owned(),
@@ -263,9 +259,13 @@ async fn open_ledger(config: &Config, options: Options, metrics: &Arc<Metrics>, 
         capacity: PERMITS,
         observer: Arc::new(Watching(metrics.clone())),
     };
-    Ledger::start(options, clock).await.map_err(|error| match error {
+    Ledger::prepare(options, clock).await.map_err(unusable)
+}
+
+fn unusable(error: LedgerStartError) -> Exit {
+    match error {
         LedgerStartError::Locked(_) | LedgerStartError::Unavailable { .. } | LedgerStartError::Corrupt { .. } => Exit::missing(error),
-    })
+    }
 }
 
 /// The ledger's hook, wired to the metrics.
@@ -286,6 +286,14 @@ impl LedgerObserver for Watching {
 
     fn up(&self, up: bool) {
         self.0.ledger_up(up);
+    }
+
+    fn searched(&self, time: Duration) {
+        self.0.ledger_searched(time);
+    }
+
+    fn kept_up(&self, time: Duration) {
+        self.0.ledger_kept_up(time);
     }
 }
 

@@ -89,6 +89,8 @@ pub struct Metrics {
     ledger_queue: IntGauge,
     ledger_dropped: IntCounter,
     ledger_up: IntGauge,
+    ledger_search: Histogram,
+    ledger_upkeep: Histogram,
     expiry: GaugeVec,
     connections: IntGauge,
     handshake_failures: IntCounterVec,
@@ -186,6 +188,18 @@ impl Metrics {
             ledger_queue: gauge(r, "ca_server_ledger_queue_rows", "Rows waiting for the next commit."),
             ledger_dropped: counter(r, "ca_server_ledger_dropped_total", "Refusal rows dropped because their queue was full."),
             ledger_up: gauge(r, "ca_server_ledger_up", "1 while the ledger records."),
+            ledger_search: histogram(
+                r,
+                "ca_server_ledger_search_seconds",
+                "Time of one search for chains of dead processes, on a connection of its own.",
+                &SECONDS,
+            ),
+            ledger_upkeep: histogram(
+                r,
+                "ca_server_ledger_upkeep_seconds",
+                "Time for which the writing connection compared clocks or closed a dead process's chain instead of recording calls.",
+                &SECONDS,
+            ),
             expiry: {
                 let name = "ca_server_certificate_expiry_timestamp_seconds";
                 let expiry = GaugeVec::new(Opts::new(name, "NotAfter, Unix time."), &["certificate"]).expect(LEGAL);
@@ -357,6 +371,16 @@ impl Metrics {
     /// Refusal rows that a full queue dropped.
     pub fn ledger_dropped(&self, rows: u64) {
         self.ledger_dropped.inc_by(rows);
+    }
+
+    /// One search for chains of dead processes.
+    pub fn ledger_searched(&self, time: Duration) {
+        self.ledger_search.observe(time.as_secs_f64());
+    }
+
+    /// The ledger's writing connection did something else than recording calls.
+    pub fn ledger_kept_up(&self, time: Duration) {
+        self.ledger_upkeep.observe(time.as_secs_f64());
     }
 
     /// Whether the ledger records.

@@ -87,6 +87,25 @@ fn only_store_names_sqlx() {
     only("ca-server", &["store"], &["sqlx"]);
 }
 
+/// What is not in a list is in no test that reads plans.
+#[test]
+fn sql_stands_in_the_lists_of_statements() {
+    let lists = ["store/ledger/postgres/statements", "store/ledger/sqlite/statements"];
+    // Names of settings, which are no rows' business.
+    let excused = ["store/ledger/postgres/session"];
+    let found: Vec<String> = sources("ca-server")
+        .iter()
+        .filter(|source| !source.is_in(&lists) && !source.is_in(&excused))
+        .filter(|source| {
+            ["\"SELECT ", "\"INSERT ", "\"UPDATE ", "\"DELETE ", "\"WITH ", "\"VALUES ", "\"MERGE ", "\"COPY ", "\"PRAGMA "]
+                .iter()
+                .any(|verb| source.code.contains(verb))
+        })
+        .map(|source| source.path.clone())
+        .collect();
+    assert!(found.is_empty(), "SQL outside the lists of statements: {found:?}");
+}
+
 #[test]
 fn only_the_front_and_the_client_speak_istios_wire_types() {
     only("ca-server", &["front/grpc", "client"], &["istio_api"]);

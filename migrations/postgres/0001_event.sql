@@ -12,6 +12,7 @@ CREATE TABLE event (
     identity text,
     issuer   text,
     profile  bytea,
+    ended    bytea,
     hash     bytea   NOT NULL,
     body     bytea   NOT NULL,
 
@@ -29,9 +30,14 @@ CREATE UNIQUE INDEX event_place ON event (period, chain, seq);
 -- No serial is used twice. The period stands in the serial's first octets, so uniqueness within a period is global.
 CREATE UNIQUE INDEX event_serial ON event (period, serial) WHERE kind = 'intent';
 
--- "What was issued to this workload?" The first and last rows of chains, which have no identity, stand at its end: every search for
--- dead chains reads them.
-CREATE INDEX event_identity ON event (identity) WHERE identity IS NOT NULL OR kind IN ('start', 'end', 'chain_ended');
+-- "What was issued to this workload?"
+CREATE INDEX event_identity ON event (identity) WHERE identity IS NOT NULL;
+
+-- The first and last rows of chains. They are a few for each process life, and found among any number of issuances.
+CREATE INDEX event_mark ON event (kind, time, chain) WHERE kind IN ('start', 'end', 'chain_ended');
+
+-- By which row a chain ended. A chain with a start and nothing here is being written, or its process is dead.
+CREATE INDEX event_ended ON event (ended) WHERE ended IS NOT NULL;
 
 -- What no partition was made for; a missing partition must never stop issuing.
 CREATE TABLE event_default PARTITION OF event DEFAULT;

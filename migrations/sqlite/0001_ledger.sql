@@ -10,6 +10,7 @@ CREATE TABLE event (
     identity TEXT,
     issuer   TEXT,
     profile  BLOB,
+    ended    BLOB,
     hash     BLOB    NOT NULL,
     body     BLOB    NOT NULL,
     UNIQUE (period, chain, seq),
@@ -29,8 +30,11 @@ CREATE UNIQUE INDEX event_serial ON event (period, serial) WHERE kind = 'intent'
 -- "What was issued to this workload?"
 CREATE INDEX event_identity ON event (identity) WHERE identity IS NOT NULL;
 
--- The first and last rows of chains, which every start reads.
-CREATE INDEX event_mark ON event (kind, chain) WHERE kind IN ('start', 'end', 'chain_ended');
+-- The first and last rows of chains. They are a few for each process life, and found among any number of issuances.
+CREATE INDEX event_mark ON event (kind, time, chain) WHERE kind IN ('start', 'end', 'chain_ended');
+
+-- By which row a chain ended. A chain with a start and nothing here is being written, or its process is dead.
+CREATE INDEX event_ended ON event (ended) WHERE ended IS NOT NULL;
 
 CREATE TRIGGER event_is_never_updated BEFORE UPDATE ON event
 BEGIN

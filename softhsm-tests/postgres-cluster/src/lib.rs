@@ -5,6 +5,7 @@
 //! said when it cannot be done: a missing PostgreSQL fails a test. Every wait is bounded.
 
 mod options;
+mod pooler;
 mod process;
 mod programs;
 mod replication;
@@ -19,6 +20,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 pub use options::{Login, Options, ServerTls};
+pub use pooler::Pooler;
 pub use replication::Backup;
 
 use self::programs::{Programs, owned, unprivileged};

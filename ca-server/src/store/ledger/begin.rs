@@ -8,7 +8,7 @@ use super::lock::Lock;
 use super::options::LedgerOptions;
 use super::schema::DatabaseError;
 use super::status::{State, Status, is_behind};
-use super::survey::{DeadChain, SurveyError, survey};
+use super::survey::{DeadChain, Free, SurveyError, survey};
 use super::writer::Writer;
 use crate::clock::Clock;
 use crate::timestamp::Timestamp;
@@ -25,8 +25,14 @@ pub(super) enum Begun {
     ClockApart,
 }
 
-/// Begins a chain: takes its lock, and everything that dead chains left.
-pub(super) async fn begin(database: &mut Database, options: &LedgerOptions, status: &Status, clock: &Clock) -> Result<Begun, SurveyError> {
+/// Begins a chain: takes its lock, and everything that dead chains left. `free` says what a chain is whose lock is free.
+pub(super) async fn begin(
+    database: &mut Database,
+    options: &LedgerOptions,
+    status: &Status,
+    clock: &Clock,
+    free: Free,
+) -> Result<Begun, SurveyError> {
     database.check_schema().await?;
     if database.session().is_some() {
         status.partitioned_until(database.last_partition().await?);
@@ -36,7 +42,7 @@ pub(super) async fn begin(database: &mut Database, options: &LedgerOptions, stat
     if status.clock_apart(now).is_some() {
         return Ok(Begun::ClockApart);
     }
-    let legacy = survey(database, None).await?;
+    let legacy = survey(database, free).await?;
     let overtaken = legacy.newest.filter(|newest| is_behind(now, *newest));
     if let (Some(newest), false) = (overtaken, options.accept_clock) {
         database.release_claims().await?;
@@ -81,7 +87,9 @@ impl Writer {
             return;
         }
         let Some(database) = &mut self.database else { return };
-        match begin(database, &self.options, &self.status, &self.clock).await {
+        // Where several processes write, those beside this one may have lost the database with it.
+        let free = if database.session().is_some() { Free::MayComeBack } else { Free::IsDead };
+        match begin(database, &self.options, &self.status, &self.clock, free).await {
             Ok(Begun::Chain(chain)) => {
                 self.sessions = database.session().into_iter().collect();
                 self.status.chain_stands_at(&chain);

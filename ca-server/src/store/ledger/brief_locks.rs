@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row as _};
 
+use super::postgres::statements;
 use super::schema::DatabaseError;
 
 /// How long a lock is waited for. Whoever writes may have to wait as long, and for the change itself.
@@ -49,10 +50,7 @@ pub(super) async fn beside_writers(connection: &mut PgConnection, sql: String) -
 
 /// Other sessions that hold the ledger's table, as an operator finds them in pg_stat_activity.
 pub(super) async fn holders(connection: &mut PgConnection) -> Result<String, DatabaseError> {
-    let asked = "SELECT DISTINCT format('process %s (%s)', l.pid, coalesce(nullif(a.application_name, ''), 'unnamed')) \
-                 FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid WHERE l.granted AND l.pid <> pg_backend_pid() \
-                 AND l.relation IN (SELECT to_regclass('event') UNION SELECT inhrelid FROM pg_inherits WHERE inhparent = to_regclass('event'))";
-    let rows = connection.fetch_all(asked).await?;
+    let rows = connection.fetch_all(statements::HOLDERS).await?;
     let names = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
     Ok(if names.is_empty() { "sessions that have ended meanwhile".into() } else { names.join(", ") })
 }

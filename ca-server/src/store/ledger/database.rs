@@ -65,6 +65,14 @@ impl Database {
         }
     }
 
+    /// A connection that looks for dead processes beside the writer's.
+    pub(super) async fn searcher(location: &Location) -> Result<Self, DatabaseError> {
+        match location {
+            Location::Sqlite(path) => sqlite::Database::reader(path).await.map(Self::Sqlite),
+            Location::Postgres(servers) => postgres::Database::searcher(servers).await.map(Self::Postgres),
+        }
+    }
+
     /// Brings a SQLite file up to this program's schema; one that asks for a later program is refused.
     pub(super) async fn prepare_schema(&mut self) -> Result<(), SchemaError> {
         match self {
@@ -156,9 +164,27 @@ impl Database {
         either!(self, database => database.end_snapshot().await)
     }
 
-    /// The rows of kinds `start`, `end` and `chain_ended`, the older first; of one chain in order.
-    pub(super) async fn marks(&mut self) -> Result<Vec<StoredRow>, DatabaseError> {
-        either!(self, database => database.marks().await)
+    /// The chains that have begun and not ended.
+    pub(super) async fn unended(&mut self) -> Result<Vec<ChainId>, DatabaseError> {
+        either!(self, database => database.unended().await)
+    }
+
+    /// Chains that have not ended and whose locks nobody holds at present. On SQLite one process writes, so there is none to be found.
+    pub(super) async fn unended_and_free(&mut self) -> Result<Vec<ChainId>, DatabaseError> {
+        match self {
+            Self::Sqlite(_) => Ok(Vec::new()),
+            Self::Postgres(database) => database.unended_and_free().await,
+        }
+    }
+
+    /// Whether a chain has ended, or was declared ended.
+    pub(super) async fn is_ended(&mut self, chain: ChainId) -> Result<bool, DatabaseError> {
+        either!(self, database => database.is_ended(chain).await)
+    }
+
+    /// The newest `limit` rows of one of the kinds `start`, `end` and `chain_ended`, newest first.
+    pub(super) async fn newest_marks(&mut self, kind: &str, limit: u32) -> Result<Vec<StoredRow>, DatabaseError> {
+        either!(self, database => database.newest_marks(kind, limit).await)
     }
 
     /// The last row of a chain.

@@ -12,7 +12,7 @@ use super::brief_locks::{holders, in_one, is_taken};
 use super::event::{ChainId, Event, RowRef};
 use super::location::{Location, Servers};
 use super::migrate::{Failed, MigrationError, SESSION, quoted, table};
-use super::postgres::{self, connect};
+use super::postgres::{self, connect, statements};
 use super::query::Entry;
 use super::schema::{POSTGRES, applied, may_write, oldest_writer};
 use crate::timestamp::{Period, Timestamp};
@@ -43,16 +43,16 @@ async fn on_postgres(servers: &Servers, period: Period, now: Timestamp) -> Resul
     if period >= now.minus(OVER).period() {
         return Err(Failed::Refused(format!("{period} is not over: daemons write into it; detach months that have ended")));
     }
-    let mut connection = connect(servers, &SESSION, true).await?;
+    let (mut connection, _) = connect(servers, &SESSION, true).await?;
     let auditor = become_owner(&mut connection).await?;
     let table = table(period);
     is_attached(&mut connection, period, &table).await?;
     let verifiable_since = nothing_is_needed(servers, period).await?;
-    let size = connection.fetch_one(sqlx::query("SELECT pg_total_relation_size(to_regclass($1))").bind(&table)).await?;
+    let size = connection.fetch_one(sqlx::query(statements::TABLE_SIZE).bind(&table)).await?;
     let size = u64::try_from(size.try_get::<i64, _>(0)?).unwrap_or(0);
     // Locks from the leaves up, so that writers, who want the table, wait for the last of them only. The table's row triggers leave a
     // partition with it, and come back before anybody can change a row.
-    let statements = [
+    let changes = [
         format!("LOCK TABLE {table}, event_default IN ACCESS EXCLUSIVE MODE"),
         "LOCK TABLE ONLY event IN ACCESS EXCLUSIVE MODE".into(),
         format!("ALTER TABLE event DETACH PARTITION {table}"),
@@ -61,7 +61,7 @@ async fn on_postgres(servers: &Servers, period: Period, now: Timestamp) -> Resul
         ),
         format!("GRANT SELECT ON {table} TO {}", quoted(&auditor)),
     ];
-    match in_one(&mut connection, &statements).await {
+    match in_one(&mut connection, &changes).await {
         Err(error) if is_taken(&error) => {
             let by = holders(&mut connection).await?;
             let why =
@@ -76,9 +76,7 @@ async fn on_postgres(servers: &Servers, period: Period, now: Timestamp) -> Resul
 
 /// What the owner owns is the owner's to change. Returns the auditors' role.
 async fn become_owner(connection: &mut PgConnection) -> Result<String, Failed> {
-    let facts = "SELECT current_user::text, current_database() || '_owner', current_database() || '_auditor', \
-                 EXISTS (SELECT FROM pg_roles WHERE rolname = current_database() || '_owner')";
-    let facts = connection.fetch_one(facts).await?;
+    let facts = connection.fetch_one(statements::OWNER).await?;
     let (login, owner, auditor): (String, String, String) = (facts.try_get(0)?, facts.try_get(1)?, facts.try_get(2)?);
     if !facts.try_get::<bool, _>(3)? || applied(connection).await?.is_none() {
         return Err(Failed::Refused("the database holds no ledger, or none that this login may read; name another with --ledger".into()));
@@ -92,9 +90,7 @@ async fn become_owner(connection: &mut PgConnection) -> Result<String, Failed> {
 }
 
 async fn is_attached(connection: &mut PgConnection, period: Period, table: &str) -> Result<(), Failed> {
-    let asked = "SELECT to_regclass($1) IS NOT NULL, EXISTS (SELECT FROM pg_inherits WHERE inhrelid = to_regclass($1) \
-                 AND inhparent = to_regclass('event')), EXISTS (SELECT FROM event_default WHERE period = $2)";
-    let asked = sqlx::query(asked).bind(table).bind(i32::try_from(period.yyyymm()).unwrap_or(i32::MAX));
+    let asked = sqlx::query(statements::IS_ATTACHED).bind(table).bind(i32::try_from(period.yyyymm()).unwrap_or(i32::MAX));
     let row = connection.fetch_one(asked).await?;
     let (is_there, is_attached, in_default): (bool, bool, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     match () {
@@ -118,7 +114,7 @@ async fn nothing_is_needed(servers: &Servers, period: Period) -> Result<Timestam
         return Err(Failed::Refused(format!("{first} comes before {period}; months are detached from the oldest on")));
     }
     let chains: BTreeSet<ChainId> = database.chains_in(period).await?.into_iter().collect();
-    let marks = database.marks().await?;
+    let marks = database.marks_before(Timestamp::from_micros(i64::MAX)).await?;
     database.close().await?;
     let mut of_chains: BTreeMap<ChainId, Chain> = chains.iter().map(|chain| (*chain, Chain::default())).collect();
     let mut last = Timestamp::from_micros(0);

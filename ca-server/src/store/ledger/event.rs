@@ -336,6 +336,15 @@ impl Event {
         }
     }
 
+    /// The chain that ends with a row of this event in the chain `own`: that one itself, or the one that it declares ended.
+    pub fn ends(&self, own: ChainId) -> Option<ChainId> {
+        match self {
+            Self::End => Some(own),
+            Self::ChainEnded { head } => Some(head.chain),
+            _ => None,
+        }
+    }
+
     /// The columns that repeat what the body says.
     pub fn projection(&self) -> Projection<'_> {
         match self {
@@ -398,6 +407,7 @@ pub struct StoredRow {
     pub identity: Option<String>,
     pub issuer: Option<String>,
     pub profile: Option<Vec<u8>>,
+    pub ended: Option<Vec<u8>>,
     pub hash: Vec<u8>,
     pub body: Vec<u8>,
 }

@@ -9,7 +9,7 @@ use std::io::Write;
 
 use self::line::line;
 use super::event::{ChainId, Event, Intent, Place, StoredRow};
-use super::query::{Entry, LedgerReader, ReadError, Successors};
+use super::query::{Entry, LedgerReader, ReadError};
 use crate::timestamp::{Period, Timestamp};
 
 /// How the rows are written.
@@ -93,7 +93,6 @@ impl LedgerReader {
 
     async fn export_identity(&mut self, identity: &str, writer: &mut Writer<'_, impl Write>) -> Result<(), ReadError> {
         let (from, until) = writer.selection.window();
-        let mut successors = Successors::default();
         // An intent from before the time may have its outcome in it.
         for period in self.periods_between(Timestamp::from_micros(0), until).await? {
             for (chain, place) in self.database.places_of_identity(identity, period).await? {
@@ -103,7 +102,7 @@ impl LedgerReader {
                     continue;
                 }
                 let outcome = match &entry.event {
-                    Event::Intent(intent) => self.outcome_of(&entry, &mut successors).await?.map(|outcome| (outcome, intent.clone())),
+                    Event::Intent(intent) => self.outcome_of(&entry).await?.map(|outcome| (outcome, intent.clone())),
                     _ => None,
                 };
                 if entry.header.time >= from {

@@ -260,6 +260,11 @@ impl Forged<'_> {
         database.close().await.unwrap();
     }
 
+    /// The rows, for whoever writes them otherwise.
+    pub(super) fn into_rows(self) -> Vec<Row> {
+        self.rows
+    }
+
     /// Puts the rows into the ledger.
     pub(super) async fn write(mut self) {
         self.write_so_far().await;
@@ -385,7 +390,11 @@ impl World {
 
     /// A forged chain that begins as it should, naming `heads` and its issuer.
     pub(super) fn forge(&self, id: u8, heads: Vec<RowRef>) -> Forged<'_> {
-        let chain = Chain::new(ChainId([id; 16]), self.hands.now(), self.hands.now());
+        self.forge_as(ChainId([id; 16]), heads)
+    }
+
+    pub(super) fn forge_as(&self, id: ChainId, heads: Vec<RowRef>) -> Forged<'_> {
+        let chain = Chain::new(id, self.hands.now(), self.hands.now());
         let mut forged = Forged { world: self, chain, rows: Vec::new(), open: OpenIntents::new() };
         forged.row(Event::Start { host: "ca-0".into(), version: "0.1.0".into(), config: [5; 32], heads });
         forged.row(Event::from(self.ca.fact()));

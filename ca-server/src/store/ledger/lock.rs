@@ -23,18 +23,26 @@ pub(super) enum Lock {
 /// The lock, held until dropped or until the process ends in whatever way.
 #[derive(Debug)]
 pub(super) struct WriterLock {
-    _file: File,
+    file: File,
+    path: PathBuf,
 }
 
 impl WriterLock {
     /// Takes the lock of a resolved path; `None` if another process has it.
     pub(super) fn take(database: &Path) -> io::Result<Option<Self>> {
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path(database))?;
+        let path = path(database);
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(Self { _file: file })),
+            Ok(()) => Ok(Some(Self { file, path })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error),
         }
+    }
+
+    /// Whether it still keeps others out: a lock file that was removed or replaced does not, since others lock what they find.
+    pub(super) fn holds(&self) -> bool {
+        let (Ok(held), Ok(found)) = (self.file.metadata(), std::fs::metadata(&self.path)) else { return false };
+        (held.dev(), held.ino()) == (found.dev(), found.ino())
     }
 }
 

@@ -12,12 +12,12 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row as _};
 
 pub(super) use self::partitions::{FENCE, table};
 use super::location::{Location, Servers};
-use super::postgres::{SCHEMA, Session, connect};
+use super::postgres::{SCHEMA, Session, connect, statements};
 use super::schema::{DatabaseError, POSTGRES, SQLITE, applied, latest, may_write, oldest_writer};
 use super::sqlite;
 use crate::timestamp::{Period, Timestamp};
 
-pub(super) const SESSION: Session = Session { name: "ca-server migrate", settings: &[("search_path", SCHEMA)] };
+pub(super) const SESSION: Session = Session { name: "ca-server migrate", settings: &[("search_path", SCHEMA)], unchecked: &[] };
 
 /// The oldest server that ends silent sessions by itself, which the locks need.
 const OLDEST_SERVER: i32 = 140_000;
@@ -103,10 +103,8 @@ impl From<DatabaseError> for Failed {
 
 /// `migrations` are the program's own, or those of a later one that is tried out.
 pub(super) async fn on_postgres(servers: &Servers, logins: &Logins, now: Timestamp, migrations: &Migrator) -> Result<Migrated, Failed> {
-    let mut connection = connect(servers, &SESSION, true).await?;
-    let facts = "SELECT current_setting('server_version_num')::int, current_setting('server_version'), current_database()::text, \
-         current_user::text, (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user)";
-    let facts = connection.fetch_one(sqlx::query(facts)).await?;
+    let (mut connection, _) = connect(servers, &SESSION, true).await?;
+    let facts = connection.fetch_one(statements::MIGRATOR).await?;
     let (number, version, database): (i32, String, String) = (facts.try_get(0)?, facts.try_get(1)?, facts.try_get(2)?);
     let (login, makes_roles): (String, bool) = (facts.try_get(3)?, facts.try_get(4)?);
     if number < OLDEST_SERVER {
@@ -151,9 +149,7 @@ pub(super) async fn on_postgres(servers: &Servers, logins: &Logins, now: Timesta
 
 /// Makes a role that cannot log in, unless it is there. Whether it was made.
 async fn make_role(connection: &mut PgConnection, role: &str, login: &str, makes_roles: bool) -> Result<bool, Failed> {
-    if let Some(found) =
-        connection.fetch_optional(sqlx::query("SELECT rolcanlogin OR rolsuper FROM pg_roles WHERE rolname = $1").bind(role)).await?
-    {
+    if let Some(found) = connection.fetch_optional(sqlx::query(statements::ROLE_CAN_LOG_IN).bind(role)).await? {
         let refused =
             || Failed::Refused(format!("the role {role} is there and can log in or is a superuser; it must be a group that cannot"));
         return if found.try_get(0)? { Err(refused()) } else { Ok(false) };
@@ -170,7 +166,7 @@ async fn make_role(connection: &mut PgConnection, role: &str, login: &str, makes
 async fn become_member(connection: &mut PgConnection, owner: &str, login: &str, server: i32) -> Result<(), Failed> {
     // From 16 on whoever makes a role is its member, but may not become it.
     let privilege = if server >= 160_000 { "SET" } else { "MEMBER" };
-    let asked = sqlx::query("SELECT pg_has_role(current_user, $1, $2)").bind(owner).bind(privilege);
+    let asked = sqlx::query(statements::HAS_ROLE).bind(owner).bind(privilege);
     if connection.fetch_one(asked).await?.try_get::<bool, _>(0)? {
         return Ok(());
     }
@@ -178,7 +174,7 @@ async fn become_member(connection: &mut PgConnection, owner: &str, login: &str, 
 }
 
 async fn make_schema(connection: &mut PgConnection, owner: &str, login: &str) -> Result<(), Failed> {
-    let asked = sqlx::query("SELECT pg_get_userbyid(nspowner)::text FROM pg_namespace WHERE nspname = $1").bind(SCHEMA);
+    let asked = sqlx::query(statements::SCHEMA_OWNER).bind(SCHEMA);
     if let Some(found) = connection.fetch_optional(asked).await? {
         let of: String = found.try_get(0)?;
         let refused =

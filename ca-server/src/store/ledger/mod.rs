@@ -11,6 +11,7 @@ mod chain;
 mod cursor;
 mod database;
 mod detach;
+mod due;
 pub mod event;
 mod export;
 pub mod inspection;
@@ -27,6 +28,8 @@ mod refusals;
 mod repeat;
 mod schema;
 mod sqlite;
+mod start;
+mod statement;
 mod status;
 mod survey;
 mod upkeep;
@@ -54,19 +57,14 @@ pub use open_intent::{Issued, NotOpened, Recorded, Signed, Unsigned};
 pub use options::{LedgerHealth, LedgerObserver, LedgerOptions, LedgerStartError, StartFact, Unobserved};
 pub use query::{Entry, Found, LedgerReader, ReadError};
 pub use repeat::{Remembered, Repeated};
+pub use start::Prepared;
 pub use verify::{BadCheckpoint, Begin, Broken, Checkpoint, Report, VerifyOptions};
 
-use self::begin::{Begun, begin};
-use self::chain::OpenIntents;
-use self::database::Database;
 use self::event::{Event, Hash, Intent};
-use self::lock::WriterLock;
 use self::open_intent::intent_of;
 use self::refusals::Refusals;
-use self::status::{State, Status};
-use self::survey::SurveyError;
+use self::status::Status;
 use self::work::{Answer, Item, NotFiled, OpenIntent, Work};
-use self::writer::{Upkeep, Writer};
 use crate::clock::Clock;
 use crate::evidence::{Evidence, RequestId};
 use crate::refusal::{Reason, Refusal};
@@ -86,97 +84,6 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Takes the lock, brings a file's schema up to date, files what dead processes left open, and begins a chain. With a clock that is
-    /// wrong, or a server that cannot be reached at present, it starts too, but refuses until that has passed.
-    pub async fn start(mut options: LedgerOptions, clock: Clock) -> Result<Self, LedgerStartError> {
-        let ledger = options.location.to_string();
-        let unavailable =
-            |cause: &dyn std::fmt::Display| LedgerStartError::Unavailable { ledger: ledger.clone(), cause: cause.to_string() };
-        if !options.facts.iter().all(StartFact::fits) {
-            return Err(LedgerStartError::Corrupt { ledger: ledger.clone(), cause: TOO_LONG.into() });
-        }
-        let mut lock = None;
-        if let Location::Sqlite(path) = &mut options.location {
-            // The lock and the database go by the same spelling, also when a link on the way to them is changed later.
-            *path = lock::resolve(path).map_err(|error| unavailable(&error))?;
-            lock = WriterLock::take(path).map_err(|error| unavailable(&error))?;
-            if lock.is_none() {
-                return Err(LedgerStartError::Locked(ledger.clone()));
-            }
-        }
-        let status = Arc::new(Status::new(options.clock_tolerance));
-        let mut database = match Database::writer(&options.location).await {
-            Ok(database) => Some(database),
-            Err(error) if database::passes(&options.location, &error) => None,
-            Err(error) => return Err(unavailable(&error)),
-        };
-        let begun = match &mut database {
-            Some(database) => Some(match database.prepare_schema().await {
-                Ok(()) => begin(database, &options, &status, &clock).await,
-                Err(error) => Err(error.into()),
-            }),
-            None => None,
-        };
-        let mut chain = None;
-        match begun {
-            Some(Ok(Begun::Chain(begun))) => {
-                status.chain_stands_at(&begun);
-                status.set(State::Up);
-                options.accept_clock = false;
-                chain = Some(begun);
-            }
-            Some(Ok(Begun::ClockBehind(newest))) => {
-                tracing::error!(%newest, "the clock is behind the ledger; nothing is issued until it has caught up or is accepted");
-                status.set(State::ClockBehind(newest));
-            }
-            Some(Ok(Begun::ClockApart)) => {
-                let cause = status.clock_apart(clock.now()).map(|refusal| refusal.detail().to_owned());
-                tracing::error!(cause, "nothing is issued until the clocks agree");
-                status.set(State::ClockApart);
-            }
-            Some(Err(SurveyError::Corrupt(cause))) => return Err(LedgerStartError::Corrupt { ledger: ledger.clone(), cause }),
-            Some(Err(SurveyError::Database(error))) if !database::passes(&options.location, &error) => return Err(unavailable(&error)),
-            Some(Err(SurveyError::Database(error))) => {
-                tracing::error!(%error, "the ledger cannot be reached; nothing is issued until it can");
-                status.set(State::Down(error.to_string()));
-            }
-            None => {
-                tracing::error!("the ledger cannot be reached; nothing is issued until it can");
-                status.set(State::Down("it has not been reached yet".into()));
-            }
-        }
-        options.observer.up(chain.is_some());
-        let (refusals, refused) = Refusals::new();
-        let (queue, work) = mpsc::unbounded_channel();
-        let ledger = Self {
-            queue,
-            permits: Arc::new(Semaphore::new(options.capacity)),
-            status: status.clone(),
-            refusals: Arc::new(refusals),
-            observer: options.observer.clone(),
-            clock: clock.clone(),
-        };
-        let writer = Writer {
-            options,
-            clock,
-            status,
-            refusals: ledger.refusals.clone(),
-            work,
-            refused,
-            more_refused: false,
-            sessions: database.as_ref().and_then(Database::session).into_iter().collect(),
-            upkeep: Upkeep::just_connected(),
-            database,
-            chain,
-            open: OpenIntents::new(),
-            retained: Vec::new(),
-            unsettled: None,
-            _lock: lock,
-        };
-        tokio::spawn(writer.run());
-        Ok(ledger)
-    }
-
     /// The period that a draft's serial must have now.
     pub fn period(&self, now: Timestamp) -> Period {
         self.status.period(now)

@@ -101,6 +101,10 @@ pub trait LedgerObserver: Send + Sync + 'static {
     fn dropped(&self, refusals: u64);
     /// The ledger began or ceased to record.
     fn up(&self, up: bool);
+    /// A search for dead processes took so long, beside the writing connection.
+    fn searched(&self, time: Duration);
+    /// The writing connection was kept from calls for so long, by what is done beside them.
+    fn kept_up(&self, time: Duration);
 }
 
 /// Nobody watches.
@@ -112,6 +116,8 @@ impl LedgerObserver for Unobserved {
     fn queue_depth(&self, _: usize) {}
     fn dropped(&self, _: u64) {}
     fn up(&self, _: bool) {}
+    fn searched(&self, _: Duration) {}
+    fn kept_up(&self, _: Duration) {}
 }
 
 /// Why the ledger did not start. Each says it in one sentence.

@@ -1,48 +1,43 @@
-//! The ledger's SQL on PostgreSQL, all of it but the schema's, which is in `migrate`. What goes in and out are rows; what they mean is
-//! decided elsewhere.
+//! The ledger on PostgreSQL. What goes in and out are rows; what they mean is decided elsewhere. The SQL stands in `statements`, and that of
+//! the schema in `migrate`.
 //!
 //! A chain's lock is a session-level advisory lock on the connection that writes it: while a session lives nobody else can obtain it,
-//! and when it has been obtained the former session can commit nothing more. Every statement has a limit, after which the connection
-//! is given up: a server that does not answer is one that is down.
+//! and when it has been obtained the former session can commit nothing more. So a session must be one, and nobody else's: what a writer
+//! asks for a lock, and every row, takes effect only on the session that it has opened (`Identity`). Every statement has a limit, after
+//! which the connection is given up: a server that does not answer is one that is down.
 
 mod audit;
+mod session;
+pub(super) mod statements;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
-use sqlx::{Arguments, AssertSqlSafe, Connection, Executor, PgConnection, Row as _};
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::{Arguments, Connection, Executor, PgConnection, Row as _};
 use tokio::time::timeout;
 
+#[cfg(test)]
+pub(super) use self::session::PLANS;
+use self::session::{Identity, READER, SEARCHER, WRITER};
+pub(super) use self::session::{SCHEMA, Session, connect};
 use super::event::{ChainId, Place, Row, StoredRow};
 use super::location::Servers;
 use super::lock::Lock;
 use super::schema::{POSTGRES, SchemaError, applied, latest, may_write, oldest_writer};
 use crate::timestamp::{Period, Timestamp};
 
-/// The schema that holds everything.
-pub(super) const SCHEMA: &str = "ca_server";
-
-/// How long a server may take to let a connection in.
-const CONNECT: Duration = Duration::from_secs(2);
-
 /// How long the writer waits for an answer before it gives the connection up.
 const ANSWER: Duration = Duration::from_secs(3);
 
-/// A session of the writer that was silent for so long is ended by the server, and its lock is free: its process does not run, or no
-/// longer reaches the server. The writer's upkeep is never silent for half as long.
-const SILENCE: &str = "20s";
-
-const INSERT: &str = "INSERT INTO event (period, chain, seq, kind, time, serial, identity, issuer, profile, hash, body) \
-     SELECT * FROM unnest($1::int4[], $2::bytea[], $3::int8[], $4::text[], $5::int8[], $6::bytea[], $7::text[], $8::text[], $9::bytea[], \
-     $10::bytea[], $11::bytea[])";
+/// How long a search beside the writer may take; it keeps nobody waiting.
+const SEARCH: Duration = Duration::from_secs(10);
 
 /// One connection to the ledger.
 #[derive(Debug)]
 pub(super) struct Database {
     connection: PgConnection,
-    /// The server's number of this session.
-    session: i32,
+    identity: Identity,
     claims: BTreeSet<ChainId>,
     /// Limits statements; a reader's may take as long as they need.
     limit: Option<Duration>,
@@ -56,82 +51,29 @@ async fn within<T>(limit: Option<Duration>, work: impl Future<Output = sqlx::Res
     })
 }
 
-/// A session's name, as the server's operator sees it, and its settings.
-pub(super) struct Session {
-    pub(super) name: &'static str,
-    pub(super) settings: &'static [(&'static str, &'static str)],
-}
-
-/// What waits for a lock gives up by itself. A limit on statements would not do: when it ends a commit that waits for a standby, the
-/// server reports success.
-const WRITER: Session = Session {
-    name: "ca-server",
-    settings: &[
-        ("search_path", SCHEMA),
-        ("idle_session_timeout", SILENCE),
-        ("lock_timeout", "2s"),
-        ("tcp_keepalives_idle", "5"),
-        ("tcp_keepalives_interval", "2"),
-        ("tcp_keepalives_count", "3"),
-    ],
-};
-
-const READER: Session = Session { name: "ca-server audit", settings: &[("search_path", SCHEMA), ("default_transaction_read_only", "on")] };
-
-/// A connection to the first host that lets it in and, if it is to write, takes writes; the error is the last host's.
-pub(super) async fn connect(servers: &Servers, session: &Session, writes: bool) -> sqlx::Result<PgConnection> {
-    let mut last = sqlx::Error::Configuration("no host".into());
-    for options in servers.options()? {
-        let options = options.application_name(session.name).options(session.settings.iter().copied());
-        match within(Some(CONNECT), connect_to(options, writes)).await {
-            Ok(connection) => return Ok(connection),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-async fn connect_to(options: PgConnectOptions, writes: bool) -> sqlx::Result<PgConnection> {
-    let mut connection = PgConnection::connect_with(&options).await?;
-    if writes {
-        let read_only: String = connection.fetch_one(sqlx::query("SHOW transaction_read_only")).await?.try_get(0)?;
-        if read_only == "on" {
-            return Err(read_only_server());
-        }
-    }
-    Ok(connection)
-}
-
-fn read_only_server() -> sqlx::Error {
-    std::io::Error::other("the server takes no writes: it is a standby, or set to read-only").into()
-}
-
 impl Database {
     /// A connection that writes. Nothing is taken yet: see `lock_own`.
     pub(super) async fn writer(servers: &Servers) -> sqlx::Result<Self> {
-        let connection = connect(servers, &WRITER, true).await?;
-        let mut database = Self::over(connection, Some(ANSWER)).await?;
-        database.never_less_durable().await?;
+        let mut database = Self::over(servers, &WRITER, true, Some(ANSWER)).await?;
+        // A commit that is not on the disk when it is answered would break every promise; stronger settings than `on` are the operator's.
+        let raised = database.connection.execute(statements::NEVER_LESS_DURABLE);
+        within(database.limit, raised).await?;
         Ok(database)
     }
 
     /// A connection that only reads; a standby does as well.
     pub(super) async fn reader(servers: &Servers) -> sqlx::Result<Self> {
-        Self::over(connect(servers, &READER, false).await?, None).await
+        Self::over(servers, &READER, false, None).await
     }
 
-    async fn over(mut connection: PgConnection, limit: Option<Duration>) -> sqlx::Result<Self> {
-        let asked = connection.fetch_one(sqlx::query("SELECT pg_backend_pid()"));
-        let session = within(Some(ANSWER), asked).await?.try_get(0)?;
-        Ok(Self { connection, session, claims: BTreeSet::new(), limit })
+    /// A connection beside the writer's, to the server that takes writes: it alone knows who holds locks.
+    pub(super) async fn searcher(servers: &Servers) -> sqlx::Result<Self> {
+        Self::over(servers, &SEARCHER, true, Some(SEARCH)).await
     }
 
-    /// A commit that is not on the disk when it is answered would break every promise; stronger settings than `on` are the operator's.
-    async fn never_less_durable(&mut self) -> sqlx::Result<()> {
-        // Set in any case: from then on a change of the server's own setting does not reach this session.
-        let raised = "SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' \
-             ELSE current_setting('synchronous_commit') END, false)";
-        within(self.limit, self.connection.execute(raised)).await.map(drop)
+    async fn over(servers: &Servers, session: &Session, writes: bool, limit: Option<Duration>) -> sqlx::Result<Self> {
+        let (connection, identity) = connect(servers, session, writes).await?;
+        Ok(Self { connection, identity, claims: BTreeSet::new(), limit })
     }
 
     /// Nothing is made here: that takes the migration's role. Says what is wrong.
@@ -153,18 +95,14 @@ impl Database {
     }
 
     pub(super) fn session(&self) -> i32 {
-        self.session
+        self.identity.number
     }
 
     pub(super) async fn lock_own(&mut self, chain: ChainId, formers: &[i32]) -> sqlx::Result<Lock> {
         if self.try_lock(chain).await? {
             return Ok(Lock::Held);
         }
-        // One bigint key is shown as its two halves, with objsubid 1.
-        let end = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND pid = ANY($2) \
-             AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
-             AND (classid::bigint << 32 | objid::bigint) = $1";
-        let ended = self.connection.fetch_all(sqlx::query(end).bind(key(chain)).bind(formers));
+        let ended = self.connection.fetch_all(sqlx::query(statements::END_FORMER_SESSIONS).bind(key(chain)).bind(formers));
         if !within(self.limit, ended).await?.is_empty() {
             return Ok(Lock::OwnFormer);
         }
@@ -173,8 +111,9 @@ impl Database {
     }
 
     async fn try_lock(&mut self, chain: ChainId) -> sqlx::Result<bool> {
-        let asked = self.connection.fetch_one(sqlx::query("SELECT pg_try_advisory_lock($1)").bind(key(chain)));
-        within(self.limit, asked).await?.try_get(0)
+        let asked = sqlx::query(statements::TRY_LOCK).bind(key(chain)).bind(self.identity.number).bind(&self.identity.token);
+        let taken: Option<bool> = within(self.limit, self.connection.fetch_one(asked)).await?.try_get(0)?;
+        taken.ok_or_else(session::another)
     }
 
     pub(super) async fn claim(&mut self, chain: ChainId) -> sqlx::Result<bool> {
@@ -191,41 +130,40 @@ impl Database {
 
     pub(super) async fn release_claims(&mut self) -> sqlx::Result<()> {
         while let Some(chain) = self.claims.pop_last() {
-            let released = self.connection.execute(sqlx::query("SELECT pg_advisory_unlock($1)").bind(key(chain)));
+            let released = self.connection.execute(sqlx::query(statements::UNLOCK).bind(key(chain)));
             within(self.limit, released).await?;
         }
         Ok(())
     }
 
     pub(super) async fn time(&mut self) -> sqlx::Result<Timestamp> {
-        let asked = self.connection.fetch_one(sqlx::query("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8"));
+        let asked = self.connection.fetch_one(sqlx::query(statements::TIME));
         Ok(Timestamp::from_micros(within(self.limit, asked).await?.try_get(0)?))
     }
 
     pub(super) async fn last_partition(&mut self) -> sqlx::Result<Option<Period>> {
-        let sql = "SELECT max(substring(relname FROM '^event_([0-9]{6})$')::int) FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid \
-             WHERE inhparent = to_regclass('event')";
-        let asked = self.connection.fetch_one(sqlx::query(sql));
-        let last: Option<i32> = within(self.limit, asked).await?.try_get(0)?;
-        Ok(last.and_then(|last| Period::new(u32::try_from(last).ok()?)))
+        let listed = within(self.limit, self.connection.fetch_all(sqlx::query(statements::PARTITIONS))).await?;
+        let months = listed.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<Vec<Option<i32>>>>()?;
+        Ok(months.into_iter().flatten().filter_map(|month| Period::new(u32::try_from(month).ok()?)).max())
     }
 
     /// One statement, which commits by itself.
     pub(super) async fn insert(&mut self, rows: &[Row]) -> sqlx::Result<()> {
-        let query = sqlx::query_with(INSERT, columns(rows).map_err(sqlx::Error::Encode)?);
-        let done = within(self.limit, self.connection.execute(query)).await?;
-        if done.rows_affected() == rows.len() as u64 { Ok(()) } else { Err(sqlx::Error::Protocol("not every row was taken".into())) }
+        let query = sqlx::query_with(statements::INSERT, self.columns(rows).map_err(sqlx::Error::Encode)?);
+        match within(self.limit, self.connection.execute(query)).await?.rows_affected() {
+            taken if taken == rows.len() as u64 => Ok(()),
+            0 => Err(session::another()),
+            _ => Err(sqlx::Error::Protocol("not every row was taken".into())),
+        }
     }
 
     /// Rows that are taken back tell whether there is room for some; their chain is nobody's, so that no other probe waits for them. A message that nobody reads is then logged and committed: everything
     /// before it is on the disk, and on a synchronous standby.
     pub(super) async fn probe(&mut self) -> sqlx::Result<()> {
-        let room = "BEGIN; INSERT INTO event (period, chain, seq, kind, time, hash, body) \
-             SELECT 999912, decode(md5(random()::text), 'hex'), number, 'probe', 0, decode(repeat('00', 32), 'hex'), \
-             decode(repeat('00', 1000), 'hex') FROM generate_series(1, 16) AS number; ROLLBACK";
-        within(self.limit, self.connection.execute(room)).await?;
-        let written = self.connection.execute("SELECT pg_logical_emit_message(true, 'ca-server', 'probe')");
-        within(self.limit, written).await.map(drop)
+        for statement in ["BEGIN", statements::ROOM, "ROLLBACK", statements::EMIT] {
+            within(self.limit, self.connection.execute(statement)).await?;
+        }
+        Ok(())
     }
 
     pub(super) async fn begin_snapshot(&mut self) -> sqlx::Result<()> {
@@ -236,61 +174,66 @@ impl Database {
         self.connection.execute("COMMIT").await.map(drop)
     }
 
-    pub(super) async fn marks(&mut self) -> sqlx::Result<Vec<StoredRow>> {
-        let sql = select("WHERE identity IS NULL AND kind IN ('start', 'end', 'chain_ended') ORDER BY time, period, chain, seq");
-        self.rows(sql, PgArguments::default()).await
+    pub(super) async fn unended(&mut self) -> sqlx::Result<Vec<ChainId>> {
+        let listed = within(self.limit, self.connection.fetch_all(sqlx::query(statements::UNENDED))).await?;
+        listed.iter().map(|row| chain_of(row.try_get(0)?)).collect()
+    }
+
+    /// Chains that have not ended and whose locks nobody holds at present.
+    pub(super) async fn unended_and_free(&mut self) -> sqlx::Result<Vec<ChainId>> {
+        let unended = self.unended().await?;
+        // Asked afterwards: a chain's lock is taken before its first row is written.
+        let held = within(self.limit, self.connection.fetch_all(sqlx::query(statements::HELD_LOCKS))).await?;
+        let held = held.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<HashSet<i64>>>()?;
+        Ok(unended.into_iter().filter(|chain| !held.contains(&key(*chain))).collect())
+    }
+
+    pub(super) async fn is_ended(&mut self, chain: ChainId) -> sqlx::Result<bool> {
+        let asked = self.connection.fetch_one(sqlx::query(statements::IS_ENDED).bind(chain.0.as_slice()));
+        within(self.limit, asked).await?.try_get(0)
+    }
+
+    pub(super) async fn newest_marks(&mut self, kind: &str, limit: u32) -> sqlx::Result<Vec<StoredRow>> {
+        let mut key = PgArguments::default();
+        key.add(kind).and_then(|()| key.add(i64::from(limit))).map_err(sqlx::Error::Encode)?;
+        self.rows(statements::NEWEST_MARKS, key).await
     }
 
     pub(super) async fn last_row(&mut self, chain: ChainId) -> sqlx::Result<Option<StoredRow>> {
-        let mut before = i64::from(i32::MAX);
-        while let Some(period) = self.period_before(before).await? {
-            let sql = select("WHERE period = $1 AND chain = $2 ORDER BY seq DESC LIMIT 1");
-            let rows = self.rows(sql, arguments(period, &[&chain.0], &[])).await?;
+        for period in self.periods().await?.into_iter().rev() {
+            let rows = self.rows(statements::LAST_ROW, arguments(period, &[&chain.0], &[])).await?;
             if let Some(row) = rows.into_iter().next() {
                 return Ok(Some(row));
             }
-            before = period;
         }
         Ok(None)
     }
 
-    async fn period_before(&mut self, period: i64) -> sqlx::Result<Option<i64>> {
-        let sql = "SELECT max(period)::int8 FROM event WHERE period < $1";
-        let asked = self.connection.fetch_one(sqlx::query_with(sql, arguments(period, &[], &[])));
-        within(self.limit, asked).await?.try_get(0)
-    }
-
     pub(super) async fn periods(&mut self) -> sqlx::Result<Vec<i64>> {
-        let mut periods = Vec::new();
-        let mut before = i64::from(i32::MAX);
-        while let Some(period) = self.period_before(before).await? {
-            periods.push(period);
-            before = period;
-        }
-        periods.reverse();
-        Ok(periods)
+        let listed = within(self.limit, self.connection.fetch_all(sqlx::query(statements::PERIODS))).await?;
+        listed.iter().map(|row| row.try_get(0)).collect()
     }
 
     pub(super) async fn row(&mut self, chain: ChainId, place: Place) -> sqlx::Result<Option<StoredRow>> {
         let key = arguments(yyyymm(place.period), &[&chain.0], &[seq(place)]);
-        let rows = self.rows(select("WHERE period = $1 AND chain = $2 AND seq = $3"), key).await?;
+        let rows = self.rows(statements::ROW, key).await?;
         Ok(rows.into_iter().next())
     }
 
     pub(super) async fn chain_page(&mut self, chain: ChainId, from: Place, limit: u32) -> sqlx::Result<Vec<StoredRow>> {
         let key = arguments(yyyymm(from.period), &[&chain.0], &[seq(from), limit.into()]);
-        self.rows(select("WHERE period = $1 AND chain = $2 AND seq >= $3 ORDER BY seq LIMIT $4"), key).await
+        self.rows(statements::CHAIN_PAGE, key).await
     }
 
     pub(super) async fn page(&mut self, period: i64, after: Option<(&[u8], i64)>, limit: u32) -> sqlx::Result<Vec<StoredRow>> {
         let (chain, seq) = after.unwrap_or((&[], -1));
         let key = arguments(period, &[chain], &[seq, limit.into()]);
-        self.rows(select("WHERE period = $1 AND (chain, seq) > ($2, $3) ORDER BY chain, seq LIMIT $4"), key).await
+        self.rows(statements::PAGE, key).await
     }
 
     pub(super) async fn intents_of_serial(&mut self, period: Period, serial: &[u8]) -> sqlx::Result<Vec<StoredRow>> {
         let key = arguments(yyyymm(period), &[serial], &[]);
-        self.rows(select("WHERE kind = 'intent' AND period = $1 AND serial = $2"), key).await
+        self.rows(statements::INTENTS_OF_SERIAL, key).await
     }
 
     pub(super) async fn rows_of_identity(&mut self, identity: &str, limit: u32) -> sqlx::Result<Vec<StoredRow>> {
@@ -302,25 +245,45 @@ impl Database {
             }
             let mut key = arguments(period, &[], &[]);
             key.add(identity).and_then(|()| key.add(i64::try_from(wanted).unwrap_or(i64::MAX))).map_err(sqlx::Error::Encode)?;
-            let sql = select("WHERE period = $1 AND identity = $2 ORDER BY time DESC, chain DESC, seq DESC LIMIT $3");
-            found.extend(self.rows(sql, key).await?);
+            found.extend(self.rows(statements::ROWS_OF_IDENTITY, key).await?);
         }
         Ok(found)
     }
 
     pub(super) async fn row_count(&mut self) -> sqlx::Result<u64> {
-        let count: i64 = self.connection.fetch_one(sqlx::query("SELECT count(*) FROM event")).await?.try_get(0)?;
+        let count: i64 = self.connection.fetch_one(sqlx::query(statements::ROW_COUNT)).await?.try_get(0)?;
         Ok(u64::try_from(count).unwrap_or(0))
     }
 
     #[cfg(test)]
     pub(super) async fn in_order_of_writing(&mut self) -> sqlx::Result<Vec<StoredRow>> {
-        self.rows(select("ORDER BY period, ctid"), PgArguments::default()).await
+        self.rows(statements::IN_ORDER_OF_WRITING, PgArguments::default()).await
     }
 
-    async fn rows(&mut self, sql: String, arguments: PgArguments) -> sqlx::Result<Vec<StoredRow>> {
-        let asked = self.connection.fetch_all(sqlx::query_with(AssertSqlSafe(sql), arguments));
+    async fn rows(&mut self, sql: &'static str, arguments: PgArguments) -> sqlx::Result<Vec<StoredRow>> {
+        let asked = self.connection.fetch_all(sqlx::query_with(sql, arguments));
         within(self.limit, asked).await?.iter().map(stored).collect()
+    }
+
+    fn columns(&self, rows: &[Row]) -> Result<PgArguments, sqlx::error::BoxDynError> {
+        let projections: Vec<_> = rows.iter().map(|row| row.event.projection()).collect();
+        let ended: Vec<_> = rows.iter().map(|row| row.event.ends(row.header.chain)).collect();
+        let mut arguments = PgArguments::default();
+        arguments.add(rows.iter().map(|row| i32::try_from(row.header.place.period.yyyymm()).unwrap_or(i32::MAX)).collect::<Vec<_>>())?;
+        arguments.add(rows.iter().map(|row| row.header.chain.0.as_slice()).collect::<Vec<_>>())?;
+        arguments.add(rows.iter().map(|row| seq(row.header.place)).collect::<Vec<_>>())?;
+        arguments.add(rows.iter().map(|row| row.event.kind()).collect::<Vec<_>>())?;
+        arguments.add(rows.iter().map(|row| row.header.time.micros()).collect::<Vec<_>>())?;
+        arguments.add(projections.iter().map(|projection| projection.serial).collect::<Vec<_>>())?;
+        arguments.add(projections.iter().map(|projection| projection.identity).collect::<Vec<_>>())?;
+        arguments.add(projections.iter().map(|projection| projection.issuer).collect::<Vec<_>>())?;
+        arguments.add(projections.iter().map(|projection| projection.profile).collect::<Vec<_>>())?;
+        arguments.add(ended.iter().map(|chain| chain.as_ref().map(|chain| chain.0.as_slice())).collect::<Vec<_>>())?;
+        arguments.add(rows.iter().map(|row| row.hash.as_slice()).collect::<Vec<_>>())?;
+        arguments.add(rows.iter().map(|row| row.body.as_ref()).collect::<Vec<_>>())?;
+        arguments.add(self.identity.number)?;
+        arguments.add(&self.identity.token)?;
+        Ok(arguments)
     }
 
     /// Ends the session without a word where the server may be one that does not listen.
@@ -337,10 +300,8 @@ fn key(chain: ChainId) -> i64 {
     i64::from_be_bytes(chain.0[..8].try_into().expect("a chain's id has 16 octets"))
 }
 
-fn select(rest: &str) -> String {
-    let mut sql = String::from("SELECT period, chain, seq, kind, time, serial, identity, issuer, profile, hash, body FROM event ");
-    sql.push_str(rest);
-    sql
+fn chain_of(octets: &[u8]) -> sqlx::Result<ChainId> {
+    octets.try_into().map(ChainId).map_err(|_| sqlx::Error::Decode("a chain is not of 16 octets".into()))
 }
 
 /// The values of a key in their order: period, octets, numbers.
@@ -350,23 +311,6 @@ fn arguments(period: i64, octets: &[&[u8]], numbers: &[i64]) -> PgArguments {
     let added = added.and_then(|()| octets.iter().try_for_each(|octets| arguments.add(*octets)));
     added.and_then(|()| numbers.iter().try_for_each(|number| arguments.add(*number))).expect("numbers and octets always encode");
     arguments
-}
-
-fn columns(rows: &[Row]) -> Result<PgArguments, sqlx::error::BoxDynError> {
-    let projections: Vec<_> = rows.iter().map(|row| row.event.projection()).collect();
-    let mut arguments = PgArguments::default();
-    arguments.add(rows.iter().map(|row| i32::try_from(row.header.place.period.yyyymm()).unwrap_or(i32::MAX)).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| row.header.chain.0.as_slice()).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| seq(row.header.place)).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| row.event.kind()).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| row.header.time.micros()).collect::<Vec<_>>())?;
-    arguments.add(projections.iter().map(|projection| projection.serial).collect::<Vec<_>>())?;
-    arguments.add(projections.iter().map(|projection| projection.identity).collect::<Vec<_>>())?;
-    arguments.add(projections.iter().map(|projection| projection.issuer).collect::<Vec<_>>())?;
-    arguments.add(projections.iter().map(|projection| projection.profile).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| row.hash.as_slice()).collect::<Vec<_>>())?;
-    arguments.add(rows.iter().map(|row| row.body.as_ref()).collect::<Vec<_>>())?;
-    Ok(arguments)
 }
 
 fn yyyymm(period: Period) -> i64 {
@@ -388,7 +332,33 @@ fn stored(row: &PgRow) -> sqlx::Result<StoredRow> {
         identity: row.try_get(6)?,
         issuer: row.try_get(7)?,
         profile: row.try_get(8)?,
-        hash: row.try_get(9)?,
-        body: row.try_get(10)?,
+        ended: row.try_get(9)?,
+        hash: row.try_get(10)?,
+        body: row.try_get(11)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::ledger::fixture::World;
+    use crate::store::ledger::location::Location;
+
+    /// As when a pooler has given the session to somebody else for a while: to a client that says who it is, or to one that resets it.
+    #[tokio::test]
+    async fn a_session_that_somebody_else_has_had_takes_no_row_and_no_lock() {
+        let world = World::postgres();
+        let Location::Postgres(servers) = &world.location else { panic!("no server") };
+        let chain = ChainId([1; 16]);
+        for meanwhile in ["SELECT set_config('ca_server.session', 'theirs', false)", "SET ca_server.session = ''"] {
+            let mut database = Database::writer(servers).await.unwrap();
+            assert_eq!(database.lock_own(chain, &[]).await.unwrap(), Lock::Held);
+            database.connection.execute(meanwhile).await.unwrap();
+            let rows = world.forge(1, Vec::new()).into_rows();
+            let error = database.insert(&rows).await.unwrap_err().to_string();
+            assert!(error.contains("pooler") && world.rows().await.is_empty(), "{error}");
+            assert!(database.claim(ChainId([2; 16])).await.unwrap_err().to_string().contains("pooler"));
+            database.close().await.unwrap();
+        }
+    }
 }

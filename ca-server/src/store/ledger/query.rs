@@ -1,16 +1,14 @@
 //! Reading the ledger beside the daemon that writes it, or when none runs. A reader cannot write; what it reads is decoded, and
 //! checked only by `verify`.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use super::body::{BadBody, decode};
 use super::database::Database;
-use super::event::{ChainId, Event, Hash, Header, Intent, Place, RowRef, StoredRow};
+use super::event::{Event, Hash, Header, Intent, Place, RowRef, StoredRow};
 use super::location::Location;
 use super::schema::DatabaseError;
-use crate::timestamp::{Period, Timestamp};
+use crate::timestamp::Period;
 use crate::x509::Serial;
 
 /// Why the ledger cannot be read. Each says it in one sentence.
@@ -80,14 +78,6 @@ enum Sought<'a> {
     Identity(&'a str, u32),
 }
 
-/// Chains that declared another ended, as far as they were looked for: the ended chain, and where that stands.
-#[derive(Debug, Default)]
-pub(super) struct Successors {
-    found: HashMap<ChainId, RowRef>,
-    /// All declarations from this time on are in `found`.
-    from: Option<Timestamp>,
-}
-
 /// Rows among which an outcome is looked for first: it stands soon after its intent, mostly.
 const FIRST_ROWS: u64 = 128;
 
@@ -96,12 +86,6 @@ const MOST_ROWS: u64 = 8192;
 
 /// Rows read at a time of those that a chain's successor filed.
 const PAGE: u32 = 64;
-
-/// How far the clocks of two daemons can be apart, and more.
-const CLOCKS_APART: Duration = Duration::from_secs(120);
-
-/// Declarations read at a time.
-const DECLARATIONS: u32 = 64;
 
 impl LedgerReader {
     /// Opens a ledger for reading.
@@ -148,12 +132,11 @@ impl LedgerReader {
             Sought::Serial(serial) => self.database.intents_of_serial(serial.period(), serial.as_bytes()).await?,
             Sought::Identity(identity, limit) => self.database.rows_of_identity(identity, limit).await?,
         };
-        let mut successors = Successors::default();
         let mut entries = Vec::with_capacity(rows.len());
         for row in &rows {
             let entry = Entry::try_from(row)?;
             let outcome = match entry.event {
-                Event::Intent(_) => self.outcome_of(&entry, &mut successors).await?,
+                Event::Intent(_) => self.outcome_of(&entry).await?,
                 _ => None,
             };
             entries.push((entry, outcome));
@@ -163,52 +146,15 @@ impl LedgerReader {
 
     /// The outcome of an intent. It follows in the intent's own chain, soon; or, if that chain was found dead, in the chain that
     /// declared it ended.
-    pub(super) async fn outcome_of(&mut self, intent: &Entry, successors: &mut Successors) -> Result<Option<Entry>, ReadError> {
+    pub(super) async fn outcome_of(&mut self, intent: &Entry) -> Result<Option<Entry>, ReadError> {
         if let Some(outcome) = outcome_in_own_chain(&mut self.database, intent.reference()).await? {
             return Ok(Some(outcome));
         }
-        match self.successor(intent, successors).await? {
-            Some(declaration) => self.outcome_before(declaration, intent.reference()).await,
-            None => Ok(None),
-        }
-    }
-
-    /// Where a chain was declared ended: mostly soon after the intent. Only where an operator accepted a clock that was behind can the
-    /// declaration have an earlier time.
-    async fn successor(&mut self, intent: &Entry, successors: &mut Successors) -> Result<Option<RowRef>, ReadError> {
-        let near = intent.header.time.minus(CLOCKS_APART);
-        for from in [near, Timestamp::from_micros(0)] {
-            if let Some(found) = self.declared_since(from, intent.header.chain, successors).await? {
-                return Ok(Some(found));
-            }
-        }
-        Ok(None)
-    }
-
-    async fn declared_since(&mut self, from: Timestamp, chain: ChainId, successors: &mut Successors) -> Result<Option<RowRef>, ReadError> {
-        if let Some(found) = successors.found.get(&chain) {
-            return Ok(Some(*found));
-        }
-        if successors.from.is_some_and(|all_from| all_from <= from) {
-            return Ok(None);
-        }
-        let mut passed = 0;
-        loop {
-            let rows = self.database.declarations(from, passed, DECLARATIONS).await?;
-            for row in &rows {
-                let entry = Entry::try_from(row)?;
-                if let Event::ChainEnded { head } = entry.event {
-                    successors.found.entry(head.chain).or_insert(entry.reference());
-                }
-            }
-            if let Some(found) = successors.found.get(&chain) {
-                return Ok(Some(*found));
-            }
-            if rows.len() < DECLARATIONS as usize {
-                successors.from = Some(from);
-                return Ok(None);
-            }
-            passed += DECLARATIONS;
+        let Some(ending) = self.database.ending(intent.header.chain).await? else { return Ok(None) };
+        let ending = Entry::try_from(&ending)?;
+        match ending.event {
+            Event::ChainEnded { .. } => self.outcome_before(ending.reference(), intent.reference()).await,
+            _ => Ok(None),
         }
     }
 

@@ -9,12 +9,14 @@ use std::io;
 use super::batch::{Batch, refuse_for_ever};
 use super::chain::Chain;
 use super::database::Database;
+use super::due::Upkeep;
 use super::event::{ChainId, Hash};
-use super::lock::Lock;
+use super::location::Location;
+use super::lock::{Lock, WriterLock};
 use super::schema::DatabaseError;
 use super::status::State;
-use super::survey::{SurveyError, is_declared_ended};
-use super::writer::{Upkeep, Writer};
+use super::survey::SurveyError;
+use super::writer::Writer;
 use crate::refusal::{Reason, Refusal};
 
 impl Writer {
@@ -66,6 +68,7 @@ impl Writer {
 
     /// Opens a new connection, takes the chain's lock on it, and settles or fails the unsettled batch by what the chain's last row says.
     async fn read_back(&mut self, refusal: &Refusal) -> Result<(), SurveyError> {
+        self.take_lock_again()?;
         let mut database = Database::writer_again(&self.options.location).await?;
         self.upkeep = Upkeep::just_connected();
         if let Some(chain) = self.chain.as_ref().map(Chain::id) {
@@ -89,8 +92,20 @@ impl Writer {
         Ok(())
     }
 
+    /// Of a file whose lock keeps nobody out any more. Whoever took the ledger over meanwhile has declared this chain ended.
+    fn take_lock_again(&mut self) -> Result<(), DatabaseError> {
+        let Location::Sqlite(path) = &self.options.location else { return Ok(()) };
+        if !self.keeps_others_out() {
+            let taken = WriterLock::take(path)?;
+            let taken = taken
+                .ok_or_else(|| io::Error::other("its lock file was removed, and another process has taken it over; stop one of them"))?;
+            self.lock = Some(taken);
+        }
+        Ok(())
+    }
+
     async fn settle_by(&mut self, chain: ChainId, database: &mut Database, refusal: &Refusal) -> Result<(), SurveyError> {
-        let declared_dead = is_declared_ended(database, chain).await?;
+        let declared_dead = database.is_ended(chain).await?;
         let last = database.last_row(chain).await?.and_then(|row| Hash::try_from(row.hash.as_slice()).ok());
         let acknowledged = self.chain.as_ref().and_then(Chain::head).map(|head| head.hash);
         let expected = self.unsettled.as_ref().and_then(Batch::last_hash);

@@ -7,6 +7,8 @@ use std::sync::LazyLock;
 use sqlx::migrate::Migrator;
 use sqlx::{Executor, PgConnection, Row as _};
 
+use super::postgres::statements;
+
 pub(super) static POSTGRES: LazyLock<Migrator> = LazyLock::new(|| beside_later_ones(sqlx::migrate!("../migrations/postgres")));
 pub(super) static SQLITE: LazyLock<Migrator> = LazyLock::new(|| beside_later_ones(sqlx::migrate!("../migrations/sqlite")));
 
@@ -15,9 +17,6 @@ fn beside_later_ones(mut migrations: Migrator) -> Migrator {
     migrations.set_ignore_missing(true);
     migrations
 }
-
-/// What a ledger's newest row of `oldest_writer` is asked by.
-pub(super) const OLDEST_WRITER: &str = "SELECT max(version) FROM oldest_writer";
 
 /// The last migration that a program knows.
 pub(super) fn latest(migrations: &Migrator) -> i64 {
@@ -57,17 +56,14 @@ pub(super) enum SchemaError {
 
 /// The last migration that was applied; `None` if nobody has made the schema, or it cannot be read.
 pub(super) async fn applied(connection: &mut PgConnection) -> Result<Option<i64>, DatabaseError> {
-    let there: bool = connection
-        .fetch_one(sqlx::query("SELECT coalesce(has_table_privilege(to_regclass('_sqlx_migrations'), 'SELECT'), false)"))
-        .await?
-        .try_get(0)?;
+    let there: bool = connection.fetch_one(sqlx::query(statements::MIGRATIONS_ARE_READABLE)).await?.try_get(0)?;
     if !there {
         return Ok(None);
     }
-    connection.fetch_one(sqlx::query("SELECT max(version) FROM _sqlx_migrations WHERE success")).await?.try_get(0)
+    connection.fetch_one(sqlx::query(statements::LAST_MIGRATION)).await?.try_get(0)
 }
 
 /// The oldest program that may write, by the last migration that it knows.
 pub(super) async fn oldest_writer(connection: &mut PgConnection) -> Result<i64, DatabaseError> {
-    Ok(connection.fetch_one(sqlx::query(OLDEST_WRITER)).await?.try_get::<Option<i64>, _>(0)?.unwrap_or(0))
+    Ok(connection.fetch_one(sqlx::query(statements::OLDEST_WRITER)).await?.try_get::<Option<i64>, _>(0)?.unwrap_or(0))
 }

@@ -1,7 +1,8 @@
-//! The ledger's SQL on SQLite, all of it. What goes in and out are rows; what they mean is decided elsewhere, so that another
-//! database needs another file like this and nothing more.
+//! The ledger on SQLite. What goes in and out are rows; what they mean is decided elsewhere, so that another database needs another file
+//! like this and nothing more. The SQL stands in `statements`.
 
 mod audit;
+pub(super) mod statements;
 
 use std::fs::OpenOptions;
 use std::io;
@@ -14,7 +15,7 @@ use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteJournalMode, Sql
 use sqlx::{Arguments, AssertSqlSafe, ConnectOptions, Connection, Executor, Row as _, SqliteConnection};
 
 use super::event::{ChainId, Place, Row, StoredRow};
-use super::schema::{OLDEST_WRITER, SQLITE, SchemaError, may_write};
+use super::schema::{SQLITE, SchemaError, may_write};
 use crate::timestamp::Period;
 
 /// How long a statement waits for another process that holds the database.
@@ -29,9 +30,7 @@ const ROWS_PER_STATEMENT: usize = 64;
 /// Rows that a reader's connection has ready before they are asked for.
 const ROWS_AHEAD: usize = 1024;
 
-const INSERT: &str =
-    "INSERT OR ROLLBACK INTO event (period, chain, seq, kind, time, serial, identity, issuer, profile, hash, body) VALUES ";
-const COLUMNS: usize = 11;
+const COLUMNS: usize = 12;
 
 /// One connection to the ledger.
 #[derive(Debug)]
@@ -88,11 +87,10 @@ impl Database {
 
     /// The oldest program that may write; `None` in a file that holds no ledger.
     async fn oldest_writer(&mut self) -> sqlx::Result<Option<i64>> {
-        let there = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'oldest_writer'";
-        if sqlx::query(there).fetch_one(&mut self.connection).await?.try_get::<i64, _>(0)? == 0 {
+        if sqlx::query(statements::HAS_OLDEST_WRITER).fetch_one(&mut self.connection).await?.try_get::<i64, _>(0)? == 0 {
             return Ok(None);
         }
-        sqlx::query(OLDEST_WRITER).fetch_one(&mut self.connection).await?.try_get(0)
+        sqlx::query(statements::OLDEST_WRITER).fetch_one(&mut self.connection).await?.try_get(0)
     }
 
     /// Whether there is a ledger that this program may work on.
@@ -105,11 +103,11 @@ impl Database {
         if rows.len() <= ROWS_PER_STATEMENT {
             self.insert_statement(rows).await?;
         } else {
-            self.execute("BEGIN IMMEDIATE").await?;
+            self.execute(statements::BEGIN_WRITING).await?;
             for chunk in rows.chunks(ROWS_PER_STATEMENT) {
                 self.insert_statement(chunk).await?;
             }
-            self.execute("COMMIT").await?;
+            self.execute(statements::COMMIT).await?;
         }
         self.is_where_it_was()
     }
@@ -121,12 +119,12 @@ impl Database {
     }
 
     async fn insert_statement(&mut self, rows: &[Row]) -> sqlx::Result<()> {
-        let mut sql = String::with_capacity(INSERT.len() + rows.len() * (2 * COLUMNS + 2));
-        sql.push_str(INSERT);
+        let mut sql = String::with_capacity(statements::INSERT.len() + rows.len() * (2 * COLUMNS + 2));
+        sql.push_str(statements::INSERT);
         let mut arguments = SqliteArguments::default();
         arguments.reserve(rows.len() * COLUMNS, 0);
         for (at, row) in rows.iter().enumerate() {
-            sql.push_str(if at == 0 { "(?,?,?,?,?,?,?,?,?,?,?)" } else { ",(?,?,?,?,?,?,?,?,?,?,?)" });
+            sql.push_str(if at == 0 { "(?,?,?,?,?,?,?,?,?,?,?,?)" } else { ",(?,?,?,?,?,?,?,?,?,?,?,?)" });
             bind(&mut arguments, row).map_err(sqlx::Error::Encode)?;
         }
         self.connection.execute(sqlx::query_with(AssertSqlSafe(sql), arguments)).await.map(drop)
@@ -134,32 +132,43 @@ impl Database {
 
     /// Whether a commit reaches the disk at present. Writes a number that means nothing, outside the ledger's table.
     pub(super) async fn probe(&mut self) -> sqlx::Result<()> {
-        self.execute("PRAGMA user_version = 1").await?;
+        self.execute(statements::PROBE).await?;
         self.is_where_it_was()
     }
 
     /// Begins a transaction; its first read fixes the snapshot that all later ones see.
     pub(super) async fn begin_snapshot(&mut self) -> sqlx::Result<()> {
-        self.execute("BEGIN DEFERRED").await
+        self.execute(statements::BEGIN_READING).await
     }
 
     /// Ends what `begin_snapshot` began.
     pub(super) async fn end_snapshot(&mut self) -> sqlx::Result<()> {
-        self.execute("COMMIT").await
+        self.execute(statements::COMMIT).await
     }
 
-    /// The rows of kinds `start`, `end` and `chain_ended`, in the order of their writing.
-    pub(super) async fn marks(&mut self) -> sqlx::Result<Vec<StoredRow>> {
-        let sql = select("WHERE kind IN ('start', 'end', 'chain_ended') ORDER BY rowid");
-        self.rows(sql, SqliteArguments::default()).await
+    /// The chains that have begun and not ended.
+    pub(super) async fn unended(&mut self) -> sqlx::Result<Vec<ChainId>> {
+        let listed = sqlx::query(statements::UNENDED).fetch_all(&mut self.connection).await?;
+        listed.iter().map(|row| chain_of(row.try_get(0)?)).collect()
+    }
+
+    /// Whether a chain has ended, or was declared ended.
+    pub(super) async fn is_ended(&mut self, chain: ChainId) -> sqlx::Result<bool> {
+        sqlx::query(statements::IS_ENDED).bind(chain.0.as_slice()).fetch_one(&mut self.connection).await?.try_get(0)
+    }
+
+    /// The newest `limit` rows of one of the kinds `start`, `end` and `chain_ended`, newest first.
+    pub(super) async fn newest_marks(&mut self, kind: &str, limit: u32) -> sqlx::Result<Vec<StoredRow>> {
+        let mut key = SqliteArguments::default();
+        key.add(kind).and_then(|()| key.add(limit)).map_err(sqlx::Error::Encode)?;
+        self.rows(statements::NEWEST_MARKS, key).await
     }
 
     /// The last row of a chain.
     pub(super) async fn last_row(&mut self, chain: ChainId) -> sqlx::Result<Option<StoredRow>> {
         let mut before = i64::MAX;
         while let Some(period) = self.period_before(before).await? {
-            let sql = select("WHERE period = ? AND chain = ? ORDER BY seq DESC LIMIT 1");
-            let rows = self.rows(sql, key(period, &[&chain.0], &[])).await?;
+            let rows = self.rows(statements::LAST_ROW, key(period, &[&chain.0], &[])).await?;
             if let Some(row) = rows.into_iter().next() {
                 return Ok(Some(row));
             }
@@ -169,7 +178,7 @@ impl Database {
     }
 
     async fn period_before(&mut self, period: i64) -> sqlx::Result<Option<i64>> {
-        sqlx::query("SELECT max(period) FROM event WHERE period < ?").bind(period).fetch_one(&mut self.connection).await?.try_get(0)
+        sqlx::query(statements::PERIOD_BEFORE).bind(period).fetch_one(&mut self.connection).await?.try_get(0)
     }
 
     /// The periods that hold rows, in order.
@@ -187,53 +196,53 @@ impl Database {
     /// One row by its place.
     pub(super) async fn row(&mut self, chain: ChainId, place: Place) -> sqlx::Result<Option<StoredRow>> {
         let key = key(yyyymm(place.period), &[&chain.0], &[seq(place)]);
-        let rows = self.rows(select("WHERE period = ? AND chain = ? AND seq = ?"), key).await?;
+        let rows = self.rows(statements::ROW, key).await?;
         Ok(rows.into_iter().next())
     }
 
     /// Up to `limit` rows of a chain in one period, from `from` on.
     pub(super) async fn chain_page(&mut self, chain: ChainId, from: Place, limit: u32) -> sqlx::Result<Vec<StoredRow>> {
         let key = key(yyyymm(from.period), &[&chain.0], &[seq(from), limit.into()]);
-        self.rows(select("WHERE period = ? AND chain = ? AND seq >= ? ORDER BY seq LIMIT ?"), key).await
+        self.rows(statements::CHAIN_PAGE, key).await
     }
 
     /// Up to `limit` rows of one period after (chain, seq), in that order; from the period's first row if `after` is `None`.
     pub(super) async fn page(&mut self, period: i64, after: Option<(&[u8], i64)>, limit: u32) -> sqlx::Result<Vec<StoredRow>> {
         let (chain, seq) = after.unwrap_or((&[], -1));
         let key = key(period, &[chain], &[seq, limit.into()]);
-        self.rows(select("WHERE period = ? AND (chain, seq) > (?, ?) ORDER BY chain, seq LIMIT ?"), key).await
+        self.rows(statements::PAGE, key).await
     }
 
     /// The intents with this serial (at most one, unless the index was removed).
     pub(super) async fn intents_of_serial(&mut self, period: Period, serial: &[u8]) -> sqlx::Result<Vec<StoredRow>> {
         let key = key(yyyymm(period), &[serial], &[]);
-        self.rows(select("WHERE kind = 'intent' AND period = ? AND serial = ?"), key).await
+        self.rows(statements::INTENTS_OF_SERIAL, key).await
     }
 
     /// The newest `limit` rows that name this identity, newest first.
     pub(super) async fn rows_of_identity(&mut self, identity: &str, limit: u32) -> sqlx::Result<Vec<StoredRow>> {
         let mut key = SqliteArguments::default();
         key.add(identity).and_then(|()| key.add(limit)).map_err(sqlx::Error::Encode)?;
-        self.rows(select("WHERE identity = ? ORDER BY rowid DESC LIMIT ?"), key).await
+        self.rows(statements::ROWS_OF_IDENTITY, key).await
     }
 
     /// How many rows there are.
     pub(super) async fn row_count(&mut self) -> sqlx::Result<u64> {
-        let count: i64 = sqlx::query("SELECT count(*) FROM event").fetch_one(&mut self.connection).await?.try_get(0)?;
+        let count: i64 = sqlx::query(statements::ROW_COUNT).fetch_one(&mut self.connection).await?.try_get(0)?;
         Ok(u64::try_from(count).unwrap_or(0))
     }
 
     #[cfg(test)]
     pub(super) async fn in_order_of_writing(&mut self) -> sqlx::Result<Vec<StoredRow>> {
-        self.rows(select("ORDER BY rowid"), SqliteArguments::default()).await
+        self.rows(statements::IN_ORDER_OF_WRITING, SqliteArguments::default()).await
     }
 
     async fn execute(&mut self, sql: &'static str) -> sqlx::Result<()> {
         self.connection.execute(sql).await.map(drop)
     }
 
-    async fn rows(&mut self, sql: String, arguments: SqliteArguments) -> sqlx::Result<Vec<StoredRow>> {
-        let rows = sqlx::query_with(AssertSqlSafe(sql), arguments).fetch_all(&mut self.connection).await?;
+    async fn rows(&mut self, sql: &'static str, arguments: SqliteArguments) -> sqlx::Result<Vec<StoredRow>> {
+        let rows = sqlx::query_with(sql, arguments).fetch_all(&mut self.connection).await?;
         rows.iter().map(stored).collect()
     }
 
@@ -257,10 +266,8 @@ fn inode(path: &Path) -> Option<(u64, u64)> {
     Some((metadata.dev(), metadata.ino()))
 }
 
-fn select(rest: &str) -> String {
-    let mut sql = String::from("SELECT period, chain, seq, kind, time, serial, identity, issuer, profile, hash, body FROM event ");
-    sql.push_str(rest);
-    sql
+fn chain_of(octets: &[u8]) -> sqlx::Result<ChainId> {
+    octets.try_into().map(ChainId).map_err(|_| sqlx::Error::Decode("a chain is not of 16 octets".into()))
 }
 
 /// The values of a key in their order: period, octets, numbers.
@@ -291,6 +298,7 @@ fn bind(arguments: &mut SqliteArguments, row: &Row) -> Result<(), sqlx::error::B
     arguments.add(projection.identity)?;
     arguments.add(projection.issuer)?;
     arguments.add(projection.profile)?;
+    arguments.add(row.event.ends(row.header.chain).map(|chain| chain.0.to_vec()))?;
     arguments.add(row.hash.as_slice())?;
     arguments.add(row.body.as_ref())
 }
@@ -306,7 +314,8 @@ fn stored(row: &SqliteRow) -> sqlx::Result<StoredRow> {
         identity: row.try_get(6)?,
         issuer: row.try_get(7)?,
         profile: row.try_get(8)?,
-        hash: row.try_get(9)?,
-        body: row.try_get(10)?,
+        ended: row.try_get(9)?,
+        hash: row.try_get(10)?,
+        body: row.try_get(11)?,
     })
 }

@@ -1,7 +1,8 @@
 //! What a process finds that looks at all chains: chains that nobody names yet, chains whose process is gone without having said so,
-//! the intents they left open, and the newest time.
+//! the intents they left open, and the newest time. It reads the chains that have not ended and the newest that have, however many there
+//! were before.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use super::body::decode;
 use super::database::Database;
@@ -56,107 +57,119 @@ impl From<SchemaError> for SurveyError {
     }
 }
 
+/// What becomes of a chain that has not ended and whose lock is free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Free {
+    /// Its process is dead.
+    IsDead,
+    /// Its process may be on its way back to the database; the search looks again, and then once more.
+    MayComeBack,
+}
+
 /// Rows read at a time.
 const PAGE: u32 = 500;
 
-/// Looks at the first and last rows of all chains but the asking process's own.
-pub(super) async fn survey(database: &mut Database, own: Option<ChainId>) -> Result<Legacy, SurveyError> {
-    let mut claimed = HashSet::new();
-    for chain in Marks::read(database).await?.unsettled(own) {
-        if database.claim(chain).await? {
-            claimed.insert(chain);
+/// How many of the newest starts and ends tell what is named. Every start names what nobody named before, so the ends since the last
+/// start are no more than there are processes.
+const NEWEST: u32 = 256;
+
+/// Looks at all chains before a new one begins.
+pub(super) async fn survey(database: &mut Database, free: Free) -> Result<Legacy, SurveyError> {
+    let mut legacy = Legacy::default();
+    let newest = Newest::read(database).await?;
+    for (head, time) in &newest.ends {
+        if newest.named.get(&head.chain) != Some(head) {
+            legacy.unnamed.push(*head);
+            legacy.newest = legacy.newest.max(Some(*time));
         }
     }
-    // Read once more: whoever held a claim before may have filed everything in the meantime.
-    let marks = Marks::read(database).await?;
-    let mut legacy = Legacy::default();
-    for chain in marks.unsettled(own) {
-        let row = database.last_row(chain).await?.ok_or_else(|| SurveyError::Corrupt(format!("chain {chain} has lost its rows")))?;
-        let (header, event) = read(&row)?;
-        let head = reference(&header, &row)?;
+    for chain in database.unended().await? {
+        let claimed = free == Free::IsDead && database.claim(chain).await?;
+        // Asked again with the claim: whoever held it before may have filed everything in the meantime.
+        if claimed && database.is_ended(chain).await? {
+            continue;
+        }
+        let (header, head, ended) = last_row(database, chain).await?;
         legacy.newest = legacy.newest.max(Some(header.time));
-        if marks.named.get(&chain) != Some(&head) {
+        if newest.named.get(&chain) != Some(&head) {
             legacy.unnamed.push(head);
         }
-        if event != Event::End && claimed.contains(&chain) {
-            let orphans = match header.oldest_open {
-                Some(from) => orphans(database, chain, from).await?,
-                None => Vec::new(),
-            };
-            legacy.dead.push(DeadChain { head, orphans });
+        if claimed && !ended {
+            legacy.dead.push(DeadChain { head, orphans: orphans(database, &header).await? });
         }
     }
     Ok(legacy)
 }
 
-/// What the first and last rows of chains say.
+/// A chain that was found without its process, as it is now that it can be claimed; nothing if it cannot, or if others were first.
+pub(super) async fn dead_chain(database: &mut Database, chain: ChainId) -> Result<Option<DeadChain>, SurveyError> {
+    if !database.claim(chain).await? || database.is_ended(chain).await? {
+        return Ok(None);
+    }
+    let (header, head, ended) = last_row(database, chain).await?;
+    Ok(if ended { None } else { Some(DeadChain { head, orphans: orphans(database, &header).await? }) })
+}
+
+async fn last_row(database: &mut Database, chain: ChainId) -> Result<(Header, RowRef, bool), SurveyError> {
+    let row = database.last_row(chain).await?.ok_or_else(|| SurveyError::Corrupt(format!("chain {chain} has lost its rows")))?;
+    let (header, event) = read(&row)?;
+    let head = reference(&header, &row)?;
+    Ok((header, head, event == Event::End))
+}
+
+/// What the newest starts and ends say.
 #[derive(Default)]
-struct Marks {
-    started: Vec<ChainId>,
-    /// Heads by which others declared a chain ended.
-    declared_ended: HashMap<ChainId, RowRef>,
-    ends: HashMap<ChainId, RowRef>,
+struct Newest {
+    /// Last rows of chains that ended in order, with their times.
+    ends: Vec<(RowRef, Timestamp)>,
     /// The furthest row of each chain that another chain's start names.
     named: HashMap<ChainId, RowRef>,
 }
 
-impl Marks {
+impl Newest {
     async fn read(database: &mut Database) -> Result<Self, SurveyError> {
-        let mut marks = Self::default();
-        for row in database.marks().await? {
-            let (header, event) = read(&row)?;
-            match event {
-                Event::Start { heads, .. } => {
-                    marks.started.push(header.chain);
-                    for head in heads {
-                        let named = marks.named.entry(head.chain).or_insert(head);
-                        if head.place > named.place {
-                            *named = head;
-                        }
-                    }
+        let mut newest = Self::default();
+        let starts = database.newest_marks("start", NEWEST).await?;
+        for row in &starts {
+            let Event::Start { heads, .. } = read(row)?.1 else { continue };
+            for head in heads {
+                let named = newest.named.entry(head.chain).or_insert(head);
+                if head.place > named.place {
+                    *named = head;
                 }
-                Event::ChainEnded { head } => {
-                    marks.declared_ended.insert(head.chain, head);
-                }
-                Event::End => {
-                    marks.ends.insert(header.chain, reference(&header, &row)?);
-                }
-                _ => {}
             }
         }
-        Ok(marks)
-    }
-
-    /// Chains that still have something to be said about them, in the order in which they started.
-    fn unsettled(&self, own: Option<ChainId>) -> Vec<ChainId> {
-        let ended_and_named = |chain: &ChainId| self.ends.get(chain).is_some_and(|end| self.named.get(chain) == Some(end));
-        let unsettled = |chain: &ChainId| Some(*chain) != own && !self.declared_ended.contains_key(chain) && !ended_and_named(chain);
-        self.started.iter().copied().filter(unsettled).collect()
+        // An end before the first start that was read was named by one of those that were not.
+        let from = starts.last().filter(|_| starts.len() == NEWEST as usize).map_or(i64::MIN, |row| row.time);
+        for row in database.newest_marks("end", NEWEST).await?.iter().rev().filter(|row| row.time >= from) {
+            let (header, _) = read(row)?;
+            newest.ends.push((reference(&header, row)?, header.time));
+        }
+        Ok(newest)
     }
 }
 
-/// Whether another process declared this chain ended.
-pub(super) async fn is_declared_ended(database: &mut Database, chain: ChainId) -> Result<bool, SurveyError> {
-    Ok(Marks::read(database).await?.declared_ended.contains_key(&chain))
-}
-
-/// The open intents of a dead chain; `from` is the lowest that can be open. Only a chain's own process, or a batch that also
-/// declares it ended, writes its outcomes: so they all stand in the chain itself.
-async fn orphans(database: &mut Database, chain: ChainId, from: Place) -> Result<Vec<(RowRef, Option<RequestId>)>, SurveyError> {
+/// The open intents of a dead chain with this last row, which names the lowest that can be open. Only a chain's own process, or a batch
+/// that also declares it ended, writes its outcomes: so they all stand in the chain itself. Numbers begin anew in each chain, and a chain
+/// may hold outcomes of another's intents.
+async fn orphans(database: &mut Database, last: &Header) -> Result<Vec<(RowRef, Option<RequestId>)>, SurveyError> {
+    let Some(from) = last.oldest_open else { return Ok(Vec::new()) };
     let mut open = BTreeMap::new();
     for period in database.periods().await? {
         let Some(period) = u32::try_from(period).ok().and_then(Period::new).filter(|period| *period >= from.period) else { continue };
         let mut next = if period == from.period { from } else { Place { period, seq: 0 } };
         loop {
-            let rows = database.chain_page(chain, next, PAGE).await?;
-            let Some(last) = rows.last() else { break };
-            next.seq = read(last)?.0.place.seq + 1;
+            let rows = database.chain_page(last.chain, next, PAGE).await?;
+            let Some(end) = rows.last() else { break };
+            next.seq = read(end)?.0.place.seq + 1;
             for row in &rows {
                 let (header, event) = read(row)?;
-                if let Some(intent) = event.closes() {
-                    open.remove(&intent.place);
-                } else if matches!(event, Event::Intent(_)) {
-                    open.insert(header.place, (reference(&header, row)?, header.request));
+                match event.closes() {
+                    Some(intent) if intent.chain == last.chain => drop(open.remove(&intent.place)),
+                    None if matches!(event, Event::Intent(_)) => {
+                        open.insert(header.place, (reference(&header, row)?, header.request));
+                    }
+                    _ => {}
                 }
             }
         }

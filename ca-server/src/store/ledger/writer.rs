@@ -3,6 +3,7 @@
 //! One batch is in flight at a time, and the next is hashed only when the last is known to be committed or known not to be. What
 //! happens after an error stands in `recovery`.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use super::batch::{Batch, refuse, refuse_for_ever};
 use super::chain::{Chain, OpenIntents};
 use super::database::Database;
+use super::due::Upkeep;
 use super::event::{Event, RowRef, Why};
 use super::lock::WriterLock;
 use super::options::LedgerOptions;
@@ -36,24 +38,8 @@ const YIELDS: usize = 4;
 /// The pause between attempts while the database does not take rows. An attempt itself may wait a second for another process.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// How often the clocks are compared; far below the silence after which the server ends the session.
-pub(super) const COMPARE: Duration = Duration::from_secs(5);
-
-/// How often dead processes are looked for.
-pub(super) const SEARCH: Duration = Duration::from_secs(30);
-
-/// When the next parts of the upkeep are due.
-pub(super) struct Upkeep {
-    pub(super) compare_at: Instant,
-    pub(super) search_at: Instant,
-}
-
-impl Upkeep {
-    /// Both in their full time: a connection was just opened. Those who lost theirs at the same moment may come back first.
-    pub(super) fn just_connected() -> Self {
-        Self { compare_at: Instant::now() + COMPARE, search_at: Instant::now() + SEARCH }
-    }
-}
+/// Why a ledger that could be written is not.
+const LOCK_IS_GONE: &str = "the lock file beside the database was removed or replaced";
 
 pub(super) struct Writer {
     pub(super) options: LedgerOptions,
@@ -77,7 +63,7 @@ pub(super) struct Writer {
     /// A batch of which nobody knows yet whether it is durable.
     pub(super) unsettled: Option<Batch>,
     /// Of a SQLite file; held as long as the writer lives.
-    pub(super) _lock: Option<WriterLock>,
+    pub(super) lock: Option<WriterLock>,
 }
 
 impl Writer {
@@ -184,6 +170,9 @@ impl Writer {
 
     /// Commits a batch, or finds out that it did not. Whether it did.
     pub(super) async fn record(&mut self, items: Vec<Item>) -> bool {
+        if !self.keeps_others_out() {
+            self.lose_database(&LOCK_IS_GONE).await;
+        }
         let (Some(chain), Some(database)) = (&self.chain, &mut self.database) else {
             self.hold(items);
             return false;
@@ -195,7 +184,7 @@ impl Writer {
         let began = Instant::now();
         self.status.commit_begins();
         let inserted = database.insert(batch.rows()).await;
-        match inserted {
+        match inserted.and_then(|()| if self.keeps_others_out() { Ok(()) } else { Err(io::Error::other(LOCK_IS_GONE).into()) }) {
             Ok(()) => {
                 self.status.commit_ended();
                 self.options.observer.committed(batch.rows().len(), began.elapsed());
@@ -209,6 +198,11 @@ impl Writer {
                 durable
             }
         }
+    }
+
+    /// Whether nobody else can have taken the ledger over. On a server the connection itself says so.
+    pub(super) fn keeps_others_out(&self) -> bool {
+        self.lock.as_ref().is_none_or(WriterLock::holds)
     }
 
     /// The batch is durable: the chain moves on, and every waiting call is answered.

@@ -37,14 +37,14 @@ impl Database {
         either!(self, database => database.outcomes_naming(hash, chain, from, until).await)
     }
 
-    /// Up to `limit` rows of kind `chain_ended` from a time on, in the order of their times, after the first `passed`.
-    pub(in crate::store::ledger) async fn declarations(
-        &mut self,
-        from: Timestamp,
-        passed: u32,
-        limit: u32,
-    ) -> Result<Vec<StoredRow>, DatabaseError> {
-        either!(self, database => database.declarations(from, passed, limit).await)
+    /// The row with which a chain ended, or by which it was first declared ended.
+    pub(in crate::store::ledger) async fn ending(&mut self, chain: ChainId) -> Result<Option<StoredRow>, DatabaseError> {
+        either!(self, database => database.ending(chain).await)
+    }
+
+    /// The rows of kinds `start`, `end` and `chain_ended` before a time, the older first; of one chain in order.
+    pub(in crate::store::ledger) async fn marks_before(&mut self, time: Timestamp) -> Result<Vec<StoredRow>, DatabaseError> {
+        either!(self, database => database.marks_before(time).await)
     }
 
     /// The last row of a chain before a time.

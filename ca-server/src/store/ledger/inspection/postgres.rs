@@ -9,14 +9,17 @@ use sqlx::{Connection, Executor, PgConnection, Row as _};
 
 use super::super::location::Servers;
 use super::super::migrate::FENCE;
-use super::super::postgres::{SCHEMA, Session, connect};
-use super::super::schema::{OLDEST_WRITER, POSTGRES};
+use super::super::postgres::{SCHEMA, Session, connect, statements};
+use super::super::schema::POSTGRES;
 use super::{Difference, How, SchemaFacts, schema_facts};
 use crate::clock::Clock;
 use crate::timestamp::{Period, Timestamp};
 
-const SESSION: Session =
-    Session { name: "ca-server doctor", settings: &[("search_path", SCHEMA), ("statement_timeout", "30s"), ("lock_timeout", "3s")] };
+const SESSION: Session = Session {
+    name: "ca-server doctor",
+    settings: &[("search_path", SCHEMA), ("statement_timeout", "30s"), ("lock_timeout", "3s")],
+    unchecked: &[],
+};
 
 /// A PostgreSQL ledger.
 #[derive(Debug)]
@@ -91,7 +94,7 @@ pub(super) async fn inspect(servers: &Servers, clock: &Clock) -> PostgresFacts {
     let connected = connect(servers, &SESSION, true).await;
     let only_standby = connected.is_err() && connect(servers, &SESSION, false).await.is_ok();
     let server = match connected {
-        Ok(mut connection) => {
+        Ok((mut connection, _)) => {
             let facts = server(&mut connection, clock).await;
             // Nothing depends on a farewell.
             let _ = connection.close().await;
@@ -104,18 +107,10 @@ pub(super) async fn inspect(servers: &Servers, clock: &Clock) -> PostgresFacts {
 
 async fn server(connection: &mut PgConnection, clock: &Clock) -> sqlx::Result<ServerFacts> {
     connection.execute("SET default_transaction_read_only = on").await?;
-    let row = one(
-        connection,
-        "SELECT current_setting('server_version'), current_setting('server_version_num')::int, host(inet_server_addr()), \
-         (SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid() AND ssl), pg_database_size(current_database()), \
-         (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'), \
-         (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted \
-          AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))",
-    )
-    .await?;
+    let row = one(connection, statements::SERVER_FACTS).await?;
     let address: Option<String> = row.try_get(2)?;
     let across_network = address.and_then(|address| address.parse::<IpAddr>().ok()).is_some_and(|address| !address.is_loopback());
-    let theirs: i64 = one(connection, "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8").await?.try_get(0)?;
+    let theirs: i64 = one(connection, statements::TIME).await?.try_get(0)?;
     let clocks = (Timestamp::from_micros(theirs), clock.now());
     let schema = schema(connection).await;
     let readable = schema.as_ref().is_ok_and(|schema| schema.version.is_some());
@@ -142,24 +137,12 @@ async fn one(connection: &mut PgConnection, sql: &'static str) -> sqlx::Result<P
 }
 
 async fn settings(connection: &mut PgConnection) -> sqlx::Result<BTreeMap<String, String>> {
-    let asked = "SELECT name, current_setting(name) FROM unnest(ARRAY['fsync', 'synchronous_commit', 'full_page_writes', 'max_connections', \
-                 'superuser_reserved_connections', 'synchronous_standby_names']) AS name";
-    connection.fetch_all(asked).await?.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    connection.fetch_all(statements::SETTINGS).await?.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
 async fn login(connection: &mut PgConnection) -> sqlx::Result<LoginFacts> {
-    let rights = one(
-        connection,
-        "SELECT current_user::text, (SELECT rolsuper FROM pg_roles WHERE rolname = current_user), \
-         coalesce(has_table_privilege(event, 'INSERT') AND has_table_privilege(event, 'SELECT'), false), \
-         coalesce(has_table_privilege(event, 'UPDATE, DELETE, TRUNCATE'), false) \
-         OR EXISTS (SELECT FROM pg_inherits WHERE inhparent = event AND has_table_privilege(inhrelid, 'UPDATE, DELETE, TRUNCATE')) \
-         FROM to_regclass('event') AS event",
-    )
-    .await?;
-    let roles = "SELECT rolname::text, pg_has_role(current_user, oid, 'MEMBER') FROM pg_roles \
-                 WHERE rolname IN (SELECT current_database() || part FROM unnest(ARRAY['_owner', '_application', '_auditor']) AS part)";
-    let roles = connection.fetch_all(roles).await?;
+    let rights = one(connection, statements::RIGHTS).await?;
+    let roles = connection.fetch_all(statements::MEMBERSHIPS).await?;
     Ok(LoginFacts {
         name: rights.try_get(0)?,
         superuser: rights.try_get(1)?,
@@ -170,35 +153,26 @@ async fn login(connection: &mut PgConnection) -> sqlx::Result<LoginFacts> {
 }
 
 async fn partitions(connection: &mut PgConnection) -> sqlx::Result<PartitionFacts> {
-    let asked = "SELECT substring(relname FROM '^event_([0-9]{6})$')::int FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid \
-                 WHERE inhparent = to_regclass('event')";
     let mut months = BTreeSet::new();
-    for row in connection.fetch_all(asked).await? {
+    for row in connection.fetch_all(statements::PARTITIONS).await? {
         months.extend(row.try_get::<Option<i32>, _>(0)?.and_then(|month| Period::new(u32::try_from(month).ok()?)));
     }
-    let default_size = one(connection, "SELECT coalesce(pg_relation_size(to_regclass('event_default')), 0)").await?.try_get(0)?;
+    let default_size = one(connection, statements::DEFAULT_SIZE).await?.try_get(0)?;
     Ok(PartitionFacts { first: months.first().copied(), last: months.last().copied(), count: months.len(), default_size })
 }
 
-/// The last row of each chain in the newest month, by the index; the newest by time would be a search through the month.
 async fn newest(connection: &mut PgConnection) -> sqlx::Result<Option<Timestamp>> {
-    let asked = "SELECT max(last.time) FROM (SELECT max(period) AS period FROM event) AS newest, \
-                 (SELECT DISTINCT chain FROM event WHERE identity IS NULL AND kind = 'start') AS started, \
-                 LATERAL (SELECT time FROM event WHERE event.period = newest.period AND event.chain = started.chain \
-                 ORDER BY seq DESC LIMIT 1) AS last";
-    Ok(one(connection, asked).await?.try_get::<Option<i64>, _>(0)?.map(Timestamp::from_micros))
+    Ok(one(connection, statements::NEWEST).await?.try_get::<Option<i64>, _>(0)?.map(Timestamp::from_micros))
 }
 
 async fn schema(connection: &mut PgConnection) -> sqlx::Result<SchemaFacts> {
-    let there = "SELECT coalesce(has_table_privilege(to_regclass('_sqlx_migrations'), 'SELECT'), false)";
-    if !one(connection, there).await?.try_get::<bool, _>(0)? {
+    if !one(connection, statements::MIGRATIONS_ARE_READABLE).await?.try_get::<bool, _>(0)? {
         return Ok(SchemaFacts::default());
     }
-    let applied = connection.fetch_all("SELECT version, checksum FROM _sqlx_migrations WHERE success").await?;
+    let applied = connection.fetch_all(statements::MIGRATIONS).await?;
     let applied = applied.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<sqlx::Result<BTreeMap<i64, Vec<u8>>>>()?;
-    let there = "SELECT coalesce(has_table_privilege(to_regclass('oldest_writer'), 'SELECT'), false)";
-    let oldest_writer = match one(connection, there).await?.try_get(0)? {
-        true => one(connection, OLDEST_WRITER).await?.try_get::<Option<i64>, _>(0)?,
+    let oldest_writer = match one(connection, statements::OLDEST_WRITER_IS_READABLE).await?.try_get(0)? {
+        true => one(connection, statements::OLDEST_WRITER).await?.try_get::<Option<i64>, _>(0)?,
         false => None,
     };
     let mut facts = schema_facts(&applied, oldest_writer, &POSTGRES);
@@ -216,35 +190,34 @@ async fn schema(connection: &mut PgConnection) -> sqlx::Result<SchemaFacts> {
 /// What keeps rows from being changed, and finds them: triggers on the table and on every partition, the function that they call,
 /// indexes; and what could divert rows, rules and policies.
 async fn differences(connection: &mut PgConnection) -> sqlx::Result<Vec<Difference>> {
-    let tables = "SELECT c.relname::text, c.relrowsecurity OR c.relhasrules FROM pg_class c WHERE c.oid = to_regclass('event') \
-                  OR c.oid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = to_regclass('event')) ORDER BY 1";
-    let tables: Vec<(String, bool)> =
-        connection.fetch_all(tables).await?.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<sqlx::Result<_>>()?;
+    let tables: Vec<(String, bool)> = connection
+        .fetch_all(statements::TABLES)
+        .await?
+        .iter()
+        .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+        .collect::<sqlx::Result<_>>()?;
     if tables.is_empty() {
         return Ok(vec![Difference { kind: "table".into(), name: "event".into(), how: How::Missing }]);
     }
     let mut found = triggers(connection, &tables).await?;
     let diverted = tables.iter().filter(|(_, diverted)| *diverted);
     found.extend(diverted.map(|(table, _)| Difference { kind: "rule or policy".into(), name: format!("on {table}"), how: How::Added }));
-    let body = "SELECT prosrc FROM pg_proc WHERE pronamespace = 'ca_server'::regnamespace AND proname = 'event_only_grows'";
-    let body = connection.fetch_optional(body).await?.map(|row| row.try_get::<String, _>(0)).transpose()?;
+    let body = connection.fetch_optional(statements::FUNCTION_BODY).await?.map(|row| row.try_get::<String, _>(0)).transpose()?;
     let how = match body {
         None => Some(How::Missing),
         Some(body) => (!POSTGRES.iter().any(|migration| migration.sql.as_str().contains(&body))).then_some(How::Changed),
     };
     found.extend(how.map(|how| Difference { kind: "function".into(), name: "event_only_grows".into(), how }));
     // What partitions inherit cannot be taken from them alone.
-    let constraints = "SELECT conname::text FROM pg_constraint WHERE conrelid = to_regclass('event') AND contype = 'c' AND convalidated";
-    let there: BTreeSet<String> = connection.fetch_all(constraints).await?.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<_>>()?;
-    let fence = "SELECT EXISTS (SELECT FROM pg_constraint WHERE conrelid = to_regclass('event_default') AND conname = $1)";
-    if connection.fetch_one(sqlx::query(fence).bind(FENCE)).await?.try_get(0)? {
+    let there: BTreeSet<String> =
+        connection.fetch_all(statements::CONSTRAINTS).await?.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<_>>()?;
+    if connection.fetch_one(sqlx::query(statements::FENCE_IS_THERE).bind(FENCE)).await?.try_get(0)? {
         found.push(Difference { kind: "fence".into(), name: format!("{FENCE} on event_default"), how: How::Added });
     }
     let missing = named_in_migrations("CONSTRAINT", "CHECK").into_iter().filter(|constraint| !there.contains(constraint));
     found.extend(missing.map(|name| Difference { kind: "constraint".into(), name, how: How::Missing }));
-    let indexes = "SELECT c.relname::text FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid \
-                   WHERE i.indrelid = to_regclass('event') AND i.indisvalid";
-    let indexes: BTreeSet<String> = connection.fetch_all(indexes).await?.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<_>>()?;
+    let indexes: BTreeSet<String> =
+        connection.fetch_all(statements::INDEXES).await?.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<_>>()?;
     let missing = named_in_migrations("INDEX", "ON").into_iter().filter(|index| !indexes.contains(index));
     found.extend(missing.map(|name| Difference { kind: "index".into(), name, how: How::Missing }));
     Ok(found)
@@ -254,15 +227,8 @@ async fn differences(connection: &mut PgConnection) -> sqlx::Result<Vec<Differen
 const TRIGGERS: [(&str, i16); 2] = [("event_is_never_changed", 1 | 2 | 8 | 16), ("event_is_never_truncated", 2 | 32)];
 
 async fn triggers(connection: &mut PgConnection, tables: &[(String, bool)]) -> sqlx::Result<Vec<Difference>> {
-    // Those of a partition that were handed down count as internal on some versions.
-    let asked = "SELECT c.relname::text, t.tgname::text, t.tgtype, \
-                 t.tgenabled IN ('O', 'A') AND t.tgqual IS NULL AND cardinality(t.tgattr) = 0 AND p.proname = 'event_only_grows' \
-                 AND p.pronamespace = 'ca_server'::regnamespace \
-                 FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_proc p ON p.oid = t.tgfoid \
-                 WHERE (NOT t.tgisinternal OR t.tgparentid <> 0) AND (t.tgrelid = to_regclass('event') \
-                 OR t.tgrelid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = to_regclass('event')))";
     let mut there = BTreeMap::new();
-    for row in connection.fetch_all(asked).await? {
+    for row in connection.fetch_all(statements::TRIGGERS).await? {
         let key: (String, String) = (row.try_get(0)?, row.try_get(1)?);
         there.insert(key, (row.try_get::<i16, _>(2)?, row.try_get::<bool, _>(3)?));
     }

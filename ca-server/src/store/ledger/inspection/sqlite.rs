@@ -12,7 +12,8 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection, Row as _, SqliteConnection};
 
 use super::super::lock::{self, Writer};
-use super::super::schema::{OLDEST_WRITER, SQLITE};
+use super::super::schema::SQLITE;
+use super::super::sqlite::statements;
 use super::{Difference, How, SchemaFacts, schema_facts};
 use crate::timestamp::Timestamp;
 
@@ -101,16 +102,16 @@ fn stat(path: &Path) -> io::Result<Option<FileFacts>> {
 async fn content(path: &Path, deep: bool) -> sqlx::Result<Content> {
     let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT);
     let mut connection = options.disable_statement_logging().connect().await?;
-    let journal_mode = sqlx::query("PRAGMA journal_mode").fetch_one(&mut connection).await?.try_get(0)?;
+    let journal_mode = sqlx::query(statements::JOURNAL_MODE).fetch_one(&mut connection).await?.try_get(0)?;
     let schema = schema(&mut connection).await?;
     let (mut rows, mut newest) = (0, None);
-    if schema.version.is_some() && !schema.differences.iter().any(|object| object.kind == "table" && object.how == How::Missing) {
-        // In the order of writing: the newest by time would be a search through the whole table.
-        let last = "SELECT rowid, time FROM event ORDER BY rowid DESC LIMIT 1";
-        if let Some(last) = sqlx::query(last).fetch_optional(&mut connection).await? {
-            rows = u64::try_from(last.try_get::<i64, _>(0)?).unwrap_or(0);
-            newest = Some(Timestamp::from_micros(last.try_get(1)?));
-        }
+    let is_there = |schema: &SchemaFacts| !schema.differences.iter().any(|object| object.kind == "table" && object.how == How::Missing);
+    if schema.version.is_some()
+        && is_there(&schema)
+        && let Some(last) = sqlx::query(statements::NEWEST).fetch_optional(&mut connection).await?
+    {
+        rows = u64::try_from(last.try_get::<i64, _>(0)?).unwrap_or(0);
+        newest = Some(Timestamp::from_micros(last.try_get(1)?));
     }
     let damage = if deep { Some(damage(&mut connection).await?) } else { None };
     connection.close().await?;
@@ -119,21 +120,20 @@ async fn content(path: &Path, deep: bool) -> sqlx::Result<Content> {
 
 /// What `PRAGMA integrity_check` finds beside `ok`, at most a hundred lines.
 async fn damage(connection: &mut SqliteConnection) -> sqlx::Result<Vec<String>> {
-    let lines = sqlx::query("PRAGMA integrity_check(100)").fetch_all(connection).await?;
+    let lines = sqlx::query(statements::DAMAGE).fetch_all(connection).await?;
     let lines = lines.iter().map(|line| line.try_get::<String, _>(0)).collect::<sqlx::Result<Vec<_>>>()?;
     Ok(lines.into_iter().filter(|line| line != "ok").collect())
 }
 
 async fn schema(connection: &mut SqliteConnection) -> sqlx::Result<SchemaFacts> {
-    let has_migrations = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = '_sqlx_migrations'";
-    if sqlx::query(has_migrations).fetch_one(&mut *connection).await?.try_get::<i64, _>(0)? == 0 {
+    if sqlx::query(statements::HAS_MIGRATIONS).fetch_one(&mut *connection).await?.try_get::<i64, _>(0)? == 0 {
         return Ok(SchemaFacts::default());
     }
     let mut applied: BTreeMap<i64, Vec<u8>> = BTreeMap::new();
-    for row in sqlx::query("SELECT version, checksum FROM _sqlx_migrations WHERE success").fetch_all(&mut *connection).await? {
+    for row in sqlx::query(statements::MIGRATIONS).fetch_all(&mut *connection).await? {
         applied.insert(row.try_get(0)?, row.try_get(1)?);
     }
-    let oldest_writer = match sqlx::query(OLDEST_WRITER).fetch_one(&mut *connection).await {
+    let oldest_writer = match sqlx::query(statements::OLDEST_WRITER).fetch_one(&mut *connection).await {
         Ok(row) => row.try_get::<Option<i64>, _>(0)?,
         // Its table is among the differences.
         Err(_) => None,
@@ -158,8 +158,7 @@ async fn as_made() -> sqlx::Result<Objects> {
 }
 
 async fn objects(connection: &mut SqliteConnection) -> sqlx::Result<Objects> {
-    let listed = "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE '\\_sqlx%' ESCAPE '\\'";
-    let rows = sqlx::query(listed).fetch_all(connection).await?;
+    let rows = sqlx::query(statements::OBJECTS).fetch_all(connection).await?;
     rows.iter().map(|row| Ok(((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?))).collect()
 }
 

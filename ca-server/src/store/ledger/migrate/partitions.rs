@@ -5,6 +5,7 @@ use std::time::Duration;
 use sqlx::{Executor, PgConnection, Row as _};
 
 use super::super::brief_locks::{beside_writers, in_one};
+use super::super::postgres::statements;
 use super::super::schema::DatabaseError;
 use crate::timestamp::{Period, Timestamp};
 
@@ -37,7 +38,7 @@ pub(super) async fn extend(connection: &mut PgConnection, now: Timestamp) -> Res
     let mut missing = Vec::new();
     let mut period = now.period();
     for _ in 0..=MONTHS_AHEAD {
-        let there = connection.fetch_one(sqlx::query("SELECT to_regclass($1) IS NOT NULL").bind(table(period))).await?;
+        let there = connection.fetch_one(sqlx::query(statements::TABLE_IS_THERE).bind(table(period))).await?;
         let is_written = behind_a_fence && [now.period(), now.plus(SOON).period()].contains(&period);
         match there.try_get::<bool, _>(0)? {
             true => done.last = Some(period),
@@ -69,11 +70,8 @@ pub(in crate::store::ledger) fn table(period: Period) -> String {
 
 /// The months in the default partition, each found by the index.
 async fn in_default(connection: &mut PgConnection) -> Result<Vec<Period>, DatabaseError> {
-    let asked = "WITH RECURSIVE found AS (SELECT min(period) AS period FROM event_default UNION ALL \
-                 SELECT (SELECT min(period) FROM event_default WHERE period > found.period) FROM found WHERE found.period IS NOT NULL) \
-                 SELECT period FROM found WHERE period IS NOT NULL";
     let mut periods = Vec::new();
-    for row in connection.fetch_all(asked).await? {
+    for row in connection.fetch_all(statements::IN_DEFAULT).await? {
         periods.extend(u32::try_from(row.try_get::<i32, _>(0)?).ok().and_then(Period::new));
     }
     Ok(periods)
@@ -87,8 +85,7 @@ async fn fence(connection: &mut PgConnection, months: &[Period]) -> Result<(), D
 }
 
 async fn drop_fence(connection: &mut PgConnection) -> Result<(), DatabaseError> {
-    let there = "SELECT EXISTS (SELECT FROM pg_constraint WHERE conrelid = to_regclass('event_default') AND conname = $1)";
-    if connection.fetch_one(sqlx::query(there).bind(FENCE)).await?.try_get(0)? {
+    if connection.fetch_one(sqlx::query(statements::FENCE_IS_THERE).bind(FENCE)).await?.try_get(0)? {
         in_one(connection, &[format!("ALTER TABLE event_default DROP CONSTRAINT {FENCE}")]).await?;
     }
     Ok(())
@@ -97,10 +94,10 @@ async fn drop_fence(connection: &mut PgConnection) -> Result<(), DatabaseError> 
 /// Made beside the table and then attached: that keeps nobody from writing for longer than the wait for a lock.
 async fn make(connection: &mut PgConnection, period: Period) -> Result<(), DatabaseError> {
     let name = table(period);
-    let statements = [
+    let changes = [
         format!("CREATE TABLE {name} (LIKE event INCLUDING CONSTRAINTS)"),
         format!("ALTER TABLE event ATTACH PARTITION {name} FOR VALUES IN ({period})"),
         format!("CREATE TRIGGER event_is_never_truncated BEFORE TRUNCATE ON {name} FOR EACH STATEMENT EXECUTE FUNCTION event_only_grows()"),
     ];
-    in_one(connection, &statements).await
+    in_one(connection, &changes).await
 }

@@ -3,11 +3,13 @@
 use super::world;
 use crate::evidence::Evidence;
 use crate::refusal::{Reason, Refusal};
-use crate::store::ledger::event::Event;
+use crate::store::ledger::database::Database;
+use crate::store::ledger::event::{ChainId, Event, RowRef, Why};
 use crate::store::ledger::fixture::{NOON, evidence, options, request, start};
 use crate::store::ledger::migrate::migrate;
 use crate::store::ledger::open_intent::NotOpened;
-use crate::store::ledger::{Ledger, LedgerReader, LedgerStartError, Logins, MigrationError, StartFact};
+use crate::store::ledger::{Begin, Ledger, LedgerReader, LedgerStartError, Logins, MigrationError, StartFact};
+use crate::timestamp::Timestamp;
 
 #[test]
 fn what_a_killed_process_left_open_is_filed_unknown_once() {
@@ -33,6 +35,72 @@ fn what_a_killed_process_left_open_is_filed_unknown_once() {
         assert_eq!(world.kinds_of_last_chain().await, ["start", "ceremony", "issuer", "end"], "nothing is filed twice");
         world.holds().await;
     });
+}
+
+/// Numbers begin anew in each chain, so two chains have intents at equal places; a successor's chain has outcomes of both.
+#[tokio::test]
+async fn an_outcome_closes_the_intent_of_its_own_chain_and_no_other_at_the_same_place() {
+    let world = world();
+    let mut dead = world.forge(1, Vec::new());
+    let orphan = dead.row(Event::Intent(world.make_now().intent()));
+    dead.write().await;
+    let mut heir = world.forge(2, vec![orphan]);
+    let open = heir.row(Event::Intent(world.make_now().intent()));
+    assert_eq!(open.place, orphan.place);
+    heir.row(Event::Unknown { intent: orphan, why: Why::process_died() });
+    heir.row(Event::ChainEnded { head: orphan });
+    heir.write().await;
+    world.hands.set(NOON + 60);
+    world.start().await.shutdown().await;
+    let closed = world.events().await.into_iter().filter_map(|event| event.closes());
+    assert_eq!(closed.collect::<Vec<_>>(), [orphan, open]);
+    assert_eq!((world.holds().await.open, world.holds().await.unknown), (0, 2));
+    let since = Timestamp::from_seconds(NOON + 30);
+    assert_eq!(world.findings_from(Begin::Since(since)).await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_start_that_goes_no_further_than_its_devices_writes_nothing() {
+    let world = world();
+    world.start().await.shutdown().await;
+    let before = world.rows().await.len();
+    for _ in 0..3 {
+        drop(Ledger::prepare(options(&world.location, &world.ca), world.hands.clock()).await.unwrap());
+    }
+    assert_eq!(world.rows().await.len(), before);
+    world.start().await.shutdown().await;
+    world.holds().await;
+}
+
+/// A ledger is named in whole however many chains there were before: a start that named nothing would leave what ended before it unbound.
+#[tokio::test]
+async fn what_ended_after_many_starts_that_never_ended_is_named_once() {
+    let world = world();
+    world.start().await.shutdown().await;
+    world.start().await.shutdown().await;
+    let mut database = Database::writer(&world.location).await.unwrap();
+    let mut named: Option<RowRef> = None;
+    for number in 0..300_u32 {
+        let mut id = [9; 16];
+        id[..4].copy_from_slice(&number.to_be_bytes());
+        let forged = world.forge_as(ChainId(id), named.into_iter().collect());
+        let mut rows = forged.into_rows();
+        rows.truncate(1);
+        database.insert(&rows).await.unwrap();
+        named = Some(rows[0].reference());
+    }
+    database.close().await.unwrap();
+    world.start().await.shutdown().await;
+    let heads = world.events().await.into_iter().rev().find_map(|event| match event {
+        Event::Start { heads, .. } => Some(heads),
+        _ => None,
+    });
+    let heads = heads.unwrap();
+    assert!(heads.contains(&named.unwrap()), "the last that nobody named");
+    let declared = world.events().await.into_iter().filter(|event| matches!(event, Event::ChainEnded { .. })).count();
+    assert_eq!(declared, 300, "every one of them is dead");
+    world.start().await.shutdown().await;
+    assert_eq!(world.kinds_of_last_chain().await, ["start", "ceremony", "issuer", "end"], "nothing is filed twice");
 }
 
 #[tokio::test]

@@ -3,7 +3,9 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use crate::refusal::Reason;
 use crate::store::ledger::fixture::{World, start};
+use crate::store::ledger::open_intent::NotOpened;
 use crate::store::ledger::{LedgerReader, LedgerStartError, Location, ReadError};
 
 fn at(path: &Path) -> Location {
@@ -19,6 +21,48 @@ async fn a_ledger_has_one_writer() {
     ledger.shutdown().await;
     world.start().await.shutdown().await;
     world.holds().await;
+}
+
+#[tokio::test]
+async fn a_lock_file_that_was_removed_is_noticed_at_the_next_commit_and_made_again() {
+    let world = World::sqlite();
+    let ledger = world.start().await;
+    world.issue(&ledger).await;
+    let lock = world.path().with_file_name("ledger.db.lock");
+    for replaced in [false, true] {
+        std::fs::remove_file(&lock).unwrap();
+        if replaced {
+            std::fs::write(&lock, "").unwrap();
+        }
+        let refused = ledger.open_made(world.make(&ledger)).await;
+        assert!(matches!(&refused, Err(NotOpened::Refused(refusal)) if refusal.detail().contains("lock file")), "{refused:?}");
+        world.recovers(&ledger).await;
+        let second = start(&world.location, &world.ca, &world.hands).await;
+        assert!(matches!(&second, Err(LedgerStartError::Locked(_))), "{second:?}");
+        world.issue(&ledger).await;
+    }
+    ledger.shutdown().await;
+    assert_eq!((world.holds().await.chains, world.holds().await.issued), (1, 3));
+}
+
+#[tokio::test]
+async fn whoever_finds_no_lock_file_takes_the_ledger_over_and_the_first_writes_no_more_until_it_is_gone() {
+    let world = World::sqlite();
+    let first = world.start().await;
+    let open = world.open(&first).await;
+    std::fs::remove_file(world.path().with_file_name("ledger.db.lock")).unwrap();
+    let second = world.start().await;
+    let outcome = open.issue_later();
+    world.goes_down(&first).await;
+    world.issue(&second).await;
+    assert!(first.open_made(world.make_now()).await.is_err());
+    second.shutdown().await;
+    world.recovers(&first).await;
+    assert_eq!(outcome.await.unwrap().unwrap_err().reason(), Reason::LedgerDown, "the certificate is withheld");
+    world.issue(&first).await;
+    first.shutdown().await;
+    let report = world.holds().await;
+    assert_eq!((report.chains, report.issued, report.unknown, report.open), (3, 2, 1, 0));
 }
 
 #[tokio::test]

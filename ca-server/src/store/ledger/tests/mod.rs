@@ -8,5 +8,6 @@ mod format;
 mod migrating;
 mod on_postgres;
 mod on_sqlite;
+mod plans;
 mod processes;
 mod servers;

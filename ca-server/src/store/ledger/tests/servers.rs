@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use postgres_cluster::{Cluster, Pooler};
 use sqlx::{Executor, PgConnection, Row as _};
 
 use crate::refusal::Reason;
@@ -152,6 +153,23 @@ async fn a_clock_that_is_not_the_databases_records_nothing_until_it_is() {
     assert!(world.rows().await.iter().all(|row| row.time / 1_000_000 <= now + 21));
 }
 
+/// PgBouncer hands out sessions by the transaction. It takes no settings at a connection's begin, unless it is told to drop them.
+#[tokio::test]
+async fn behind_a_pooler_that_shares_sessions_nothing_is_written_and_the_remedy_is_said() {
+    for dropped in ["", "options,extra_float_digits"] {
+        let cluster = Cluster::shared();
+        let database = cluster.database();
+        let direct = World::at_url(&cluster.url(&database));
+        direct.migrate().await;
+        let pooler = Pooler::start(cluster, dropped);
+        let world = World::at_url(&pooler.url(&database));
+        let refused = start(&world.location, &world.ca, &world.hands).await;
+        let Err(LedgerStartError::Unavailable { cause, .. }) = &refused else { panic!("{dropped:?}: {refused:?}") };
+        assert!(cause.contains("pooler") && cause.contains("name the server itself"), "{dropped:?}: {cause}");
+        assert!(direct.rows().await.is_empty());
+    }
+}
+
 #[tokio::test]
 async fn a_month_without_a_partition_never_stops_issuing() {
     let world = World::postgres();
@@ -191,7 +209,7 @@ async fn the_application_adds_and_reads_and_the_auditor_reads() {
     ledger.shutdown().await;
     let mut connection = world.superuser().await;
     let database: String = sqlx::query("SELECT current_database()::text").fetch_one(&mut connection).await.unwrap().get(0);
-    let insert = "INSERT INTO event SELECT period, chain, 1000, kind, time, NULL, NULL, NULL, NULL, hash, body FROM event LIMIT 1";
+    let insert = "INSERT INTO event SELECT period, chain, 1000, kind, time, NULL, NULL, NULL, NULL, NULL, hash, body FROM event LIMIT 1";
     let tries = [
         ("application", "SELECT count(*) FROM event", true),
         ("application", insert, true),

@@ -153,6 +153,8 @@ impl LedgerObserver for Counting {
     fn queue_depth(&self, _: usize) {}
     fn dropped(&self, _: u64) {}
     fn up(&self, _: bool) {}
+    fn searched(&self, _: Duration) {}
+    fn kept_up(&self, _: Duration) {}
 }
 
 #[tokio::test(flavor = "multi_thread")]

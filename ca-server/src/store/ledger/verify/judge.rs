@@ -250,6 +250,7 @@ fn differing_column(row: &StoredRow, header: &Header, event: &Event) -> Option<&
         ("serial", !known || row.serial.as_deref() == projection.serial),
         ("identity", !known || row.identity.as_deref() == projection.identity),
         ("issuer", !known || row.issuer.as_deref() == projection.issuer),
+        ("ended", !known || row.ended.as_deref() == event.ends(header.chain).as_ref().map(|chain| chain.0.as_slice())),
         ("profile", !known || row.profile.as_deref() == projection.profile),
     ]
     .into_iter()

@@ -19,7 +19,7 @@ impl Standing {
         let mut standing = Self { since: Some(since), ..Self::default() };
         let mut begun = Vec::new();
         let first = database.periods().await?.into_iter().find_map(|period| Period::new(u32::try_from(period).ok()?));
-        for row in database.marks().await?.iter().filter(|row| row.time < since.micros()) {
+        for row in &database.marks_before(since).await? {
             let entry = Entry::try_from(row)?;
             let time = entry.header.time;
             match &entry.event {
@@ -92,7 +92,8 @@ async fn open_between(chain: ChainId, from: Place, until: Place, database: &mut 
                 }
                 match (&entry.event, entry.event.closes()) {
                     (Event::Intent(_), _) => open.insert(entry.header.place, entry.hash),
-                    (_, Some(intent)) => open.remove(&intent.place),
+                    // Numbers begin anew in each chain: an outcome of another chain's intent says nothing of this one's.
+                    (_, Some(intent)) if intent.chain == chain => open.remove(&intent.place),
                     _ => None,
                 };
             }
