@@ -7,7 +7,7 @@ use der::Decode;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
+use rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_cert::Certificate;
 use x509_cert::ext::pkix::SubjectAltName;
@@ -107,7 +107,7 @@ impl ClientCertVerifier for Verifier {
     ) -> Result<ClientCertVerified, Error> {
         let now = Timestamp::from_seconds(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
         let checked = path::verify(leaf, others, &self.anchors, Usage::Client, now);
-        checked.map(|()| ClientCertVerified::assertion()).map_err(|why| Error::InvalidCertificate(for_the_alert(why)))
+        checked.map(|()| ClientCertVerified::assertion()).map_err(BadPath::in_tls)
     }
 
     fn verify_tls12_signature(
@@ -130,20 +130,6 @@ impl ClientCertVerifier for Verifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.handshakes.supported_verify_schemes()
-    }
-}
-
-/// What decides which alert the client sees (RFC 8446 §6.2).
-fn for_the_alert(why: BadPath) -> CertificateError {
-    match why {
-        BadPath::Unreadable => CertificateError::BadEncoding,
-        BadPath::Expired => CertificateError::Expired,
-        BadPath::NotYetValid => CertificateError::NotValidYet,
-        BadPath::UnknownIssuer => CertificateError::UnknownIssuer,
-        BadPath::Signature => CertificateError::BadSignature,
-        BadPath::Usage => CertificateError::InvalidPurpose,
-        BadPath::CriticalExtension => CertificateError::UnhandledCriticalExtension,
-        other => CertificateError::Other(rustls::OtherError(Arc::new(other))),
     }
 }
 

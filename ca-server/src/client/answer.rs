@@ -1,10 +1,7 @@
 //! Verifies what a CA answered, as strictly as the strictest agent: the shape of the chain (ISTIO-CONTRACT §1), our own key in the
 //! leaf, a path to roots that we had before the call, and the identity that we expected.
 
-use std::sync::Arc;
-
 use der::{Decode, Encode};
-use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
 use x509_cert::Certificate;
 use x509_cert::ext::pkix::SubjectAltName;
@@ -18,7 +15,6 @@ use crate::x509::{self, pem};
 /// Roots that the caller trusted before it asked.
 #[derive(Clone, Debug)]
 pub struct Roots {
-    store: Arc<RootCertStore>,
     anchors: Anchors,
     pem: String,
 }
@@ -26,14 +22,13 @@ pub struct Roots {
 impl Roots {
     /// Reads one or more root certificates.
     pub fn from_pem(pem: &str) -> Result<Self, RootsError> {
-        let mut store = RootCertStore::empty();
         let blocks = pem::certificates(pem.as_bytes()).map_err(|error| RootsError(error.to_string()))?;
         for block in &blocks {
-            let unfit = |_| RootsError(format!("line {}: it cannot be a trust anchor", block.line));
-            store.add(CertificateDer::from(block.der.as_slice())).map_err(unfit)?;
+            Anchors::new([block.der.as_slice()])
+                .map_err(|_| RootsError(format!("line {}: TLS libraries cannot use it as a trust anchor", block.line)))?;
         }
         let anchors = Anchors::new(blocks.iter().map(|block| block.der.as_slice())).map_err(|error| RootsError(error.to_string()))?;
-        Ok(Self { store: Arc::new(store), anchors, pem: pem.to_owned() })
+        Ok(Self { anchors, pem: pem.to_owned() })
     }
 
     /// The PEM they were read from.
@@ -41,8 +36,8 @@ impl Roots {
         &self.pem
     }
 
-    pub(super) fn store(&self) -> Arc<RootCertStore> {
-        Arc::clone(&self.store)
+    pub(super) fn anchors(&self) -> &Anchors {
+        &self.anchors
     }
 }
 

@@ -3,12 +3,18 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use rustls::ClientConfig;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::verify_server_name;
 use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::server::ParsedCertificate;
+use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
 use super::Target;
+use crate::timestamp::Timestamp;
+use crate::x509::path::{self, Anchors, BadPath, Usage};
 use crate::x509::pem;
 
 /// A name, certificate or key that TLS cannot use.
@@ -52,10 +58,13 @@ impl ClientIdentity {
 /// The configuration of one connection. No session is ever resumed: a resumed one would skip the certificate checks.
 pub(super) fn config(target: &Target) -> Result<Arc<ClientConfig>, TlsError> {
     let wrong = |error: rustls::Error| TlsError(error.to_string());
-    let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+    let provider = Arc::new(default_provider());
+    let verifier = Verifier { anchors: target.roots.anchors().clone(), algorithms: provider.signature_verification_algorithms };
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(wrong)?
-        .with_root_certificates(target.roots.store());
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match target.identity.clone() {
         Some(identity) => builder.with_client_auth_cert(identity.chain, identity.key).map_err(wrong)?,
         None => builder.with_no_client_auth(),
@@ -63,6 +72,52 @@ pub(super) fn config(target: &Target) -> Result<Arc<ClientConfig>, TlsError> {
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.resumption = rustls::client::Resumption::disabled();
     Ok(Arc::new(config))
+}
+
+/// The CA's certificate by our own path validation, so that what the daemon accepts of a chain its client does, too; names and handshakes by
+/// rustls.
+#[derive(Debug)]
+struct Verifier {
+    anchors: Anchors,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let now = Timestamp::from_seconds(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+        path::verify(leaf, others, &self.anchors, Usage::Server, now).map_err(BadPath::in_tls)?;
+        verify_server_name(&ParsedCertificate::try_from(leaf)?, name)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
 }
 
 /// A DNS name or IP address to check the CA's certificate against.

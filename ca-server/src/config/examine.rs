@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use signers::{KeyUri, PublicKey};
@@ -10,8 +11,10 @@ use toml::{Table, Value};
 
 use super::check::Checker;
 use super::file::{Csr, Device, File, Issuer, IssuerState, Jwt, Ledger, Monitoring, Profile as ProfileFile};
+use super::judge::Judge;
 use super::{Config, ConfigError, DeviceConfig, parse, read};
-use crate::policy::{Profile, ServingName};
+use crate::policy::{Member, Profile, ServingName, TrustDomains, default_group};
+use crate::spiffe::TrustDomain;
 use crate::store::ledger::Location;
 use crate::timestamp::Timestamp;
 use crate::x509::chain::IssuerChain;
@@ -49,7 +52,9 @@ pub struct ExaminedIssuer {
     /// Whether it signs.
     pub active: bool,
     /// Its certificates.
-    pub chain: Result<IssuerChain, ConfigError>,
+    pub chain: Result<Arc<IssuerChain>, ConfigError>,
+    /// Why what it issues would not be accepted; `None` if it would be, or if too little of the config can be read to tell.
+    pub judged: Option<String>,
     /// Why `transcript` cannot be read.
     pub transcript: Option<ConfigError>,
 }
@@ -90,13 +95,16 @@ impl Examination {
         let mut parts = Parts { checker: Checker::new(path), table: &table, complaints: Vec::new() };
         // The shape as a whole names lines, so it speaks first; its parts are then looked at one by one.
         parts.complaints.extend(parse::<File>(path, &text).err());
+        let names = parts.csr();
+        let profile = parts.section::<ProfileFile>("profile").and_then(|profile| parts.checked(|checker| checker.profile(&profile)));
+        let issuers = parts.issuers(&names, profile.as_ref(), now);
         let mut examination = Self {
             refused: refused.err(),
             warnings,
             ledger: parts.section::<Ledger>("ledger").and_then(|ledger| parts.checked(|checker| checker.ledger(&ledger))),
-            names: parts.csr(),
-            profile: parts.section::<ProfileFile>("profile").and_then(|profile| parts.checked(|checker| checker.profile(&profile))),
-            issuers: parts.issuers(),
+            names,
+            profile,
+            issuers,
             keys: parts.keys(),
             jwt: parts.jwt(),
             state_dir: None,
@@ -152,14 +160,24 @@ impl Parts<'_> {
         self.checked(|checker| checker.names(&csr.names)).unwrap_or_default()
     }
 
-    fn issuers(&mut self) -> Vec<ExaminedIssuer> {
-        let examined = |issuer: &Issuer| ExaminedIssuer {
-            id: issuer.id.clone(),
-            active: matches!(issuer.state, IssuerState::Active),
-            chain: self.checker.chain(issuer),
-            transcript: self.checker.transcript(issuer).err(),
+    fn issuers(&self, names: &[ServingName], profile: Option<&Profile>, now: Timestamp) -> Vec<ExaminedIssuer> {
+        let issuers: Vec<Issuer> = self.list("issuer");
+        let is_active = |issuer: &Issuer| matches!(issuer.state, IssuerState::Active);
+        let members =
+            issuers.iter().map(|issuer| Member { id: &issuer.id, active: is_active(issuer), sibling_of: issuer.sibling_of.as_deref() });
+        let default = default_group(&members.collect::<Vec<_>>());
+        let own = self.text("trust_domain").and_then(TrustDomain::parse);
+        let trust_domains = own.map(|own| TrustDomains { own, aliases: Vec::new() });
+        let judge = trust_domains.as_ref().zip(profile).map(|(trust_domains, profile)| Judge { profile, trust_domains, names, now });
+        let examined = |(place, issuer): (usize, &Issuer)| {
+            let chain = self.checker.chain(issuer).map(Arc::new);
+            let signs = chain.as_ref().ok().filter(|chain| is_active(issuer) && chain.may_sign_at(now));
+            let serves = default.contains(&place) && !names.is_empty();
+            let judged = signs.zip(judge.as_ref()).and_then(|(chain, judge)| judge.one(chain, serves).err());
+            let transcript = self.checker.transcript(issuer).err();
+            ExaminedIssuer { id: issuer.id.clone(), active: is_active(issuer), chain, judged, transcript }
         };
-        self.list("issuer").iter().map(examined).collect()
+        issuers.iter().enumerate().map(examined).collect()
     }
 
     fn keys(&mut self) -> Vec<ExaminedKey> {

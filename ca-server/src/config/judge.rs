@@ -37,8 +37,7 @@ impl Judge<'_> {
             let id = issuer.chain.id();
             // The daemon's own certificate comes from the default group.
             let serves = default.contains(&place);
-            let served = |()| if serves { self.serving(&issuer.chain) } else { Ok(()) };
-            match self.workloads(&issuer.chain).and_then(served) {
+            match self.one(&issuer.chain, serves) {
                 Err(why) if is_active(issuer) => return Err((id.to_owned(), format!("has certificates that would not do: {why}"))),
                 Err(why) => warnings.push(format!("retiring issuer {id}: {why}")),
                 Ok(()) => {}
@@ -46,6 +45,12 @@ impl Judge<'_> {
             warnings.extend(self.aliases(&issuer.chain).into_iter().map(|why| format!("issuer {id}: {why}")));
         }
         Ok(warnings)
+    }
+
+    /// Judges one issuer; `serves` if the daemon's own certificate comes from it.
+    pub(super) fn one(&self, chain: &Arc<IssuerChain>, serves: bool) -> Result<(), String> {
+        self.workloads(chain)?;
+        if serves { self.serving(chain) } else { Ok(()) }
     }
 
     /// Whether workloads of our trust domain could use what it issues, as clients and as servers.

@@ -2,7 +2,7 @@
 //! `request` and peers on rustls accept of a certificate. Beside that library it knows constraints on URIs (§4.2.1.10), which that library
 //! refuses whatever they say, and anchors whose RSA key is shorter than 2048 bits. An anchor is a name and a key, nothing more (§6.1.1).
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use aws_lc_rs::signature::{
@@ -12,6 +12,7 @@ use const_oid::ObjectIdentifier;
 use const_oid::db::rfc5280::ID_CE_SUBJECT_ALT_NAME;
 use const_oid::db::rfc5912::RSA_ENCRYPTION;
 use der::Decode;
+use rustls::{CertificateError, OtherError};
 use rustls_pki_types::{
     AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm, TrustAnchor, UnixTime, alg_id,
 };
@@ -66,6 +67,22 @@ pub enum BadPath {
     IsCa,
     #[error("its chain breaks a rule of RFC 5280")]
     Other,
+}
+
+impl BadPath {
+    /// What decides which alert the peer sees in a handshake (RFC 8446 §6.2).
+    pub fn in_tls(self) -> rustls::Error {
+        rustls::Error::InvalidCertificate(match self {
+            Self::Unreadable => CertificateError::BadEncoding,
+            Self::Expired => CertificateError::Expired,
+            Self::NotYetValid => CertificateError::NotValidYet,
+            Self::UnknownIssuer => CertificateError::UnknownIssuer,
+            Self::Signature => CertificateError::BadSignature,
+            Self::Usage => CertificateError::InvalidPurpose,
+            Self::CriticalExtension => CertificateError::UnhandledCriticalExtension,
+            other => CertificateError::Other(OtherError(Arc::new(other))),
+        })
+    }
 }
 
 impl From<Error> for BadPath {

@@ -1,6 +1,6 @@
 //! Files as people have them, after bug reports of other CAs: each directory of `tests/field` is a row with the right answer beside it. What is
 //! good is served: a certificate by token, its renewal by itself, both as our own client verifies them, and a ledger that verifies.
-//! The keys there are for these tests alone.
+//! The keys there are for these tests alone. The certificates and tokens end in May 2029 and later: whoever runs this then makes them anew.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
@@ -42,6 +42,7 @@ const ROWS: &[(&str, Answer)] = &[
     ("c20b-only-expired-root", Refused(&["`roots`, certificate 1 (line 1), CN=Field Root,O=Field: it ended at 2026-11-26", "renew it"])),
     ("c23-gentime-before-2050", Good(1)),
     ("c26b-21-octet-serial", Good(1)),
+    ("c26n-negative-serial-root", Warned(1, "its serial number is negative, so that programs in Go")),
     ("c27-no-ski-aki", Good(1)),
     ("c28-nc-dns-only", Refused(&["daemon's own certificate for localhost", "`chain`, certificate 1", "name constraints"])),
     ("c29-nc-uri-other", Refused(&["workload's certificate", "`chain`, certificate 1", "name constraints"])),
@@ -50,6 +51,7 @@ const ROWS: &[(&str, Answer)] = &[
     ("c31c-issuing-eku-server-only", Refused(&["`chain`, certificate 1", "extended key usage does not include clientAuth"])),
     ("c32-pss", Good(1)),
     ("c33-sha1-root", Good(1)),
+    ("c34-rsa-1024-root", Warned(1, "its RSA key has less than 2048 bits")),
     ("c35-p521-root", Good(1)),
     ("c36-v1-root", Good(1)),
     ("c37b-issuing-bc-not-critical", Good(1)),
@@ -312,6 +314,23 @@ fn every_directory_has_the_answer_that_stands_beside_it() {
     });
     let wrong = wrong.into_inner().expect("unpoisoned");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn doctor_says_of_an_issuer_what_serve_would_refuse() {
+    for (name, why) in [
+        ("c28-nc-dns-only", "the daemon's own certificate for localhost would not be accepted"),
+        ("c29-nc-uri-other", "a workload's certificate would not be accepted"),
+        ("c31c-issuing-eku-server-only", "extended key usage does not include clientAuth"),
+    ] {
+        let output = Case::new(name).run(&["doctor", "--no-rate", "--output", "json"]);
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let chain =
+            report["findings"].as_array().expect("a list").iter().find(|one| one["area"] == "certificates" && one["check"] == "chain");
+        let chain = chain.unwrap_or_else(|| panic!("{name}: {report}"));
+        assert_eq!(chain["severity"], "problem", "{name}: {chain}");
+        assert!(chain["what"].as_str().is_some_and(|what| what.contains(why)), "{name}: {chain}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

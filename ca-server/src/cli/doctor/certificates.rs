@@ -16,13 +16,20 @@ pub(super) fn examine(examined: &Examination, now: Timestamp) -> Findings {
     let longest = examined.profile.as_ref().map(|profile| profile.maximum);
     for issuer in &examined.issuers {
         findings.about(&issuer.id);
-        match &issuer.chain {
-            Err(complaint) => {
+        match (&issuer.chain, &issuer.judged) {
+            (Err(complaint), _) => {
                 let remedy = "put the certificates of the ceremony there: the issuing one first in `chain`, the root in `roots`";
                 findings.problem("chain", complaint.to_string(), remedy);
             }
+            (Ok(_), Some(why)) => {
+                findings.problem(
+                    "chain",
+                    why.clone(),
+                    "have that certificate issued again; docs/certificates.md says what a chain may hold",
+                );
+            }
             // A config in which nobody signs is refused.
-            Ok(chain) => of_chain(&mut findings, issuer, chain, examined.refused.is_none(), longest, now),
+            (Ok(chain), None) => of_chain(&mut findings, issuer, chain, examined.refused.is_none(), longest, now),
         }
     }
     serving(&mut findings, &examined.names);

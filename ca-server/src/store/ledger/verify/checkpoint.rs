@@ -32,6 +32,11 @@ pub enum BadCheckpoint {
     Content(PathBuf, String),
 }
 
+/// Where it goes wrong; the parser's own words may show what stands there, and it may be another file.
+fn wrong(error: &serde_json::Error) -> String {
+    format!("wrong in line {}, column {}", error.line(), error.column())
+}
+
 impl Checkpoint {
     /// Reads the file; `None` if there is none.
     pub fn read(path: &Path) -> Result<Option<Self>, BadCheckpoint> {
@@ -40,11 +45,11 @@ impl Checkpoint {
             other => other.map_err(|error| BadCheckpoint::File(path.to_owned(), error))?,
         };
         let content = |why: String| BadCheckpoint::Content(path.to_owned(), why);
-        let versioned: Versioned = serde_json::from_str(&text).map_err(|error| content(error.to_string()))?;
+        let versioned: Versioned = serde_json::from_str(&text).map_err(|error| content(wrong(&error)))?;
         if versioned.version != VERSION {
             return Err(content(format!("its version is {}", versioned.version)));
         }
-        let written: Written = serde_json::from_str(&text).map_err(|error| content(error.to_string()))?;
+        let written: Written = serde_json::from_str(&text).map_err(|error| content(wrong(&error)))?;
         let standing = written.standing().ok_or_else(|| content("a value in it is out of its range".into()))?;
         Ok(Some(Self { standing }))
     }
