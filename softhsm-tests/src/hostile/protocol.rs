@@ -54,10 +54,11 @@ pub fn requests() -> Vec<Body> {
     bad.push(with(of("sign-leaf"), "sign-unknown-purpose", 11, &[5]));
     bad.push(with(of("sign-leaf"), "sign-length-lies", 16, &[0xff; 4]));
     bad.push(with(of("begin-service"), "begin-flag", 2, &[2]));
-    bad.push(with(of("begin-key"), "begin-rules-length-lies", 3, &[0x7f, 0xff, 0xff, 0xff]));
-    bad.push(with(of("begin-no-key"), "begin-keys-that-are-not-there", 9, &[0xff, 0xff]));
+    bad.push(with(of("begin-key"), "begin-rules-length-lies", 4, &[0x7f, 0xff, 0xff, 0xff]));
+    bad.push(with(of("begin-no-key"), "begin-keys-that-are-not-there", 10, &[0xff, 0xff]));
+    bad.push(with(of("begin-key"), "begin-unknown-permission", 3, &[3]));
     // The URI's first octet, behind the rules, the number of keys and its own length.
-    bad.push(with(of("begin-key"), "begin-uri-not-text", 3 + 4 + 14 + 2 + 4, &[0xff]));
+    bad.push(with(of("begin-key"), "begin-uri-not-text", 4 + 4 + 14 + 2 + 4, &[0xff]));
     good.into_iter().chain(bad).collect()
 }
 
