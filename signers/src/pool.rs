@@ -150,6 +150,11 @@ impl Pool {
         self.0.shared.health()
     }
 
+    /// Why it waits for an operator, if it does. Never waits for a device.
+    pub(crate) fn locked(&self) -> Option<SignError> {
+        self.0.shared.locked()
+    }
+
     /// By how much the device call that is longest past its limit is past it; zero if none is. Never waits for a device.
     pub fn longest_overdue(&self) -> Duration {
         self.0.shared.longest_overdue()

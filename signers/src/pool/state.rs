@@ -241,6 +241,12 @@ impl Shared {
         }
     }
 
+    /// Why nobody tries to open a session before an order; `None` while one is open.
+    pub(super) fn locked(&self) -> Option<SignError> {
+        let state = self.lock();
+        (state.locked && !state.anyone_able()).then(|| state.out_of_order())
+    }
+
     pub(super) fn retry_login(&self, ordered_at: Instant) {
         self.source.order(ordered_at);
         let mut state = self.lock();

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::options::KeyOfProcess;
 use super::order::{Order, RemoteJob};
 use crate::pool::job::{Answer, Progress};
-use crate::{Health, Job, KeyUri, PublicKey, SignError, SignFailure};
+use crate::{Health, HealthState, Job, KeyUri, PublicKey, SignError, SignFailure};
 
 /// How long `stop` waits for the process; it gives its threads two seconds.
 const STOP_WAIT: Duration = Duration::from_secs(3);
@@ -43,6 +43,15 @@ impl RemoteKey {
 
     pub(crate) fn health(&self) -> Health {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)[usize::from(self.number)].clone()
+    }
+
+    /// Why it waits for an operator, if it does, as last heard.
+    pub(crate) fn locked(&self) -> Option<SignError> {
+        let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = &health[usize::from(self.number)];
+        // The detail is the error's whole sentence.
+        let cause = || key.detail.strip_prefix("the token is locked to us: ").unwrap_or(&key.detail);
+        (key.state == HealthState::Locked).then(|| SignError::Locked(cause().to_owned()))
     }
 
     pub(crate) fn retry_login_ordered_at(&self, ordered_at: Instant) {

@@ -64,8 +64,17 @@ impl Token {
         Self { place, meter, outstanding, circuit: Circuit::default(), trouble: Mutex::default(), probes }
     }
 
+    /// Whether a job would be tried. One that is locked would refuse each at once, so it would have the least to do and be asked first.
     pub(super) fn is_usable(&self) -> bool {
-        !self.circuit.is_open()
+        !self.circuit.is_open() && self.locked().is_none()
+    }
+
+    /// Why it waits for an operator, if it does.
+    fn locked(&self) -> Option<SignError> {
+        match &self.place {
+            Place::Threads(pool) => pool.locked(),
+            Place::Process(key) => key.locked(),
+        }
     }
 
     pub(super) fn outstanding(&self) -> usize {
@@ -83,7 +92,7 @@ impl Token {
 
     /// Why it is not asked.
     pub(super) fn trouble(&self) -> Option<SignError> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.locked().or_else(|| self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
     /// One job, and what its end says of the token. `only`: there is no other that could be asked.
@@ -202,12 +211,12 @@ impl Token {
 }
 
 /// Whether a failure speaks against the token; a full queue and a caller out of time do not, unless the device had the job. One that is
-/// locked counts, too: it answers at once, so it would be asked first for ever. Its probes try no PIN, and find it when an operator has acted.
+/// locked waits for an operator, and no probe could bring it back.
 fn is_the_devices(failure: &SignFailure) -> bool {
     match failure.error {
-        SignError::Lost(_) | SignError::Locked(_) | SignError::Rejected(_) | SignError::WrongKey(_) => true,
+        SignError::Lost(_) | SignError::Rejected(_) | SignError::WrongKey(_) => true,
         SignError::Busy(_) => failure.deadline_passed && failure.reached_device,
-        SignError::Forbidden(_) | SignError::Stopped => false,
+        SignError::Locked(_) | SignError::Forbidden(_) | SignError::Stopped => false,
     }
 }
 
