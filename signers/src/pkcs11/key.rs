@@ -75,16 +75,17 @@ impl Pkcs11Device {
                 return Err(SignError::Rejected(format!("the token holds more than one private key that {name} names: add id=…")));
             }
         };
-        Self::of(module, slot, session, key, known.public_key, name)
+        Self::of(module, slot, session, key, None, known.public_key, name)
     }
 
-    /// The device on a key that was found, or made, in this very session. `believed` is its public key where the token tells none; that is
-    /// proven by a signature of the one text that certifies nothing.
+    /// The device on a key that was found, or made, in this very session; `public` is its other half where that is known. `believed` is its public
+    /// key where the token tells none; that is proven by a signature of the one text that certifies nothing.
     pub(super) fn of(
         module: &Module,
         slot: Slot,
         mut session: OpenSession,
         key: ObjectHandle,
+        public: Option<ObjectHandle>,
         believed: Option<&PublicKey>,
         name: String,
     ) -> Result<Self, SignError> {
@@ -100,7 +101,11 @@ impl Pkcs11Device {
             );
             return Err(SignError::Rejected(text));
         }
-        let (public_key, is_told) = match (public_key(raw, &read), believed) {
+        let told = match public {
+            Some(public) => public_key_of(raw, public),
+            None => public_key(raw, &read),
+        };
+        let (public_key, is_told) = match (told, believed) {
             (Ok(told), _) => (told, true),
             (Err(NoPublicKey::Untold), Some(believed)) => (believed.clone(), false),
             (Err(why), _) => return Err(why.into_sign_error(&name)),
@@ -398,6 +403,12 @@ pub(super) fn public_key(session: &Session, private: &Attributes) -> Result<Publ
         }
     }
     Err(NoPublicKey::Untold)
+}
+
+/// The public key of a public key object.
+fn public_key_of(session: &Session, public: ObjectHandle) -> Result<PublicKey, NoPublicKey> {
+    let read = Attributes::of(session, public).map_err(NoPublicKey::Token)?;
+    public_parts(&read)?.ok_or(NoPublicKey::Untold)
 }
 
 fn public_parts(object: &Attributes) -> Result<Option<PublicKey>, NoPublicKey> {

@@ -28,7 +28,7 @@ pub fn throw_away_device(uri: &Pkcs11Uri, kind: KeyKind) -> Result<ThrowAwayDevi
     // Not in the token: it goes with the session if nothing else takes it away.
     let pair = KeyPair { kind, id: &random_id()?, label: "ca-server throw-away", stays: false };
     let (public, private) = pair.generate(session.get().map_err(|e| sign_error(&what, &e))?, &what)?;
-    let device = Pkcs11Device::of(&module, slot, session, private, None, what)?;
+    let device = Pkcs11Device::of(&module, slot, session, private, Some(public), None, what)?;
     Ok(ThrowAwayDevice { device: Some(device), public })
 }
 

@@ -34,7 +34,9 @@ impl Unit {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        softhsm_tests::daemon::signal(process.id(), "TERM");
+        if process.try_wait().expect("ours").is_none() {
+            softhsm_tests::daemon::signal(process.id(), "TERM");
+        }
         process.wait().expect("ours");
         (self.ca.faults().logins() - before, read.join().expect("reads"))
     }
