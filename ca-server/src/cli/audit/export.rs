@@ -31,6 +31,9 @@ pub(super) struct ExportArgs {
     kinds: Vec<String>,
 }
 
+/// Rows that cannot be read and are named one by one.
+const NAMED: u64 = 100;
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Written {
     Jsonl,
@@ -60,7 +63,18 @@ impl ExportArgs {
 
 pub(super) async fn export(reader: &mut LedgerReader, selection: &Selection, format: Format) -> Result<(), Exit> {
     let mut out = BufWriter::new(io::stdout().lock());
-    let written = reader.export(selection, format, &mut out).await;
+    let mut count = 0_u64;
+    let mut passed_over = |error: ReadError| {
+        count += 1;
+        if count <= NAMED {
+            // Where nobody listens, the rows are written all the same.
+            let _ = writeln!(io::stderr(), "ca-server: passed over: {error}");
+        }
+    };
+    let written = reader.export(selection, format, &mut out, &mut passed_over).await;
+    if count > NAMED {
+        let _ = writeln!(io::stderr(), "ca-server: passed over: {} more rows that cannot be read", count - NAMED);
+    }
     match written.and_then(|()| out.flush().map_err(ReadError::from)) {
         // Whoever reads the lines may stop when they have seen enough.
         Err(ReadError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{print, time_of, unreadable};
 use crate::cli::Exit;
-use crate::store::ledger::{Begin, Checkpoint, LedgerReader, Report, VerifyOptions};
+use crate::store::ledger::{Begin, Checkpoint, LedgerReader, Report, TrustedRoots, VerifyOptions};
 
 /// How much lower than usual the priority of `audit verify` is: beside a daemon it takes what is left over.
 const NICE: i32 = 10;
@@ -27,6 +27,11 @@ pub(super) struct VerifyArgs {
     /// can write it can say that rows were checked which never were. Keep it where the ledger's writers cannot reach.
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
+    /// The roots that you trust, PEM: an issuer that a chain names and that does not stand under one of them is a finding.
+    ///
+    /// Without it every issuer that the ledger names is believed: compare the fingerprints that are printed in the end with your own.
+    #[arg(long, value_name = "FILE")]
+    roots: Option<PathBuf>,
     /// `none` leaves out whether signatures are the issuers', which takes longer than everything else together.
     #[arg(long, value_enum, default_value = "all")]
     signatures: Signatures,
@@ -47,10 +52,15 @@ impl VerifyArgs {
         let signatures = self.signatures == Signatures::All;
         let since = self.since.as_deref().map(time_of).transpose()?;
         let checkpoint = self.checkpoint.as_deref().map(Checkpoint::read).transpose().map_err(Exit::config)?.flatten();
+        let roots = self.roots.as_deref().map(trusted).transpose()?;
         let begin = match (checkpoint, since) {
             (Some(_), Some(_)) => return Err(Exit::config("the checkpoint says where to go on; leave out --since, or remove the file")),
             (Some(checkpoint), None) if signatures && !checkpoint.has_signatures() => {
                 let why = "the checkpoint was made without checking signatures; add --signatures none, or remove the file to begin anew";
+                return Err(Exit::config(why));
+            }
+            (Some(checkpoint), None) if !checkpoint.is_by(roots.as_ref()) => {
+                let why = "the checkpoint was made with other --roots, or without; give the same, or remove the file to begin anew";
                 return Err(Exit::config(why));
             }
             (Some(checkpoint), None) => Begin::Checkpoint(Box::new(checkpoint)),
@@ -58,8 +68,13 @@ impl VerifyArgs {
             (None, None) => Begin::FirstRow,
         };
         let usual = VerifyOptions::default();
-        Ok(VerifyOptions { begin, signatures, threads: self.threads.unwrap_or(usual.threads) })
+        Ok(VerifyOptions { begin, signatures, roots: roots.map(Arc::new), threads: self.threads.unwrap_or(usual.threads) })
     }
+}
+
+fn trusted(path: &Path) -> Result<TrustedRoots, Exit> {
+    let pem = std::fs::read(path).map_err(|error| Exit::config(format_args!("--roots {}: {error}", path.display())))?;
+    TrustedRoots::parse(&pem).map_err(|why| Exit::config(format_args!("--roots {} {why}", path.display())))
 }
 
 /// Lowers the priority of this thread and of those that it starts. Where that is not possible the work is done all the same.
@@ -91,7 +106,7 @@ pub(super) async fn verify(reader: &mut LedgerReader, args: &VerifyArgs, options
     if let (Some(path), Some(checkpoint)) = (&args.checkpoint, checkpoint) {
         checkpoint.write(path).map_err(Exit::missing)?;
     }
-    print(&summary(&report))?;
+    print(&summary(&report, options.roots.as_deref()))?;
     match report.broken_count {
         0 if report.interrupted && args.checkpoint.is_some() => Err(Exit::missing("interrupted; the same command goes on from here")),
         0 if report.interrupted => Err(Exit::missing("interrupted; with --checkpoint a later run could go on from here")),
@@ -101,7 +116,31 @@ pub(super) async fn verify(reader: &mut LedgerReader, args: &VerifyArgs, options
     }
 }
 
-fn summary(report: &Report) -> String {
+/// Who signs, by fingerprints as `openssl x509 -fingerprint -sha256` prints them.
+fn issuers(report: &Report, roots: Option<&TrustedRoots>) -> String {
+    let mut text = String::new();
+    for issuer in &report.issuers {
+        text += &format!("Issuer {}, SHA-256 {}\n", issuer.id, fingerprint(&issuer.certificate));
+        for root in &issuer.roots {
+            let judged = match roots {
+                Some(roots) if roots.has(root) => ", trusted",
+                Some(_) => ", which is none of those that are trusted",
+                None => "",
+            };
+            text += &format!("  under the root {}{judged}\n", fingerprint(root));
+        }
+    }
+    if roots.is_none() && !report.issuers.is_empty() {
+        text += "These issuers are believed because the ledger names them; --roots FILE holds them against roots that you trust.\n";
+    }
+    text
+}
+
+fn fingerprint(sha256: &[u8]) -> String {
+    sha256.iter().map(|octet| format!("{octet:02X}")).collect::<Vec<_>>().join(":")
+}
+
+fn summary(report: &Report, roots: Option<&TrustedRoots>) -> String {
     let mut text = String::new();
     for broken in &report.broken {
         text += &format!("BROKEN  {}: {}\n", broken.row, broken.what);
@@ -123,6 +162,7 @@ fn summary(report: &Report) -> String {
     ] {
         text += &format!("{count:>12}  {what}\n");
     }
+    text += &issuers(report, roots);
     if report.earlier > 0 {
         text += &format!("{:>12}  rows come before the checkpoint and were not read again\n", report.earlier);
     }
@@ -149,10 +189,10 @@ mod tests {
     fn a_broken_ledger_names_its_rows_and_how_many_more_there_are() {
         let broken = crate::store::ledger::Broken { row: "period 202611 chain ab seq 7".into(), what: "its hash is another".into() };
         let report = Report { broken: vec![broken], broken_count: 3, ..Report::default() };
-        let text = summary(&report);
+        let text = summary(&report, None);
         assert!(text.contains("BROKEN  period 202611 chain ab seq 7: its hash is another") && text.contains("and 2 more"), "{text}");
         assert!(!text.contains("holds"), "{text}");
-        assert!(summary(&Report::default()).contains("Every chain, signature and certificate holds"));
+        assert!(summary(&Report::default(), None).contains("Every chain, signature and certificate holds"));
     }
 
     #[test]
@@ -160,6 +200,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("checkpoint");
         let args = |since: Option<&str>, signatures| VerifyArgs {
+            roots: None,
             since: since.map(str::to_owned),
             checkpoint: Some(path.clone()),
             signatures,
@@ -190,12 +231,12 @@ mod tests {
 
     #[test]
     fn what_was_not_checked_is_said_plainly() {
-        let text = summary(&Report { signatures_skipped: true, ..Report::default() });
+        let text = summary(&Report { signatures_skipped: true, ..Report::default() }, None);
         assert!(text.contains("SIGNATURES WERE NOT CHECKED") && !text.contains("signature and certificate holds"), "{text}");
         let since = crate::timestamp::Timestamp::from_seconds(1_795_348_800);
-        let text = summary(&Report { since: Some(since), ..Report::default() });
+        let text = summary(&Report { since: Some(since), ..Report::default() }, None);
         assert!(text.contains("before 2026-11-22T12:00:00.000000Z were taken for granted"), "{text}");
-        let text = summary(&Report { interrupted: true, ..Report::default() });
+        let text = summary(&Report { interrupted: true, ..Report::default() }, None);
         assert!(text.contains("as far as it was read") && !text.contains("holds"), "{text}");
     }
 }

@@ -44,8 +44,15 @@ const AWAITED: usize = 4096;
 
 impl LedgerReader {
     /// Writes what is selected of one snapshot: chain by chain in each period.
-    pub async fn export(&mut self, selection: &Selection, format: Format, out: &mut impl Write) -> Result<(), ReadError> {
-        let mut writer = Writer::new(selection, format, out)?;
+    /// A row that cannot be read is passed over, and `unreadable` hears where it stands and why.
+    pub async fn export(
+        &mut self,
+        selection: &Selection,
+        format: Format,
+        out: &mut impl Write,
+        unreadable: &mut dyn FnMut(ReadError),
+    ) -> Result<(), ReadError> {
+        let mut writer = Writer::new(selection, format, out, unreadable)?;
         self.database.begin_snapshot().await?;
         let written = match &selection.identity {
             Some(identity) => self.export_identity(identity, &mut writer).await,
@@ -76,7 +83,7 @@ impl LedgerReader {
     }
 
     async fn export_row(&mut self, row: &StoredRow, awaited: &mut Awaited, writer: &mut Writer<'_, impl Write>) -> Result<(), ReadError> {
-        let entry = Entry::try_from(row)?;
+        let Some(entry) = writer.read(row) else { return Ok(()) };
         if let Event::Intent(intent) = &entry.event {
             awaited.add(entry.header.chain, entry.header.place, intent);
         }
@@ -97,7 +104,7 @@ impl LedgerReader {
         for period in self.periods_between(Timestamp::from_micros(0), until).await? {
             for (chain, place) in self.database.places_of_identity(identity, period).await? {
                 let Some(row) = self.database.row(chain, place).await? else { continue };
-                let entry = Entry::try_from(&row)?;
+                let Some(entry) = writer.read(&row) else { continue };
                 if entry.header.time >= until {
                     continue;
                 }
@@ -167,6 +174,7 @@ impl Awaited {
 /// Writes what is selected.
 struct Writer<'a, W: Write> {
     selection: &'a Selection,
+    unreadable: &'a mut dyn FnMut(ReadError),
     out: Out<'a, W>,
 }
 
@@ -176,7 +184,7 @@ enum Out<'a, W: Write> {
 }
 
 impl<'a, W: Write> Writer<'a, W> {
-    fn new(selection: &'a Selection, format: Format, out: &'a mut W) -> Result<Self, ReadError> {
+    fn new(selection: &'a Selection, format: Format, out: &'a mut W, unreadable: &'a mut dyn FnMut(ReadError)) -> Result<Self, ReadError> {
         let out = match format {
             Format::JsonLines => Out::JsonLines(out),
             Format::Csv => {
@@ -185,7 +193,12 @@ impl<'a, W: Write> Writer<'a, W> {
                 Out::Csv(Box::new(table))
             }
         };
-        Ok(Self { selection, out })
+        Ok(Self { selection, unreadable, out })
+    }
+
+    /// The row, unless it cannot be read.
+    fn read(&mut self, row: &StoredRow) -> Option<Entry> {
+        Entry::try_from(row).map_err(&mut *self.unreadable).ok()
     }
 
     fn write(&mut self, entry: Entry, intent: Option<Intent>) -> Result<(), ReadError> {

@@ -100,6 +100,11 @@ impl Ca {
         Self { issuer: CertifiedIssuer::self_signed(params, key).unwrap() }
     }
 
+    /// Its certificate, PEM.
+    pub(super) fn pem(&self) -> String {
+        crate::x509::pem::certificate(self.issuer.der())
+    }
+
     pub(super) fn fact(&self) -> StartFact {
         StartFact::Issuer {
             id: "default".into(),
@@ -454,6 +459,18 @@ impl World {
         }
     }
 
+    /// Runs SQL as a superuser does whom no constraint binds.
+    pub(super) async fn execute_without_constraints(&self, statements: &[String]) {
+        let free = match self.location {
+            Location::Sqlite(_) => "PRAGMA ignore_check_constraints = ON",
+            Location::Postgres(_) => {
+                "DO $$ DECLARE name text; BEGIN FOR name IN SELECT conname FROM pg_constraint WHERE conrelid = 'event'::regclass \
+                 AND contype = 'c' LOOP EXECUTE format('ALTER TABLE event DROP CONSTRAINT %s', name); END LOOP; END $$"
+            }
+        };
+        self.execute(&[&[free.to_owned()], statements].concat().join("; ")).await.unwrap();
+    }
+
     /// A connection that may do everything.
     pub(super) async fn superuser(&self) -> PgConnection {
         let Location::Postgres(servers) = &self.location else { panic!("no server") };
@@ -504,7 +521,7 @@ impl World {
 
     pub(super) async fn export(&self, selection: &Selection, format: Format) -> String {
         let mut written = Vec::new();
-        self.reader().await.export(selection, format, &mut written).await.unwrap();
+        self.reader().await.export(selection, format, &mut written, &mut |error| panic!("{error}")).await.unwrap();
         String::from_utf8(written).unwrap()
     }
 

@@ -58,7 +58,7 @@ pub use options::{LedgerHealth, LedgerObserver, LedgerOptions, LedgerStartError,
 pub use query::{Entry, Found, LedgerReader, ReadError};
 pub use repeat::{Remembered, Repeated};
 pub use start::Prepared;
-pub use verify::{BadCheckpoint, Begin, Broken, Checkpoint, Report, VerifyOptions};
+pub use verify::{BadCheckpoint, Begin, Broken, Checkpoint, NamedIssuer, Report, TrustedRoots, VerifyOptions};
 
 use self::event::{Event, Hash, Intent};
 use self::open_intent::intent_of;

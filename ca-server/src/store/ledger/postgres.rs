@@ -226,7 +226,7 @@ impl Database {
     }
 
     pub(super) async fn page(&mut self, period: i64, after: Option<(&[u8], i64)>, limit: u32) -> sqlx::Result<Vec<StoredRow>> {
-        let (chain, seq) = after.unwrap_or((&[], -1));
+        let (chain, seq) = after.unwrap_or((&[], i64::MIN));
         let key = arguments(period, &[chain], &[seq, limit.into()]);
         self.rows(statements::PAGE, key).await
     }
@@ -321,16 +321,22 @@ fn seq(place: Place) -> i64 {
     i64::try_from(place.seq).unwrap_or(i64::MAX)
 }
 
+/// Text as it stands there, which may be none: that is for whoever judges the row to say.
+fn text(row: &PgRow, column: usize) -> sqlx::Result<Option<String>> {
+    let octets: Option<&[u8]> = row.try_get_unchecked(column)?;
+    Ok(octets.map(|octets| String::from_utf8_lossy(octets).into_owned()))
+}
+
 fn stored(row: &PgRow) -> sqlx::Result<StoredRow> {
     Ok(StoredRow {
         period: row.try_get::<i32, _>(0)?.into(),
         chain: row.try_get(1)?,
         seq: row.try_get(2)?,
-        kind: row.try_get(3)?,
+        kind: text(row, 3)?.unwrap_or_default(),
         time: row.try_get(4)?,
         serial: row.try_get(5)?,
-        identity: row.try_get(6)?,
-        issuer: row.try_get(7)?,
+        identity: text(row, 6)?,
+        issuer: text(row, 7)?,
         profile: row.try_get(8)?,
         ended: row.try_get(9)?,
         hash: row.try_get(10)?,

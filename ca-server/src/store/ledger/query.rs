@@ -151,7 +151,7 @@ impl LedgerReader {
             return Ok(Some(outcome));
         }
         let Some(ending) = self.database.ending(intent.header.chain).await? else { return Ok(None) };
-        let ending = Entry::try_from(&ending)?;
+        let Ok(ending) = Entry::try_from(&ending) else { return Ok(None) };
         match ending.event {
             Event::ChainEnded { .. } => self.outcome_before(ending.reference(), intent.reference()).await,
             _ => Ok(None),
@@ -165,7 +165,7 @@ impl LedgerReader {
             let from = Place { seq: before.seq.saturating_sub(PAGE.into()), ..before };
             let limit = u32::try_from(before.seq - from.seq).unwrap_or(PAGE);
             for row in self.database.chain_page(declaration.chain, from, limit).await?.iter().rev() {
-                let entry = Entry::try_from(row)?;
+                let Ok(entry) = Entry::try_from(row) else { continue };
                 match entry.event.closes() {
                     Some(closed) if closed == intent => return Ok(Some(entry)),
                     Some(closed) if closed.chain == intent.chain => {}
@@ -180,8 +180,8 @@ impl LedgerReader {
     /// The intent that an outcome or a repeat names.
     pub(super) async fn intent(&mut self, reference: RowRef) -> Result<Option<Intent>, ReadError> {
         let Some(row) = self.database.row(reference.chain, reference.place).await? else { return Ok(None) };
-        match Entry::try_from(&row)?.event {
-            Event::Intent(intent) => Ok(Some(intent)),
+        match Entry::try_from(&row).map(|row| row.event) {
+            Ok(Event::Intent(intent)) => Ok(Some(intent)),
             _ => Ok(None),
         }
     }
@@ -198,14 +198,17 @@ pub(super) async fn outcome_in_own_chain(database: &mut Database, intent: RowRef
     loop {
         let until = next.seq.saturating_add(rows);
         for row in database.outcomes_naming(&intent.hash, intent.chain, next, until).await? {
-            let entry = Entry::try_from(&row)?;
+            // What cannot be read is said where that row is asked for.
+            let Ok(entry) = Entry::try_from(&row) else { continue };
             if entry.event.closes() == Some(intent) {
                 return Ok(Some(entry));
             }
         }
         match database.chain_page(intent.chain, Place { seq: until, ..next }, 1).await?.first() {
             // A later row that does not count it as open says that its outcome stands before: it was passed, or is missing.
-            Some(row) if Entry::try_from(row)?.header.oldest_open.is_none_or(|oldest| oldest > intent.place) => return Ok(None),
+            Some(row) if Entry::try_from(row).is_ok_and(|row| row.header.oldest_open.is_none_or(|oldest| oldest > intent.place)) => {
+                return Ok(None);
+            }
             Some(_) => next.seq = until,
             None => match periods(database).await?.into_iter().find(|period| *period > next.period) {
                 Some(period) => next = Place { period, seq: 0 },
@@ -222,7 +225,7 @@ pub(super) async fn outcome_in_own_chain(database: &mut Database, intent: RowRef
 
 async fn is_left_open(database: &mut Database, intent: RowRef) -> Result<bool, ReadError> {
     let Some(last) = database.last_row(intent.chain).await? else { return Ok(false) };
-    let last = Entry::try_from(&last)?;
+    let Ok(last) = Entry::try_from(&last) else { return Ok(false) };
     Ok(last.header.oldest_open == Some(intent.place) && last.event.closes() != Some(intent))
 }
 

@@ -14,6 +14,7 @@ use super::location::Location;
 use super::lock::{self, WriterLock};
 use super::options::{LedgerOptions, LedgerStartError, StartFact};
 use super::refusals::Refusals;
+use super::sqlite::whole::{Wholeness, examine};
 use super::status::{State, Status};
 use super::survey::{Free, SurveyError};
 use super::writer::Writer;
@@ -45,6 +46,10 @@ impl Ledger {
             lock = WriterLock::take(path).map_err(unavailable)?;
             if lock.is_none() {
                 return Err(LedgerStartError::Locked(ledger));
+            }
+            // Before anything of a log that is not its own can be copied into it.
+            if let Wholeness::Broken(cause) = examine(path).await {
+                return Err(LedgerStartError::Corrupt { ledger, cause });
             }
         }
         let mut prepared = Prepared { options, clock, lock, database: None };

@@ -89,13 +89,13 @@ pub(super) async fn survey(database: &mut Database, free: Free) -> Result<Legacy
         if claimed && database.is_ended(chain).await? {
             continue;
         }
-        let (header, head, ended) = last_row(database, chain).await?;
-        legacy.newest = legacy.newest.max(Some(header.time));
+        let Last { head, time, oldest_open, is_end } = last_row(database, chain).await?;
+        legacy.newest = legacy.newest.max(Some(time));
         if newest.named.get(&chain) != Some(&head) {
             legacy.unnamed.push(head);
         }
-        if claimed && !ended {
-            legacy.dead.push(DeadChain { head, orphans: orphans(database, &header).await? });
+        if claimed && !is_end {
+            legacy.dead.push(DeadChain { head, orphans: orphans(database, chain, oldest_open).await? });
         }
     }
     Ok(legacy)
@@ -106,15 +106,36 @@ pub(super) async fn dead_chain(database: &mut Database, chain: ChainId) -> Resul
     if !database.claim(chain).await? || database.is_ended(chain).await? {
         return Ok(None);
     }
-    let (header, head, ended) = last_row(database, chain).await?;
-    Ok(if ended { None } else { Some(DeadChain { head, orphans: orphans(database, &header).await? }) })
+    let Last { head, oldest_open, is_end, .. } = last_row(database, chain).await?;
+    Ok(if is_end { None } else { Some(DeadChain { head, orphans: orphans(database, chain, oldest_open).await? }) })
 }
 
-async fn last_row(database: &mut Database, chain: ChainId) -> Result<(Header, RowRef, bool), SurveyError> {
+/// A chain's last row.
+struct Last {
+    head: RowRef,
+    time: Timestamp,
+    oldest_open: Option<Place>,
+    is_end: bool,
+}
+
+async fn last_row(database: &mut Database, chain: ChainId) -> Result<Last, SurveyError> {
     let row = database.last_row(chain).await?.ok_or_else(|| SurveyError::Corrupt(format!("chain {chain} has lost its rows")))?;
-    let (header, event) = read(&row)?;
-    let head = reference(&header, &row)?;
-    Ok((header, head, event == Event::End))
+    let head = reference(&row)?;
+    Ok(match read(&row) {
+        Some((header, event)) => Last { head, time: header.time, oldest_open: header.oldest_open, is_end: event == Event::End },
+        None => {
+            let oldest_open = oldest_open_before(database, head).await?;
+            Last { head, time: Timestamp::from_micros(row.time), oldest_open, is_end: false }
+        }
+    })
+}
+
+/// Where the first open intent of a chain can stand whose last row cannot be read: the row before says it, or the one before that.
+async fn oldest_open_before(database: &mut Database, last: RowRef) -> Result<Option<Place>, SurveyError> {
+    let from = Place { seq: last.place.seq.saturating_sub(PAGE.into()), ..last.place };
+    let rows = database.chain_page(last.chain, from, PAGE).await?;
+    let readable = rows.iter().rev().find_map(|row| decode(&row.body).ok());
+    Ok(readable.map_or(Some(Place { seq: 0, ..last.place }), |(header, _)| header.oldest_open))
 }
 
 /// What the newest starts and ends say.
@@ -131,7 +152,7 @@ impl Newest {
         let mut newest = Self::default();
         let starts = database.newest_marks("start", NEWEST).await?;
         for row in &starts {
-            let Event::Start { heads, .. } = read(row)?.1 else { continue };
+            let Some((_, Event::Start { heads, .. })) = read(row) else { continue };
             for head in heads {
                 let named = newest.named.entry(head.chain).or_insert(head);
                 if head.place > named.place {
@@ -142,34 +163,43 @@ impl Newest {
         // An end before the first start that was read was named by one of those that were not.
         let from = starts.last().filter(|_| starts.len() == NEWEST as usize).map_or(i64::MIN, |row| row.time);
         for row in database.newest_marks("end", NEWEST).await?.iter().rev().filter(|row| row.time >= from) {
-            let (header, _) = read(row)?;
-            newest.ends.push((reference(&header, row)?, header.time));
+            newest.ends.push((reference(row)?, Timestamp::from_micros(row.time)));
         }
         Ok(newest)
     }
 }
 
-/// The open intents of a dead chain with this last row, which names the lowest that can be open. Only a chain's own process, or a batch
+/// The open intents of a dead chain whose last row names the lowest that can be open. Only a chain's own process, or a batch
 /// that also declares it ended, writes its outcomes: so they all stand in the chain itself. Numbers begin anew in each chain, and a chain
 /// may hold outcomes of another's intents.
-async fn orphans(database: &mut Database, last: &Header) -> Result<Vec<(RowRef, Option<RequestId>)>, SurveyError> {
-    let Some(from) = last.oldest_open else { return Ok(Vec::new()) };
+async fn orphans(
+    database: &mut Database,
+    chain: ChainId,
+    oldest_open: Option<Place>,
+) -> Result<Vec<(RowRef, Option<RequestId>)>, SurveyError> {
+    let Some(from) = oldest_open else { return Ok(Vec::new()) };
     let mut open = BTreeMap::new();
     for period in database.periods().await? {
         let Some(period) = u32::try_from(period).ok().and_then(Period::new).filter(|period| *period >= from.period) else { continue };
         let mut next = if period == from.period { from } else { Place { period, seq: 0 } };
         loop {
-            let rows = database.chain_page(last.chain, next, PAGE).await?;
+            let rows = database.chain_page(chain, next, PAGE).await?;
             let Some(end) = rows.last() else { break };
-            next.seq = read(end)?.0.place.seq + 1;
+            next.seq = reference(end)?.place.seq + 1;
             for row in &rows {
-                let (header, event) = read(row)?;
-                match event.closes() {
-                    Some(intent) if intent.chain == last.chain => drop(open.remove(&intent.place)),
-                    None if matches!(event, Event::Intent(_)) => {
-                        open.insert(header.place, (reference(&header, row)?, header.request));
+                match read(row) {
+                    Some((header, Event::Intent(_))) => drop(open.insert(header.place, (reference(row)?, header.request))),
+                    Some((_, event)) => {
+                        if let Some(intent) = event.closes().filter(|intent| intent.chain == chain) {
+                            open.remove(&intent.place);
+                        }
                     }
-                    _ => {}
+                    // An intent is closed all the same, by its columns; what else it may be closes nothing that anybody could tell.
+                    None if row.kind == "intent" => {
+                        let intent = reference(row)?;
+                        open.insert(intent.place, (intent, None));
+                    }
+                    None => {}
                 }
             }
         }
@@ -177,11 +207,21 @@ async fn orphans(database: &mut Database, last: &Header) -> Result<Vec<(RowRef, 
     Ok(open.into_values().collect())
 }
 
-fn read(row: &StoredRow) -> Result<(Header, Event), SurveyError> {
-    decode(&row.body).map_err(|cause| SurveyError::Corrupt(format!("the row at {row} cannot be read: {cause}")))
+/// The row; one that cannot be read stops nobody, and `audit verify` makes a finding of it.
+fn read(row: &StoredRow) -> Option<(Header, Event)> {
+    let read = decode(&row.body);
+    if let Err(cause) = &read {
+        tracing::error!(%row, %cause, "a row of the ledger cannot be read and is passed over; `ca-server audit verify` tells more");
+    }
+    read.ok()
 }
 
-fn reference(header: &Header, row: &StoredRow) -> Result<RowRef, SurveyError> {
-    let hash = row.hash.as_slice().try_into().map_err(|_| SurveyError::Corrupt(format!("the row at {row} has no SHA-256 hash")))?;
-    Ok(RowRef { chain: header.chain, place: header.place, hash })
+/// How others name a row, by its columns.
+fn reference(row: &StoredRow) -> Result<RowRef, SurveyError> {
+    let (chain, hash) = (row.chain.as_slice().try_into(), row.hash.as_slice().try_into());
+    let period = u32::try_from(row.period).ok().and_then(Period::new);
+    match (chain, hash, period, u64::try_from(row.seq)) {
+        (Ok(chain), Ok(hash), Some(period), Ok(seq)) => Ok(RowRef { chain: ChainId(chain), place: Place { period, seq }, hash }),
+        _ => Err(SurveyError::Corrupt(format!("the row at {row} has no place or no SHA-256 hash"))),
+    }
 }

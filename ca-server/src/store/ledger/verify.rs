@@ -8,15 +8,18 @@ mod checkpoint;
 mod crew;
 mod findings;
 mod judge;
+mod named;
 mod pass;
 mod reading;
 mod repeated;
 mod settle;
 mod since;
 mod standing;
+mod trusted;
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{mpsc, oneshot};
@@ -25,10 +28,13 @@ pub use self::checkpoint::{BadCheckpoint, Checkpoint};
 use self::crew::Crew;
 pub use self::findings::Broken;
 use self::findings::Finding;
-use self::judge::Judged;
+use self::judge::{Checks, Judged};
+pub use self::named::NamedIssuer;
 use self::pass::Pass;
 use self::reading::Reading;
+use self::since::Believed;
 use self::standing::Standing;
+pub use self::trusted::TrustedRoots;
 use super::database::Database;
 use super::query::{LedgerReader, ReadError};
 use super::schema::DatabaseError;
@@ -41,6 +47,8 @@ pub struct VerifyOptions {
     pub begin: Begin,
     /// Whether signatures are checked to be the issuers': more work than everything else together.
     pub signatures: bool,
+    /// The roots that issuers must stand under; `None`: whatever a chain names is believed.
+    pub roots: Option<Arc<TrustedRoots>>,
     /// Threads that judge rows, beside the one that reads.
     pub threads: NonZeroUsize,
 }
@@ -59,7 +67,12 @@ pub enum Begin {
 impl Default for VerifyOptions {
     /// Everything, with all cores.
     fn default() -> Self {
-        Self { begin: Begin::FirstRow, signatures: true, threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN) }
+        Self {
+            begin: Begin::FirstRow,
+            signatures: true,
+            roots: None,
+            threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+        }
     }
 }
 
@@ -89,6 +102,8 @@ pub struct Report {
     pub broken: Vec<Broken>,
     /// All broken rows, also those not listed.
     pub broken_count: u64,
+    /// The issuers that were named in the rows that were read.
+    pub issuers: Vec<NamedIssuer>,
     /// Rows before the checkpoint that it began with.
     pub earlier: u64,
     /// Rows before this time were taken for granted.
@@ -123,16 +138,20 @@ async fn verify(
     stop: &AtomicBool,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<(Report, Option<Checkpoint>), ReadError> {
-    let before = match &options.begin {
+    let mut believed = Believed::default();
+    let mut before = match &options.begin {
         Begin::FirstRow => Standing::default(),
-        Begin::Since(since) => Standing::at(*since, database).await?,
+        Begin::Since(since) => Standing::at(*since, database, &mut believed).await?,
         Begin::Checkpoint(checkpoint) => checkpoint.standing.clone(),
     };
+    before.roots = options.roots.as_ref().map(|roots| roots.digest());
     let resumed = !before.chains.is_empty();
     let total = database.row_count().await?.saturating_sub(before.rows);
     let mut reading = Reading::after(&before, database).await?;
     let mut pass = Pass::after(&before, &reading, database).await?;
-    let crew = Crew::start(options.threads, options.signatures)?;
+    believed.findings(options.roots.as_deref()).for_each(|finding| pass.findings.add(finding));
+    let checks = Checks { signatures: options.signatures, roots: options.roots.clone() };
+    let crew = Crew::start(options.threads, &checks)?;
     let waiting = 2 * options.threads.get() + 2;
     let (hand_over, mut pages) = mpsc::channel(waiting);
     let read = async {
@@ -160,6 +179,11 @@ async fn verify(
     drop(crew);
     pass.look_up_repeats(database).await?;
     if !interrupted {
+        if pass.report.rows != total {
+            let what =
+                format!("it holds {total} rows that are to be read, of which {} are found by their months and chains", pass.report.rows);
+            pass.findings.add(Finding::of_ledger(what));
+        }
         pass.finish(resumed, database).await?;
     }
     let standing = pass.standing(&before, options.signatures, &reading);
@@ -168,6 +192,7 @@ async fn verify(
         chains: standing.chains.len() as u64,
         broken: pass.findings.into_listed(),
         broken_count,
+        issuers: reading.take_named(),
         earlier: if matches!(options.begin, Begin::Checkpoint(_)) { before.rows } else { 0 },
         since: standing.since,
         signatures_skipped: standing.signatures_skipped,

@@ -73,6 +73,13 @@ fn judge_file(findings: &mut Findings, facts: &SqliteFacts, file: &FileFacts) {
 }
 
 fn judge_content(findings: &mut Findings, content: &Content) -> Times {
+    if let Some(damage) = content.damage.as_ref().filter(|damage| !damage.is_empty()) {
+        let remedy = "stop the daemon, keep the files as they are, export what can be read, and restore a copy: docs/ledger.md";
+        findings.problem("structure", format!("the ledger is not whole: {}", damage.join("; ")), remedy);
+        if content.schema.version.is_none() {
+            return Times::default();
+        }
+    }
     let judged = judge_schema(findings, &content.schema, MadeBy::Serve);
     if content.journal_mode == "wal" {
         findings.ok("durability", "a write-ahead log, synced to the disk at each commit (synchronous = FULL)");
@@ -84,12 +91,9 @@ fn judge_content(findings: &mut Findings, content: &Content) -> Times {
         findings.ok("rows", format!("about {} rows", content.rows));
     }
     match &content.damage {
-        None => {}
+        None => findings.ok("structure", "what was looked at is whole; --deep reads all of it"),
         Some(damage) if damage.is_empty() => findings.ok("structure", "the database finds its own structure whole"),
-        Some(damage) => {
-            let remedy = "stop the daemon, keep the files as they are, export what can be read, and restore a copy";
-            findings.problem("structure", format!("the database finds itself damaged: {}", damage.join("; ")), remedy);
-        }
+        Some(_) => {}
     }
     Times { newest: content.newest, ..Times::default() }
 }

@@ -14,6 +14,7 @@ use sqlx::{ConnectOptions, Connection, Row as _, SqliteConnection};
 use super::super::lock::{self, Writer};
 use super::super::schema::SQLITE;
 use super::super::sqlite::statements;
+use super::super::sqlite::whole::{SMALL, Wholeness, examine};
 use super::{Difference, How, SchemaFacts, schema_facts};
 use crate::timestamp::Timestamp;
 
@@ -48,7 +49,7 @@ pub struct FileFacts {
 }
 
 /// What stands in the database.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Content {
     /// `PRAGMA journal_mode`.
     pub journal_mode: String,
@@ -58,7 +59,7 @@ pub struct Content {
     pub rows: u64,
     /// The time of the row that was written last.
     pub newest: Option<Timestamp>,
-    /// What the database found wrong with its own structure; `None` if it was not asked.
+    /// What is wrong with its structure or with the log beside it; `None` if it is too large to be read through, and that was not asked for.
     pub damage: Option<Vec<String>>,
 }
 
@@ -73,12 +74,13 @@ pub(super) async fn inspect(location: &Path, deep: bool) -> SqliteFacts {
     let path = resolved.as_ref().ok().cloned().unwrap_or_else(|| location.to_owned());
     let file = stat(&path);
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let writer = resolved.and_then(|path| lock::writer(&path));
     let content = match file {
         Ok(None) => None,
-        _ => Some(content(&path, deep).await.map_err(|error| error.to_string())),
+        _ => Some(content(&path, deep, matches!(writer, Ok(Writer::Nobody))).await.map_err(|error| error.to_string())),
     };
     SqliteFacts {
-        writer: resolved.and_then(|path| lock::writer(&path)),
+        writer,
         free: statvfs(directory).map(|facts| facts.f_bavail.saturating_mul(facts.f_frsize)).map_err(io::Error::from),
         // The kernel's type is signed on some machines; the numbers are 32 bits everywhere.
         on_network: statfs(directory).is_ok_and(|facts| NETWORK_FILE_SYSTEMS.contains(&(facts.f_type as u32))),
@@ -99,7 +101,11 @@ fn stat(path: &Path) -> io::Result<Option<FileFacts>> {
     Ok(Some(FileFacts { mode: mode(&file), directory_mode: mode(&directory), owner: file.uid(), size: file.len() + log }))
 }
 
-async fn content(path: &Path, deep: bool) -> sqlx::Result<Content> {
+async fn content(path: &Path, deep: bool, unwritten: bool) -> sqlx::Result<Content> {
+    // A daemon looked at the log when it started; beside it the log moves.
+    if unwritten && let Wholeness::Broken(why) = examine(path).await {
+        return Ok(Content { journal_mode: "wal".into(), damage: Some(vec![why]), ..Content::default() });
+    }
     let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT);
     let mut connection = options.disable_statement_logging().connect().await?;
     let journal_mode = sqlx::query(statements::JOURNAL_MODE).fetch_one(&mut connection).await?.try_get(0)?;
@@ -113,14 +119,19 @@ async fn content(path: &Path, deep: bool) -> sqlx::Result<Content> {
         rows = u64::try_from(last.try_get::<i64, _>(0)?).unwrap_or(0);
         newest = Some(Timestamp::from_micros(last.try_get(1)?));
     }
-    let damage = if deep { Some(damage(&mut connection).await?) } else { None };
+    let is_small = fs::metadata(path).is_ok_and(|file| file.len() <= SMALL);
+    let damage = match deep {
+        true => Some(damage(&mut connection, statements::DAMAGE).await?),
+        false if is_small => Some(damage(&mut connection, statements::QUICK_CHECK).await?),
+        false => None,
+    };
     connection.close().await?;
     Ok(Content { journal_mode, schema, rows, newest, damage })
 }
 
-/// What `PRAGMA integrity_check` finds beside `ok`, at most a hundred lines.
-async fn damage(connection: &mut SqliteConnection) -> sqlx::Result<Vec<String>> {
-    let lines = sqlx::query(statements::DAMAGE).fetch_all(connection).await?;
+/// What a check finds beside `ok`.
+async fn damage(connection: &mut SqliteConnection, check: &'static str) -> sqlx::Result<Vec<String>> {
+    let lines = sqlx::query(check).fetch_all(connection).await?;
     let lines = lines.iter().map(|line| line.try_get::<String, _>(0)).collect::<sqlx::Result<Vec<_>>>()?;
     Ok(lines.into_iter().filter(|line| line != "ok").collect())
 }

@@ -65,6 +65,18 @@ statements! {
     /// The last in the order of writing: the newest by time would be a search through the whole table.
     NEWEST(""): Few, "SELECT rowid, time FROM event WHERE rowid = (SELECT max(rowid) FROM event)";
     DAMAGE(""): Much("only `doctor --deep` asks, which says that it reads everything"), "PRAGMA integrity_check(100)";
+    QUICK_CHECK(""): Much("only of a small file"), "PRAGMA quick_check(1)";
+    HAS_EVENT(""): Few, "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'event'";
+    FIRST_HASH(""): Few, "SELECT rowid, hash FROM event WHERE rowid = (SELECT min(rowid) FROM event)";
+    LAST_HASH(""): Few, "SELECT rowid, hash FROM event WHERE rowid = (SELECT max(rowid) FROM event)";
+    HASH(""): Few, "SELECT hash FROM event WHERE rowid = ?";
+    LAST_NUMBER(""): Few, "SELECT max(rowid) FROM event";
+    /// Of the rows between two: how many there are, are found by their places, and follow a row of their chain.
+    LINKED(""): Few,
+        "SELECT count(*), coalesce(sum(rowid = (SELECT found.rowid FROM event AS found WHERE found.period = event.period \
+         AND found.chain = event.chain AND found.seq = event.seq)), 0), \
+         coalesce(sum(seq = 0 OR EXISTS (SELECT 1 FROM event AS before WHERE before.period = event.period \
+         AND before.chain = event.chain AND before.seq = event.seq - 1)), 0) FROM event WHERE rowid BETWEEN ? AND ?";
     HAS_MIGRATIONS(""): Few, "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = '_sqlx_migrations'";
     MIGRATIONS(""): Few, "SELECT version, checksum FROM _sqlx_migrations WHERE success";
     OBJECTS(""): Few, "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE '\\_sqlx%' ESCAPE '\\'";

@@ -2,6 +2,7 @@
 
 #![allow(clippy::duplicate_mod, reason = "each story is told once and compiled for each database")]
 
+mod copies;
 mod detaching;
 mod files;
 mod format;

@@ -1,11 +1,16 @@
 //! `verify` finds what is broken, and names it.
 
+use std::sync::Arc;
+
 use rcgen::{KeyUsagePurpose, SanType};
 
 use super::world;
 use crate::refusal::{Reason, Refusal};
 use crate::store::ledger::event::{ChainId, Event, Intent, Proof, RowRef, Why};
+use crate::store::ledger::export::{Format, Selection};
 use crate::store::ledger::fixture::{Ca, Forged, IDENTITY, Made, NOON, World, evidence, request};
+use crate::store::ledger::location::Location;
+use crate::store::ledger::verify::{Begin, TrustedRoots, VerifyOptions};
 
 async fn story() -> World {
     let world = world();
@@ -378,4 +383,96 @@ async fn a_daemon_that_has_lost_its_chain_may_give_out_what_that_chain_recorded(
         let findings = world.findings().await;
         assert!(findings.len() == 1 && findings[0].contains("has not become a certificate"), "{findings:?}");
     }
+}
+
+/// Whether a row of this ledger that cannot be read keeps anybody from the others.
+async fn passed_over(which: &str) -> (World, Vec<String>) {
+    let world = story().await;
+    world.drop_triggers().await;
+    world.execute(&format!("UPDATE event SET body = x'ff' WHERE rowid = {which}")).await.unwrap();
+    let rows = world.rows().await;
+    let broken: Vec<String> = rows.iter().filter(|row| row.body == [0xff]).map(ToString::to_string).collect();
+    assert_eq!(broken.len(), 1);
+    let (report, _) = world.verify(&VerifyOptions::default()).await;
+    assert_eq!(report.rows, rows.len() as u64, "the others are visited");
+    assert!(report.broken.iter().any(|found| found.row == broken[0] && found.what.contains("cannot be read")), "{:?}", report.broken);
+    let (mut written, mut named) = (Vec::new(), Vec::new());
+    let exported = world
+        .reader()
+        .await
+        .export(&Selection::default(), Format::JsonLines, &mut written, &mut |error| named.push(error.to_string()))
+        .await;
+    exported.unwrap();
+    assert_eq!((written.iter().filter(|octet| **octet == b'\n').count(), named.len()), (rows.len() - 1, 1));
+    assert!(named[0].contains(&broken[0]), "{named:?}");
+    (world, broken)
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_is_named_and_stops_neither_a_start_nor_an_export_nor_a_verification() {
+    // Of the first chain: its first row, an intent, an outcome, the unknown one, and its end; and the end of the second, its last row.
+    for which in ["1", "4", "5", "7", "10", "20"] {
+        let (world, broken) = passed_over(which).await;
+        let ledger = world.start().await;
+        world.issue(&ledger).await;
+        ledger.shutdown().await;
+        world.start().await.shutdown().await;
+        let since = Begin::Since(world.hands.now());
+        for begin in [Begin::FirstRow, since] {
+            let findings = world.findings_from(begin).await;
+            assert!(findings.iter().all(|found| !found.contains("two outcomes")), "{which}: {findings:?}");
+        }
+        let findings = world.findings().await;
+        assert!(findings.iter().any(|found| found.starts_with(&broken[0])), "{which}: {findings:?}");
+    }
+}
+
+#[tokio::test]
+async fn rows_that_no_search_finds_are_counted_and_those_without_a_place_named() {
+    let world = story().await;
+    let far = if matches!(world.location, Location::Sqlite(_)) { i64::MAX } else { i32::MAX.into() };
+    let row = |period: i64, chain: &str, seq: i64| {
+        format!(
+            "INSERT INTO event (period, chain, seq, kind, time, hash, body) SELECT {period}, {chain}, {seq}, kind, time, hash, body FROM event WHERE kind = 'start' ORDER BY body LIMIT 1"
+        )
+    };
+    world.execute_without_constraints(&[row(far, "x'01'", 0), row(202_611, "x''", i64::MIN)]).await;
+    assert_eq!(
+        world.findings().await,
+        ["the ledger: it holds 22 rows that are to be read, of which 20 are found by their months and chains"]
+    );
+    world.execute_without_constraints(&[row(202_611, "x'01'", 5), row(202_611, "x''", -1)]).await;
+    let findings = world.findings().await;
+    assert_eq!(findings.iter().filter(|found| found.contains("its place is none")).count(), 2, "{findings:?}");
+    assert!(findings.iter().any(|found| found.starts_with("the ledger: it holds 24 rows")), "{findings:?}");
+}
+
+#[tokio::test]
+async fn an_issuer_is_believed_only_under_a_root_that_is_trusted() {
+    let world = story().await;
+    let trusted = |ca: &Ca| Some(Arc::new(TrustedRoots::parse(ca.pem().as_bytes()).unwrap()));
+    let other = Ca::new();
+    let found = async |roots, begin| world.verify(&VerifyOptions { roots, begin, ..VerifyOptions::default() }).await;
+    let (report, checkpoint) = found(trusted(&world.ca), Begin::FirstRow).await;
+    assert_eq!(report.broken, []);
+    let [named] = report.issuers.as_slice() else { panic!("{:?}", report.issuers) };
+    assert!(named.id == "default" && trusted(&world.ca).unwrap().has(&named.roots[0]));
+    let checkpoint = checkpoint.unwrap();
+    assert!(checkpoint.is_by(trusted(&world.ca).as_deref()) && !checkpoint.is_by(trusted(&other).as_deref()) && !checkpoint.is_by(None));
+    let (report, _) = found(trusted(&other), Begin::FirstRow).await;
+    assert_eq!(report.broken_count, 2, "each chain names it: {:?}", report.broken);
+    assert!(report.broken.iter().all(|found| found.what.contains("does not stand under a root that is trusted")), "{:?}", report.broken);
+    // Somebody who can write rows names an issuer of his own, and signs with it; also before the time that is taken for granted.
+    let mut stranger = World::at(world.location.clone());
+    stranger.ca = other;
+    let mut forged = stranger.forge(1, Vec::new());
+    forged.issue();
+    forged.write().await;
+    assert_eq!(world.findings().await, [""; 0], "without roots that he has not made");
+    world.hands.set(NOON + 3600);
+    for begin in [Begin::FirstRow, Begin::Since(world.hands.now())] {
+        let (report, _) = found(trusted(&world.ca), begin).await;
+        assert_eq!(report.broken_count, 1, "{:?}", report.broken);
+    }
+    assert!(TrustedRoots::parse(b"").is_err() && TrustedRoots::parse(b"-----BEGIN CERTIFICATE-----\n!!").is_err());
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::event::{ChainId, Hash, Place, RowRef};
 use super::standing::{ChainStanding, NamedHead, Standing};
+use super::trusted::TrustedRoots;
 use crate::timestamp::{Period, Timestamp};
 
 /// The file's version.
@@ -74,6 +75,11 @@ impl Checkpoint {
         self.standing.rows
     }
 
+    /// Whether the issuers until here were judged by these roots, or all believed if there are none.
+    pub fn is_by(&self, roots: Option<&TrustedRoots>) -> bool {
+        self.standing.roots == roots.map(TrustedRoots::digest)
+    }
+
     /// Whether every signature until here was checked.
     pub fn has_signatures(&self) -> bool {
         !self.standing.signatures_skipped
@@ -91,6 +97,7 @@ struct Written {
     version: u32,
     rows: u64,
     since: Option<i64>,
+    roots: Option<Octets>,
     signatures: bool,
     issuers: Vec<Octets>,
     chains: Vec<WrittenChain>,
@@ -199,6 +206,7 @@ impl From<&Standing> for Written {
             version: VERSION,
             rows: standing.rows,
             since: standing.since.map(Timestamp::micros),
+            roots: standing.roots.map(|roots| Octets(roots.to_vec())),
             signatures: !standing.signatures_skipped,
             issuers,
             chains,
@@ -231,6 +239,10 @@ impl Written {
         Some(Standing {
             rows: self.rows,
             since: self.since.map(Timestamp::from_micros),
+            roots: match &self.roots {
+                Some(roots) => Some(hash(roots)?),
+                None => None,
+            },
             signatures_skipped: !self.signatures,
             chains,
             early: self.early.iter().map(|(intent, outcome)| Some((intent.row()?, outcome.row()?))).collect::<Option<_>>()?,

@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 use tokio::sync::oneshot;
 
 use super::findings::Finding;
-use super::judge::{self, Judged, Pair, Stretch};
+use super::judge::{self, Checks, Judged, Pair, Stretch};
 
 enum Job {
     Page(Vec<Stretch>, oneshot::Sender<Judged>),
@@ -21,13 +21,13 @@ pub(super) struct Crew {
 }
 
 impl Crew {
-    pub(super) fn start(threads: NonZeroUsize, signatures: bool) -> std::io::Result<Self> {
+    pub(super) fn start(threads: NonZeroUsize, checks: &Checks) -> std::io::Result<Self> {
         let (jobs, waiting) = mpsc::channel();
         let waiting = Arc::new(Mutex::new(waiting));
         let mut crew = Self { jobs: Some(jobs), threads: Vec::with_capacity(threads.get()) };
         for number in 0..threads.get() {
-            let waiting = waiting.clone();
-            let work = move || while work(&waiting, signatures) {};
+            let (waiting, checks) = (waiting.clone(), checks.clone());
+            let work = move || while work(&waiting, &checks) {};
             crew.threads.push(thread::Builder::new().name(format!("verify-{number}")).spawn(work)?);
         }
         Ok(crew)
@@ -52,11 +52,11 @@ impl Crew {
 }
 
 /// Does one job; false when there will be none.
-fn work(waiting: &Mutex<mpsc::Receiver<Job>>, signatures: bool) -> bool {
+fn work(waiting: &Mutex<mpsc::Receiver<Job>>, checks: &Checks) -> bool {
     let job = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
     match job {
-        Ok(Job::Page(page, answer)) => drop(answer.send(judge::page(page, signatures))),
-        Ok(Job::Pairs(pairs, answer)) => drop(answer.send(judge::pairs(pairs, signatures))),
+        Ok(Job::Page(page, answer)) => drop(answer.send(judge::page(page, checks))),
+        Ok(Job::Pairs(pairs, answer)) => drop(answer.send(judge::pairs(pairs, checks.signatures))),
         Err(_) => return false,
     }
     true

@@ -8,7 +8,7 @@ use super::super::event::{RowRef, StoredRow};
 /// A row that is not what it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broken {
-    /// Its place: period, chain, seq.
+    /// Its place: period, chain, seq; or `the ledger`, of rows that no search finds.
     pub row: String,
     /// What is wrong with it.
     pub what: String,
@@ -38,8 +38,16 @@ impl From<RowRef> for At {
     }
 }
 
+impl At {
+    /// What is wrong with no row that anybody could name.
+    const LEDGER: Self = Self { period: i64::MAX, chain: Vec::new(), seq: i64::MAX };
+}
+
 impl fmt::Display for At {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Self::LEDGER {
+            return f.write_str("the ledger");
+        }
         write!(f, "period {} chain {} seq {}", self.period, hex::encode(&self.chain), self.seq)
     }
 }
@@ -51,6 +59,11 @@ pub(super) struct Finding {
 }
 
 impl Finding {
+    /// Of rows that nobody can name.
+    pub(super) fn of_ledger(what: impl Into<String>) -> Self {
+        Self { row: At::LEDGER, what: what.into() }
+    }
+
     pub(super) fn new(row: impl Into<At>, what: impl Into<String>) -> Self {
         Self { row: row.into(), what: what.into() }
     }

@@ -8,6 +8,7 @@ use super::super::body::{GENESIS, decode, is_deterministic, link};
 use super::super::event::{ChainId, Event, Hash, Header, Place, RowRef, StoredRow};
 use super::super::issuance::{Drafted, Issuers, Named, Signature, certificate_of, drafted, proven};
 use super::findings::Finding;
+use super::trusted::TrustedRoots;
 use crate::timestamp::{Period, Timestamp};
 
 /// Rows of one chain, one after the other. An `issuer` row can only be the last.
@@ -90,11 +91,20 @@ pub(super) struct Pair {
     pub(super) signature: Signature,
 }
 
-/// Judges pages of rows; `signatures` false leaves out whether signatures are the issuers'.
-pub(super) fn page(stretches: Vec<Stretch>, signatures: bool) -> Judged {
+/// What of it is asked.
+#[derive(Clone)]
+pub(super) struct Checks {
+    /// False leaves out whether signatures are the issuers'.
+    pub(super) signatures: bool,
+    /// What issuers must stand under; `None` leaves that out.
+    pub(super) roots: Option<Arc<TrustedRoots>>,
+}
+
+/// Judges pages of rows.
+pub(super) fn page(stretches: Vec<Stretch>, checks: &Checks) -> Judged {
     let mut judged = Judged::default();
     for stretch in stretches {
-        judged.stretch(stretch, signatures);
+        judged.stretch(stretch, checks);
     }
     judged
 }
@@ -106,7 +116,7 @@ pub(super) fn pairs(pairs: Vec<Pair>, signatures: bool) -> Vec<Finding> {
 }
 
 impl Judged {
-    fn stretch(&mut self, stretch: Stretch, signatures: bool) {
+    fn stretch(&mut self, stretch: Stretch, checks: &Checks) {
         self.count += stretch.rows.len() as u64;
         let mut before = stretch.before.unwrap_or(GENESIS);
         // Where the intents of this stretch stand in `rows`, as long as no outcome was held against them.
@@ -117,11 +127,11 @@ impl Judged {
             before = row.hash;
             let read = self.read(stored).map(|(header, event)| {
                 let (time, oldest_open) = (header.time, header.oldest_open);
-                let meaning = self.meaning(row, &header, event, &stretch.issuers);
+                let meaning = self.meaning(row, &header, event, &stretch.issuers, checks);
                 Read { time, oldest_open, meaning }
             });
             self.rows.push(JudgedRow { row, is_bound, read });
-            self.pair(&mut open, signatures);
+            self.pair(&mut open, checks.signatures);
         }
     }
 
@@ -155,7 +165,7 @@ impl Judged {
         }
     }
 
-    fn meaning(&mut self, row: RowRef, header: &Header, event: Event, issuers: &Issuers) -> Meaning {
+    fn meaning(&mut self, row: RowRef, header: &Header, event: Event, issuers: &Issuers, checks: &Checks) -> Meaning {
         match event {
             Event::Start { heads, .. } => Meaning::Start { heads },
             Event::Period { previous } => Meaning::Period { previous },
@@ -163,6 +173,8 @@ impl Judged {
             Event::ChainEnded { head } => Meaning::ChainEnded { head },
             Event::Issuer(facts) => {
                 if let Err(what) = certificate_of(&facts).and_then(Named::read) {
+                    self.findings.push(Finding::new(row, what));
+                } else if let Some(Err(what)) = checks.roots.as_ref().map(|roots| roots.lead_to(&facts)) {
                     self.findings.push(Finding::new(row, what));
                 }
                 Meaning::Statement

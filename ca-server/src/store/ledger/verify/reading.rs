@@ -1,7 +1,7 @@
 //! Reading pages of rows for the workers. Whatever a worker needs of earlier rows, which is little, is kept here: for each chain its last
 //! hash and the issuers that it has named.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::super::body::{decode, kind_of};
@@ -11,13 +11,19 @@ use super::super::event::{ChainId, Event, Hash, StoredRow};
 use super::super::issuance::{Issuers, Named, certificate_of};
 use super::super::schema::DatabaseError;
 use super::judge::{Stretch, place_of};
+use super::named::NamedIssuer;
 use super::standing::Standing;
+use crate::digest::sha256;
+
+/// Issuers that are told in the end; a ledger of a lifetime has fewer.
+const NAMED: usize = 1000;
 
 /// The rows that are still to be judged.
 pub(super) struct Reading {
     cursor: Cursor,
     chains: HashMap<ChainId, Known>,
     certificates: HashMap<Vec<u8>, Arc<Named>>,
+    named: BTreeSet<NamedIssuer>,
 }
 
 #[derive(Clone, Default)]
@@ -30,7 +36,8 @@ impl Reading {
     /// Of what comes after `standing`. The snapshot must have begun.
     pub(super) async fn after(standing: &Standing, database: &mut Database) -> Result<Self, DatabaseError> {
         let heads = standing.chains.iter().map(|(id, chain)| (*id, chain.head.place)).collect();
-        let mut reading = Self { cursor: Cursor::after(database, heads).await?, chains: HashMap::new(), certificates: HashMap::new() };
+        let cursor = Cursor::after(database, heads).await?;
+        let mut reading = Self { cursor, chains: HashMap::new(), certificates: HashMap::new(), named: BTreeSet::new() };
         for (id, chain) in &standing.chains {
             let mut issuers = Issuers::default();
             for (name, certificate) in &chain.issuers {
@@ -46,6 +53,11 @@ impl Reading {
     /// The issuers that a chain has named so far.
     pub(super) fn issuers(&self, chain: &ChainId) -> Arc<Issuers> {
         self.chains.get(chain).map(|known| known.issuers.clone()).unwrap_or_default()
+    }
+
+    /// The issuers that were named in what was read.
+    pub(super) fn take_named(&mut self) -> Vec<NamedIssuer> {
+        std::mem::take(&mut self.named).into_iter().collect()
     }
 
     /// The next page; none at the end.
@@ -81,7 +93,12 @@ impl Reading {
     /// The issuer that a row names. One that cannot be read is a finding of whoever judges the row.
     fn issuer(&mut self, row: &StoredRow) -> Option<(String, Arc<Named>)> {
         let Ok((_, Event::Issuer(facts))) = decode(&row.body) else { return None };
-        let named = self.named(certificate_of(&facts).ok()?)?;
+        let certificate = certificate_of(&facts).ok()?;
+        if self.named.len() < NAMED {
+            let roots = facts.roots.iter().map(|root| sha256(root)).collect();
+            self.named.insert(NamedIssuer { id: facts.id.clone(), certificate: sha256(certificate), roots });
+        }
+        let named = self.named(certificate)?;
         Some((facts.id, named))
     }
 

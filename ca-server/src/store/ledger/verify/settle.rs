@@ -1,7 +1,7 @@
 //! The beginning and the end of a pass: what it takes over from where an earlier one stood, what it asks the database when all rows were
 //! read, and where it stands itself.
 
-use super::super::body::link;
+use super::super::body::{decode, link};
 use super::super::database::Database;
 use super::super::event::{ChainId, Event, Hash, Place, RowRef};
 use super::super::issuance::{Drafted, drafted};
@@ -68,8 +68,12 @@ impl Pass {
         }
         for (outcome, intent) in std::mem::take(&mut self.unexplained) {
             let stands = database.row(intent.chain, intent.place).await?;
-            let was_intent = stands.is_some_and(|row| row.kind == "intent" && row.hash == intent.hash);
-            self.broken(outcome, if was_intent { "its intent has two outcomes" } else { "the intent that it names does not exist" });
+            let what = match stands.filter(|row| row.kind == "intent" && row.hash == intent.hash) {
+                None => "the intent that it names does not exist",
+                Some(row) if decode(&row.body).is_err() => "the intent that it names cannot be read",
+                Some(_) => "its intent has two outcomes",
+            };
+            self.broken(outcome, what);
         }
         for (_, (_, outcome)) in std::mem::take(&mut self.early) {
             self.broken(outcome, "the intent that it names does not exist");
@@ -147,6 +151,7 @@ impl Pass {
         Standing {
             rows: before.rows + self.report.rows,
             since: before.since,
+            roots: before.roots,
             signatures_skipped: before.signatures_skipped || !signatures,
             chains: self.chains.iter().filter_map(chain).collect(),
             early: early.collect(),
@@ -169,7 +174,7 @@ async fn read_again(intent: RowRef, reading: &Reading, database: &mut Database) 
     if row.hash != intent.hash || link(&before, &row.body) != intent.hash {
         return Ok(None);
     }
-    let Entry { header, event, .. } = Entry::try_from(&row)?;
+    let Ok(Entry { header, event, .. }) = Entry::try_from(&row) else { return Ok(None) };
     let Event::Intent(event) = event else { return Ok(None) };
     // What is wrong with it was found when it was read first.
     Ok(Some((event.identity.clone(), drafted(event, &reading.issuers(&intent.chain), &header).0)))

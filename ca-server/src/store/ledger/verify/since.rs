@@ -3,24 +3,50 @@
 
 use std::collections::BTreeMap;
 
+use super::super::body::decode;
 use super::super::database::Database;
-use super::super::event::{ChainId, Event, Hash, Place, RowRef};
+use super::super::event::{ChainId, Event, Hash, IssuerFacts, Place, RowRef, StoredRow};
 use super::super::issuance::certificate_of;
 use super::super::query::{Entry, ReadError};
+use super::findings::Finding;
 use super::standing::{ChainStanding, Standing};
+use super::trusted::TrustedRoots;
 use crate::timestamp::{Period, Timestamp};
 
 /// Rows read at a time.
 const PAGE: u32 = 500;
 
+/// What was read of the rows that are taken for granted.
+#[derive(Default)]
+pub(super) struct Believed {
+    issuers: Vec<(RowRef, IssuerFacts)>,
+    unreadable: Vec<Finding>,
+}
+
+impl Believed {
+    /// The row, unless it cannot be read, which is noted.
+    fn read(&mut self, row: &StoredRow) -> Option<Entry> {
+        let read = decode(&row.body).map_err(|cause| format!("the body cannot be read: {cause}"));
+        let unreadable = read.err();
+        self.unreadable.extend(unreadable.map(|what| Finding::new(row, what)));
+        Entry::try_from(row).ok()
+    }
+
+    /// What is wrong with it all the same.
+    pub(super) fn findings(self, roots: Option<&TrustedRoots>) -> impl Iterator<Item = Finding> {
+        let stranger = move |(row, facts): (RowRef, IssuerFacts)| Some(Finding::new(row, roots?.lead_to(&facts).err()?));
+        self.unreadable.into_iter().chain(self.issuers.into_iter().filter_map(stranger))
+    }
+}
+
 impl Standing {
     /// Before the first row of that time or later. The snapshot must have begun.
-    pub(super) async fn at(since: Timestamp, database: &mut Database) -> Result<Self, ReadError> {
+    pub(super) async fn at(since: Timestamp, database: &mut Database, believed: &mut Believed) -> Result<Self, ReadError> {
         let mut standing = Self { since: Some(since), ..Self::default() };
         let mut begun = Vec::new();
         let first = database.periods().await?.into_iter().find_map(|period| Period::new(u32::try_from(period).ok()?));
         for row in &database.marks_before(since).await? {
-            let entry = Entry::try_from(row)?;
+            let Some(entry) = believed.read(row) else { continue };
             let time = entry.header.time;
             match &entry.event {
                 Event::Start { .. } => begun.push(entry.header.chain),
@@ -36,8 +62,10 @@ impl Standing {
         for chain in begun {
             if !standing.chains.contains_key(&chain)
                 && let Some(row) = database.last_row_before(chain, since).await?
+                // One whose last row cannot be read is read from its beginning.
+                && let Ok(head) = Entry::try_from(&row)
             {
-                standing.chains.insert(chain, unfinished(&Entry::try_from(&row)?, database).await?);
+                standing.chains.insert(chain, unfinished(&head, database, believed).await?);
             }
         }
         // Nothing is left to read of what ended in a month that is not there any more.
@@ -55,25 +83,32 @@ fn settled(head: RowRef, time: Timestamp, declared: bool) -> ChainStanding {
 }
 
 /// A chain that had not ended by then.
-async fn unfinished(head: &Entry, database: &mut Database) -> Result<ChainStanding, ReadError> {
+async fn unfinished(head: &Entry, database: &mut Database, believed: &mut Believed) -> Result<ChainStanding, ReadError> {
     let (chain, until) = (head.header.chain, head.header.place);
     let mut issuers = Vec::new();
     for row in database.issuer_rows(chain, until).await? {
-        if let Event::Issuer(facts) = Entry::try_from(&row)?.event
-            && let Ok(certificate) = certificate_of(&facts)
-        {
-            issuers.push((facts.id.clone(), certificate.to_owned()));
+        let Some(entry) = believed.read(&row) else { continue };
+        let place = entry.reference();
+        if let Event::Issuer(facts) = entry.event {
+            issuers.extend(certificate_of(&facts).ok().map(|certificate| (facts.id.clone(), certificate.to_owned())));
+            believed.issuers.push((place, facts));
         }
     }
     let open = match head.header.oldest_open {
-        Some(from) => open_between(chain, from, until, database).await?.into_iter().collect(),
+        Some(from) => open_between(chain, from, until, database, believed).await?.into_iter().collect(),
         None => Vec::new(),
     };
     Ok(ChainStanding { head: head.reference(), time: head.header.time, ended: false, declared: false, issuers, open })
 }
 
 /// The intents of a chain from `from` to `until` that have no outcome there.
-async fn open_between(chain: ChainId, from: Place, until: Place, database: &mut Database) -> Result<BTreeMap<Place, Hash>, ReadError> {
+async fn open_between(
+    chain: ChainId,
+    from: Place,
+    until: Place,
+    database: &mut Database,
+    believed: &mut Believed,
+) -> Result<BTreeMap<Place, Hash>, ReadError> {
     let mut open = BTreeMap::new();
     for period in database.periods().await? {
         let Some(period) = u32::try_from(period).ok().and_then(Period::new) else { continue };
@@ -86,7 +121,7 @@ async fn open_between(chain: ChainId, from: Place, until: Place, database: &mut 
             let Some(last) = rows.last() else { break };
             next.seq = u64::try_from(last.seq).unwrap_or(u64::MAX).saturating_add(1);
             for row in &rows {
-                let entry = Entry::try_from(row)?;
+                let Some(entry) = believed.read(row) else { continue };
                 if entry.header.place > until {
                     return Ok(open);
                 }

@@ -12,6 +12,8 @@ pub(super) struct Standing {
     pub(super) rows: u64,
     /// Rows before this time were taken for granted.
     pub(super) since: Option<Timestamp>,
+    /// By which roots issuers were judged: `TrustedRoots::digest`; `None`: they were believed.
+    pub(super) roots: Option<Hash>,
     /// Signatures were not checked.
     pub(super) signatures_skipped: bool,
     pub(super) chains: BTreeMap<ChainId, ChainStanding>,
