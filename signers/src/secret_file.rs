@@ -50,6 +50,8 @@ fn read_line(path: &Path, what: &str) -> Result<SecretString, SecretFileError> {
     let fail = |text: String| Err(SecretFileError(format!("{what} file {}: {text}", path.display())));
     match std::str::from_utf8(line) {
         Ok("") => fail(format!("is empty; write the {what} into it")),
+        // It would be part of what is tried, and a wrong PIN costs one of few tries.
+        Ok(line) if line.starts_with('\u{feff}') => fail(format!("begins with a byte order mark; write only the {what} into it")),
         Ok(line) if line.contains('\0') => fail(format!("holds a NUL byte; write only the {what} into it")),
         Ok(line) => Ok(SecretString::from(line)),
         Err(_) => fail(format!("is not UTF-8; write only the {what} into it")),
@@ -161,7 +163,7 @@ mod tests {
 
     #[test]
     fn what_is_no_pin_is_refused() {
-        for content in [&b""[..], b"\n", b"\xff\xfe", b"12\x0034", &[b'1'; 70_000]] {
+        for content in [&b""[..], b"\n", b"\xef\xbb\xbf1234", b"\xff\xfe", b"12\x0034", &[b'1'; 70_000]] {
             let (_dir, path) = pin_file(content, 0o600);
             let error = read_pin(&path).unwrap_err().to_string();
             assert!(error.contains("PIN file") && error.contains("pin"), "{error}");

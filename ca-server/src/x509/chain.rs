@@ -2,7 +2,7 @@
 //! judged as a CA's (RFC 5280 §6.1.4); a root is a name and a key (§6.1.1), whose own signature nobody checks. A sentence about one names it by
 //! file, place and subject. Holds what a template and an answer need of them.
 
-mod member;
+mod listed;
 mod peers;
 
 use std::time::Duration;
@@ -11,7 +11,7 @@ use rustls_pki_types::CertificateDer;
 use signers::PublicKey;
 use x509_cert::ext::pkix::{BasicConstraints, KeyUsage, SubjectKeyIdentifier};
 
-use self::member::Member;
+use self::listed::Listed;
 use super::certificate::name_text;
 use super::path::{self, Anchors, BadPath, Usage};
 use super::pem;
@@ -33,7 +33,7 @@ pub struct IssuerChain {
     ends: Timestamp,
     issuing_ends: Timestamp,
     root_ends: Timestamp,
-    members: Vec<Member>,
+    members: Vec<Listed>,
     anchors: Anchors,
     warnings: Vec<String>,
 }
@@ -54,17 +54,17 @@ impl IssuerChain {
     /// Reads and checks an issuer's PEM files. A self-signed issuer stands in both.
     pub fn parse(id: &str, chain_pem: &[u8], roots_pem: &[u8]) -> Result<Self, BadChain> {
         let mut warnings = Vec::new();
-        let chain = member::read_all("chain", chain_pem, &mut warnings)?;
-        let roots = anchors(member::read_all("roots", roots_pem, &mut warnings)?, &mut warnings)?;
+        let chain = listed::read_all("chain", chain_pem, &mut warnings)?;
+        let roots = anchors(listed::read_all("roots", roots_pem, &mut warnings)?, &mut warnings)?;
         let depths = depths(&chain, &roots)?;
         let issuing = &chain[0];
-        let leads_to = |root: &&Member| chain.iter().any(|one| one.der() == root.der() || one.signed_by(root).is_ok());
-        let used: Vec<&Member> = roots.iter().filter(leads_to).collect();
+        let leads_to = |root: &&Listed| chain.iter().any(|one| one.der() == root.der() || one.signed_by(root).is_ok());
+        let used: Vec<&Listed> = roots.iter().filter(leads_to).collect();
         if used.is_empty() {
             return Err(bad(format_args!("{issuing} and what is above it lead to none of the roots")));
         }
         // A root may stand in the chain file; it is not sent between leaf and roots.
-        let is_root = |one: &Member| roots.iter().any(|root| root.der() == one.der());
+        let is_root = |one: &Listed| roots.iter().any(|root| root.der() == one.der());
         for (one, depth) in chain.iter().zip(&depths).filter(|(one, _)| !is_root(one)) {
             check_ca(one, *depth)?;
         }
@@ -80,7 +80,7 @@ impl IssuerChain {
         let own_identifier = issuing.extension::<SubjectKeyIdentifier>().map_err(|error| unfit(&error))?;
         let root_ends = used.iter().map(|root| root.ends()).max().expect("not empty");
         let root_begins = used.iter().map(|root| root.begins()).min().expect("not empty");
-        let sent: Vec<&Member> = chain.iter().filter(|one| !is_root(one)).collect();
+        let sent: Vec<&Listed> = chain.iter().filter(|one| !is_root(one)).collect();
         peers::warn(&chain, &roots, &used, &mut warnings);
         Ok(Self {
             id: id.to_owned(),
@@ -109,7 +109,7 @@ impl IssuerChain {
 
     /// Which of the certificates, chain and roots, are outside of their validity at `now`, a sentence each.
     pub fn out_of_date(&self, now: Timestamp) -> Vec<String> {
-        let said = |one: &Member| match () {
+        let said = |one: &Listed| match () {
             () if one.ends() < now => Some(format!("{one}: it ended at {}", one.ends())),
             () if now < one.begins() => Some(format!("{one}: it begins at {}", one.begins())),
             () => None,
@@ -202,7 +202,7 @@ impl IssuerChain {
     }
 }
 
-fn of_roots(roots: &[Member]) -> Result<Anchors, BadChain> {
+fn of_roots(roots: &[Listed]) -> Result<Anchors, BadChain> {
     for root in roots {
         let unfit = |_| bad(format_args!("{root}: TLS libraries cannot use it as a trust anchor; it is of version {}", root.version()));
         Anchors::new([root.der()]).map_err(unfit)?;
@@ -211,8 +211,8 @@ fn of_roots(roots: &[Member]) -> Result<Anchors, BadChain> {
 }
 
 /// The roots without what is no anchor: a cross-certificate says of a root's key that another root trusts it, and belongs into the chain.
-fn anchors(roots: Vec<Member>, warnings: &mut Vec<String>) -> Result<Vec<Member>, BadChain> {
-    let (anchors, others): (Vec<Member>, Vec<Member>) = roots.into_iter().partition(|root| root.is_self_issued());
+fn anchors(roots: Vec<Listed>, warnings: &mut Vec<String>) -> Result<Vec<Listed>, BadChain> {
+    let (anchors, others): (Vec<Listed>, Vec<Listed>) = roots.into_iter().partition(|root| root.is_self_issued());
     for other in others {
         let issuer = name_text(other.issuer());
         if !anchors.iter().any(|anchor| anchor.is_twin_of(&other)) {
@@ -230,14 +230,14 @@ fn anchors(roots: Vec<Member>, warnings: &mut Vec<String>) -> Result<Vec<Member>
 
 /// How many CA certificates lie between each certificate of the chain and a leaf. Each must be signed by one of the files, and but for the
 /// first must have signed one before it or be that one's twin: the same CA, certified by another.
-fn depths(chain: &[Member], roots: &[Member]) -> Result<Vec<usize>, BadChain> {
+fn depths(chain: &[Listed], roots: &[Listed]) -> Result<Vec<usize>, BadChain> {
     let mut depths: Vec<usize> = Vec::new();
     for (at, one) in chain.iter().enumerate() {
         let is_root = roots.iter().any(|root| root.der() == one.der());
         if !is_root {
             let others = || chain.iter().enumerate().filter(|(other, _)| *other != at).map(|(_, other)| other).chain(roots);
             if !others().any(|other| one.signed_by(other).is_ok()) {
-                return Err(bad(member::unsigned(one, others())));
+                return Err(bad(listed::unsigned(one, others())));
             }
         }
         let twin = chain[..at].iter().position(|earlier| earlier.is_twin_of(one)).map(|twin| depths[twin]);
@@ -255,7 +255,7 @@ fn depths(chain: &[Member], roots: &[Member]) -> Result<Vec<usize>, BadChain> {
 }
 
 /// It may sign certificates, with `below` CA certificates between it and the leaf (RFC 5280 §4.2.1.9, §4.2.1.3).
-fn check_ca(one: &Member, below: usize) -> Result<(), BadChain> {
+fn check_ca(one: &Listed, below: usize) -> Result<(), BadChain> {
     let constraints = one.extension::<BasicConstraints>().map_err(|error| bad(format_args!("{one}: {error}")))?;
     if !constraints.is_some_and(|(_, constraints)| constraints.ca) {
         return Err(bad(format_args!("{one}: it is not a CA certificate")));
@@ -264,7 +264,7 @@ fn check_ca(one: &Member, below: usize) -> Result<(), BadChain> {
 }
 
 /// An anchor without constraints has none (RFC 5280 §6.1.1); Go and OpenSSL obey those that it has.
-fn check_anchor(root: &Member, below: usize) -> Result<(), BadChain> {
+fn check_anchor(root: &Listed, below: usize) -> Result<(), BadChain> {
     let constraints = root.extension::<BasicConstraints>().map_err(|error| bad(format_args!("{root}: {error}")))?;
     if constraints.is_some_and(|(_, constraints)| !constraints.ca) {
         return Err(bad(format_args!("{root}: it says of itself that it is not a CA certificate")));
@@ -272,7 +272,7 @@ fn check_anchor(root: &Member, below: usize) -> Result<(), BadChain> {
     check_length_and_usage(root, below)
 }
 
-fn check_length_and_usage(one: &Member, below: usize) -> Result<(), BadChain> {
+fn check_length_and_usage(one: &Listed, below: usize) -> Result<(), BadChain> {
     let unfit = |error| bad(format_args!("{one}: {error}"));
     let length = one.extension::<BasicConstraints>().map_err(unfit)?.and_then(|(_, constraints)| constraints.path_len_constraint);
     if length.is_some_and(|length| usize::from(length) < below) {

@@ -10,7 +10,7 @@ use der::{Decode, Tag, Tagged};
 use x509_cert::ext::pkix::{AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, SubjectKeyIdentifier};
 use x509_cert::name::Name;
 
-use super::member::Member;
+use super::listed::Listed;
 use crate::x509::certificate::Extension;
 use crate::x509::path::{self, BadPath, Usage};
 use crate::x509::uri_constraint;
@@ -20,7 +20,7 @@ const UNDERSTOOD: [ObjectIdentifier; 5] =
     [ID_CE_KEY_USAGE, ID_CE_SUBJECT_ALT_NAME, ID_CE_BASIC_CONSTRAINTS, ID_CE_NAME_CONSTRAINTS, ID_CE_EXT_KEY_USAGE];
 
 /// Says what some peers will not take, a sentence each.
-pub(super) fn warn(chain: &[Member], roots: &[Member], used: &[&Member], warnings: &mut Vec<String>) {
+pub(super) fn warn(chain: &[Listed], roots: &[Listed], used: &[&Listed], warnings: &mut Vec<String>) {
     for one in chain.iter().chain(roots.iter().filter(|root| chain.iter().all(|one| one.der() != root.der()))) {
         if let Some(why) = unreadable_in_go(one) {
             warnings.push(format!("{one}: {why}, so that programs in Go, such as pilot-agent, cannot read it"));
@@ -47,9 +47,9 @@ pub(super) fn warn(chain: &[Member], roots: &[Member], used: &[&Member], warning
             warnings.push(format!("{root}: it has no basic constraints, so that programs in Go do not take it for a CA's"));
         }
     }
-    let all: Vec<&Member> = chain.iter().chain(roots).collect();
+    let all: Vec<&Listed> = chain.iter().chain(roots).collect();
     for one in chain {
-        let signers: Vec<&&Member> = all.iter().filter(|other| one.signed_by(other).is_ok()).collect();
+        let signers: Vec<&&Listed> = all.iter().filter(|other| one.signed_by(other).is_ok()).collect();
         if !signers.is_empty() && signers.iter().all(|signer| names_another(one, signer)) {
             warnings.push(format!(
                 "{one}: its authority key identifier does not fit its issuer; programs on OpenSSL and BoringSSL, such as Envoy, refuse it"
@@ -59,7 +59,7 @@ pub(super) fn warn(chain: &[Member], roots: &[Member], used: &[&Member], warning
 }
 
 /// Why Go's `x509.ParseCertificate` refuses a certificate that others read.
-fn unreadable_in_go(one: &Member) -> Option<&'static str> {
+fn unreadable_in_go(one: &Listed) -> Option<&'static str> {
     if one.serial().first().is_some_and(|first| *first >= 0x80) {
         return Some("its serial number is negative");
     }
@@ -68,7 +68,7 @@ fn unreadable_in_go(one: &Member) -> Option<&'static str> {
     (strange(one.subject()) || strange(one.issuer())).then_some("a name in it has characters that its kind of string does not allow")
 }
 
-fn critical_and_strange(one: &Member) -> Option<ObjectIdentifier> {
+fn critical_and_strange(one: &Listed) -> Option<ObjectIdentifier> {
     let strange = |extension: &&Extension| extension.critical && !UNDERSTOOD.contains(&extension.oid);
     one.extensions().iter().find(strange).map(|extension| extension.oid)
 }
@@ -86,7 +86,7 @@ fn is_of_its_kind(tag: Tag, value: &[u8]) -> bool {
 }
 
 /// Whether its authority key identifier (RFC 5280 §4.2.1.1) is of another certificate than this issuer's.
-fn names_another(one: &Member, issuer: &Member) -> bool {
+fn names_another(one: &Listed, issuer: &Listed) -> bool {
     let Ok(Some((_, named))) = one.extension::<AuthorityKeyIdentifier>() else { return false };
     let own = issuer.extension::<SubjectKeyIdentifier>().ok().flatten();
     let key = named.key_identifier.zip(own).is_some_and(|(named, (_, own))| named.as_bytes() != own.0.as_bytes());
@@ -95,7 +95,7 @@ fn names_another(one: &Member, issuer: &Member) -> bool {
 }
 
 /// The sentence about a certificate of the chain that is why there is no path, if it is this one.
-pub(super) fn in_the_way(one: &Member, why: BadPath, usage: Usage) -> Option<String> {
+pub(super) fn in_the_way(one: &Listed, why: BadPath, usage: Usage) -> Option<String> {
     match why {
         BadPath::Usage => {
             let (wanted, name) = match usage {

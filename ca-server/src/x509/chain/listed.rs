@@ -11,7 +11,7 @@ use crate::x509::pem;
 
 /// A certificate and where it stands.
 #[derive(Clone, Debug)]
-pub(super) struct Member {
+pub(super) struct Listed {
     /// The config's key of the file.
     file: &'static str,
     /// Its place in the file, counted from 1.
@@ -20,7 +20,7 @@ pub(super) struct Member {
     certificate: Certificate,
 }
 
-impl Deref for Member {
+impl Deref for Listed {
     type Target = Certificate;
 
     fn deref(&self) -> &Certificate {
@@ -28,13 +28,13 @@ impl Deref for Member {
     }
 }
 
-impl Display for Member {
+impl Display for Listed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "`{}`, certificate {} (line {}), {}", self.file, self.place, self.line, name_text(self.subject()))
     }
 }
 
-impl Member {
+impl Listed {
     /// The same CA, perhaps certified by another: name and key are the same.
     pub fn is_twin_of(&self, other: &Self) -> bool {
         self.subject() == other.subject() && self.spki() == other.spki()
@@ -55,24 +55,24 @@ impl Member {
 }
 
 /// Every certificate of a file, at least one; one that stands there twice is taken once.
-pub(super) fn read_all(file: &'static str, text: &[u8], warnings: &mut Vec<String>) -> Result<Vec<Member>, BadChain> {
+pub(super) fn read_all(file: &'static str, text: &[u8], warnings: &mut Vec<String>) -> Result<Vec<Listed>, BadChain> {
     let blocks = pem::certificates(text).map_err(|error| bad(format_args!("`{file}`: {error}")))?;
     let (mut members, mut seen) = (Vec::new(), BTreeSet::new());
     for (at, block) in blocks.into_iter().enumerate() {
         let (place, line) = (at + 1, block.line);
         let not = |error| bad(format_args!("`{file}`: what stands in line {line} is not a certificate: {error}"));
-        let member = Member { file, place, line, certificate: Certificate::read(&block.der).map_err(not)? };
+        let listed = Listed { file, place, line, certificate: Certificate::read(&block.der).map_err(not)? };
         if seen.insert(block.der) {
-            members.push(member);
+            members.push(listed);
         } else {
-            warnings.push(format!("{member}: it stands in the file twice"));
+            warnings.push(format!("{listed}: it stands in the file twice"));
         }
     }
     Ok(members)
 }
 
 /// Why a certificate is signed by none of the others.
-pub(super) fn unsigned<'a>(one: &Member, others: impl Iterator<Item = &'a Member>) -> String {
+pub(super) fn unsigned<'a>(one: &Listed, others: impl Iterator<Item = &'a Listed>) -> String {
     let issuer = name_text(one.issuer());
     let mut said = format!("{one}: its issuer, {issuer}, stands neither in `chain` nor in `roots`");
     for other in others {
