@@ -23,6 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::cli::Exit;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::fairness::CONNECTIONS;
 use crate::front::call_limit::CallLimit;
 use crate::front::grpc::Certificates;
 use crate::front::monitoring;
@@ -35,8 +36,9 @@ use crate::store::ledger::{Ledger, LedgerObserver, LedgerOptions, LedgerStartErr
 
 /// Calls on one connection at a time; ztunnel multiplexes a node's workloads over few connections.
 const MAX_STREAMS: u32 = 250;
-/// The largest list of headers: tokens are a few kilobytes.
-const MAX_HEADERS: u32 = 64 * 1024;
+/// The largest list of headers, names and values and 32 octets for each (RFC 9113 §6.5.2): tokens are a few kilobytes. A list of many small ones
+/// takes several times as much while it is read; `CallLimit` keeps what is used of it.
+const MAX_HEADERS: u32 = 16 * 1024;
 /// Our own pings find peers that are gone; those of clients are always answered.
 const PING_EVERY: Duration = Duration::from_secs(60);
 const PING_ANSWERED_WITHIN: Duration = Duration::from_secs(20);
@@ -91,7 +93,9 @@ pub struct Server {
     monitoring_address: SocketAddr,
     stop: watch::Sender<bool>,
     csr: JoinHandle<Result<(), tonic::transport::Error>>,
+    monitoring: JoinHandle<()>,
     renewal: JoinHandle<()>,
+    devices: JoinHandle<()>,
     hangup: Signal,
 }
 
@@ -132,11 +136,11 @@ impl Server {
         let (csr_address, monitoring_address) = (address(&csr_listener)?, address(&monitoring_listener)?);
         let stop = watch::Sender::new(false);
         let csr = tokio::spawn(serve_csr(daemon.clone(), csr_listener, stop.subscribe()));
-        let routes = monitoring::router(Arc::new(watched::View(daemon.clone())));
-        tokio::spawn(monitoring::serve(monitoring_listener, routes));
+        let watched: Arc<dyn monitoring::Watched> = Arc::new(watched::View(daemon.clone()));
+        let monitoring = tokio::spawn(monitoring::serve(monitoring_listener, monitoring::router(watched.clone()), watched));
         let renewal = tokio::spawn(serving::keep_fresh(daemon.clone()));
-        tokio::spawn(devices::file_changes(daemon.clone()));
-        Ok(Self { daemon, csr_address, monitoring_address, stop, csr, renewal, hangup })
+        let devices = tokio::spawn(devices::file_changes(daemon.clone()));
+        Ok(Self { daemon, csr_address, monitoring_address, stop, csr, monitoring, renewal, devices, hangup })
     }
 
     /// Where CSR calls are answered.
@@ -164,14 +168,15 @@ impl Server {
         }
     }
 
-    /// Serves until SIGINT or SIGTERM, then stops in order; SIGHUP reloads the config, a second ending signal ends at once.
+    /// Serves until SIGINT or SIGTERM, then stops in order; SIGHUP reloads the config, a second ending signal ends at once. Whatever it is
+    /// made of lasts as long as it does: when a part ends before, this ends too, with a status after which its unit starts it again.
     pub async fn run(mut self) -> Result<(), Exit> {
         let mut interrupt = signals(SignalKind::interrupt())?;
         let mut terminate = signals(SignalKind::terminate())?;
         // In turn and beside the loop: a device that hangs in a reload must not keep the ending signals from being heard.
         let (reloads, mut asked) = watch::channel(());
         let daemon = self.daemon.clone();
-        let reloading = tokio::spawn(async move {
+        let mut reloading = tokio::spawn(async move {
             while asked.changed().await.is_ok() {
                 daemon.reload().await;
             }
@@ -181,11 +186,18 @@ impl Server {
                 _ = self.hangup.recv() => reloads.send_replace(()),
                 _ = interrupt.recv() => break None,
                 _ = terminate.recv() => break None,
+                () = self.daemon.ledger.ended() => break Some("the ledger's writer has ended, and nothing more can be recorded"),
                 _ = &mut self.csr => break Some("the CSR listener has ended"),
+                _ = &mut self.monitoring => break Some("the monitoring listener has ended"),
                 _ = &mut self.renewal => break Some("the renewal of the serving certificate has ended"),
+                _ = &mut self.devices => break Some("the watch over the devices has ended"),
+                _ = &mut reloading => break Some("a reload has ended before its time"),
             }
         };
         reloading.abort();
+        if let Some(why) = ended {
+            tracing::error!("{why}; the daemon ends, and its unit should start it again");
+        }
         tracing::info!("stopping: no new connections, calls under way are finished; a second signal ends at once");
         tokio::select! {
             () = self.shutdown() => ended.map_or(Ok(()), |why| Err(Exit::missing(why))),
@@ -320,10 +332,13 @@ fn set_process_limits() {
         tracing::warn!(%error, "core files cannot be switched off");
     }
     match rlimit::increase_nofile_limit(u64::MAX) {
-        Ok(limit) if limit < tls::MAX_CONNECTIONS as u64 => {
-            tracing::warn!(limit, "the hard limit on open files is below what {} connections need", tls::MAX_CONNECTIONS);
+        Ok(limit) if limit < CONNECTIONS as u64 => {
+            tracing::warn!(limit, "the hard limit on open files is below what {CONNECTIONS} connections need");
         }
         Ok(_) => {}
         Err(error) => tracing::warn!(%error, "the limit on open files cannot be raised"),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! How much one address, and one identity, may ask for: so many calls a minute, so many connections a minute, so many distinct public keys an
-//! hour. Each may come all at once; what was used comes back evenly. State is bounded whatever is sent: where there is no more room, the
-//! oldest half is forgotten. That allows an address or an identity more; a public key that was forgotten counts once more.
+//! hour; and so many connections and calls that are open at a time. Each may come all at once; what was used comes back evenly. State is
+//! bounded whatever is sent: where there is no more room, the oldest half is forgotten. That allows an address or an identity more; a public
+//! key that was forgotten counts once more.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::places::{NoPlace, Place, Places, network};
 use crate::recent::Recent;
 use crate::refusal::{Reason, Refusal};
 use crate::spiffe::SpiffeId;
@@ -24,6 +26,13 @@ const CALLERS: usize = 131_072;
 /// Public keys that are remembered over all identities: some 10 MiB.
 const KEYS: usize = 524_288;
 
+/// Connections that are open at a time, over all addresses.
+pub const CONNECTIONS: usize = 20_000;
+
+/// Calls that are open at a time, over all addresses: from their headers to their answer. Several times what may be under way with a permit,
+/// because a call has none while its body arrives; each may hold its headers and a small body until then.
+pub const CALLS: usize = 4_096;
+
 /// What is allowed, as `[limits]` has it; 0 is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -36,13 +45,25 @@ pub struct Limits {
     pub peer_calls_a_minute: u32,
     /// Connections from one address in a minute.
     pub peer_connections_a_minute: u32,
+    /// Connections of one address that are open at a time; never more than are still free.
+    pub peer_open_connections: u32,
+    /// Calls from one address that are open at a time; never more than are still free.
+    pub peer_open_calls: u32,
 }
 
 impl Default for Limits {
-    /// What ten thousand pods need that all start at once and try ten times each.
+    /// What ten thousand pods need that all start at once and try ten times each, also when they come through one gateway and each keeps its
+    /// connection. Of the calls that they have open at a time, no more could be under way anyway.
     fn default() -> Self {
         let all = 100_000;
-        Self { identity_calls_a_minute: all, identity_keys_an_hour: all, peer_calls_a_minute: all, peer_connections_a_minute: all }
+        Self {
+            identity_calls_a_minute: all,
+            identity_keys_an_hour: all,
+            peer_calls_a_minute: all,
+            peer_connections_a_minute: all,
+            peer_open_connections: 10_000,
+            peer_open_calls: 2_000,
+        }
     }
 }
 
@@ -55,6 +76,17 @@ pub enum Arrival {
     Call,
 }
 
+/// Why a peer may not have one more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotAdmitted {
+    /// As many are open as may be, over all addresses.
+    Full,
+    /// As many of this address are open as may be.
+    Share,
+    /// This address has had as many in a minute as it may.
+    Rate,
+}
+
 /// Who has used how much, for the life of the daemon.
 #[derive(Debug)]
 pub struct Fairness {
@@ -63,6 +95,8 @@ pub struct Fairness {
     peers: Mutex<Recent<Peer>>,
     identities: Mutex<Recent<Identity>>,
     keys: Mutex<Recent<()>>,
+    connections: Arc<Places>,
+    calls: Arc<Places>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -84,19 +118,25 @@ impl Default for Fairness {
             peers: Mutex::new(Recent::new(CALLERS, MINUTE)),
             identities: Mutex::new(Recent::new(CALLERS, HOUR)),
             keys: Mutex::new(Recent::new(KEYS, HOUR)),
+            connections: Places::new(CONNECTIONS),
+            calls: Places::new(CALLS),
         }
     }
 }
 
 impl Fairness {
-    /// Whether a peer may have one more.
-    pub fn admits(&self, limits: &Limits, arrival: Arrival, peer: IpAddr, now: Timestamp) -> bool {
-        let limit = match arrival {
-            Arrival::Connection => limits.peer_connections_a_minute,
-            Arrival::Call => limits.peer_calls_a_minute,
+    /// One more of a peer, which is open until the place is dropped; or why not.
+    pub fn admits(&self, limits: &Limits, arrival: Arrival, peer: IpAddr, now: Timestamp) -> Result<Place, NotAdmitted> {
+        let (places, share, limit) = match arrival {
+            Arrival::Connection => (&self.connections, limits.peer_open_connections, limits.peer_connections_a_minute),
+            Arrival::Call => (&self.calls, limits.peer_open_calls, limits.peer_calls_a_minute),
         };
+        let place = places.take(peer, share).map_err(|none| match none {
+            NoPlace::Full => NotAdmitted::Full,
+            NoPlace::Share => NotAdmitted::Share,
+        })?;
         if limit == 0 {
-            return true;
+            return Ok(place);
         }
         let mut peers = lock(&self.peers);
         let peer = peers.entry(self.hasher.hash_one(network(peer)), now);
@@ -104,7 +144,7 @@ impl Fairness {
             Arrival::Connection => &mut peer.connections,
             Arrival::Call => &mut peer.calls,
         };
-        used.take(limit, MINUTE, now)
+        if used.take(limit, MINUTE, now) { Ok(place) } else { Err(NotAdmitted::Rate) }
     }
 
     /// One call of an identity.
@@ -160,33 +200,24 @@ impl Drop for NewKey {
     }
 }
 
-/// An IPv4 address, or the /64 that an IPv6 host may choose its addresses from.
-pub(crate) fn network(peer: IpAddr) -> IpAddr {
-    match peer.to_canonical() {
-        IpAddr::V4(address) => address.into(),
-        IpAddr::V6(address) => {
-            let mut octets = address.octets();
-            octets[8..].fill(0);
-            octets.into()
-        }
-    }
-}
-
 /// By how much a call may be judged after another that began later, µs: longer than a call can last.
 const LATE: i64 = 120_000_000;
 
-/// What was used of a limit, draining evenly. In units of which one use is as many as its period has microseconds, so that a limit of so many
-/// a period drains so many a microsecond.
+/// What was used of a limit: the generic cell rate algorithm, kept as its leaky bucket. In units of which one use is as many as its period has
+/// microseconds, so that a limit of so many a period drains so many a microsecond.
 #[derive(Clone, Copy, Debug, Default)]
-struct Used {
+pub(crate) struct Used {
     units: u64,
     at: i64,
 }
 
 impl Used {
     /// Uses one of `limit` in `period`, unless all are used.
-    fn take(&mut self, limit: u32, period: Duration, now: Timestamp) -> bool {
+    pub(crate) fn take(&mut self, limit: u32, period: Duration, now: Timestamp) -> bool {
         let (one, limit) = (units(period), u64::from(limit));
+        // What a higher limit allowed before counts as all of this one and no more: a limit that was lowered shuts nobody out for longer than
+        // its own pace.
+        self.units = self.units.min(limit.saturating_mul(one));
         // Calls are not judged in the order in which they read the time: one that is late drains nothing. A clock that was set back drains
         // nothing either, and goes on from there.
         let passed = u64::try_from(now.micros() - self.at).unwrap_or(0);
@@ -236,8 +267,14 @@ mod tests {
         SubjectKey::from_spki(&rcgen::PublicKeyData::subject_public_key_info(&key)).unwrap()
     }
 
-    const FIVE: Limits =
-        Limits { identity_calls_a_minute: 5, identity_keys_an_hour: 5, peer_calls_a_minute: 5, peer_connections_a_minute: 5 };
+    const FIVE: Limits = Limits {
+        identity_calls_a_minute: 5,
+        identity_keys_an_hour: 5,
+        peer_calls_a_minute: 5,
+        peer_connections_a_minute: 5,
+        peer_open_connections: 5,
+        peer_open_calls: 5,
+    };
 
     #[test]
     fn a_limit_may_be_used_at_once_and_comes_back_evenly() {
@@ -254,7 +291,7 @@ mod tests {
     #[test]
     fn a_limit_of_0_is_none_and_a_new_limit_counts_at_once() {
         let fairness = Fairness::default();
-        let none = Limits { identity_calls_a_minute: 0, identity_keys_an_hour: 0, peer_calls_a_minute: 0, peer_connections_a_minute: 0 };
+        let none = Limits { identity_calls_a_minute: 0, ..FIVE };
         let calls = |limits: &Limits| (0..200).filter(|_| fairness.call(limits, &identity("a"), at(0)).is_ok()).count();
         assert_eq!(calls(&none), 200);
         assert_eq!(calls(&FIVE), 5);
@@ -263,9 +300,27 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_that_is_lowered_shuts_nobody_out_for_longer_than_its_own_pace() {
+        let fairness = Arc::new(Fairness::default());
+        let (generous, lower) = (Limits::default(), Limits { identity_calls_a_minute: 10, identity_keys_an_hour: 10, ..FIVE });
+        for _ in 0..100_000 {
+            fairness.call(&generous, &identity("a"), at(0)).expect("within the limit");
+        }
+        let calls = |seconds| (0..99).filter(|_| fairness.call(&lower, &identity("a"), at(seconds)).is_ok()).count();
+        assert_eq!([calls(0), calls(5), calls(6), calls(66), calls(200)], [0, 0, 1, 10, 10]);
+        let keys: Vec<SubjectKey> = (0..1_000).map(|_| key()).collect();
+        let certified = |limits: &Limits, keys: &[SubjectKey], seconds| {
+            let known = keys.iter().filter_map(|key| fairness.key(limits, &identity("a"), key, at(seconds)).ok());
+            known.map(NewKey::certified).count()
+        };
+        assert_eq!(certified(&generous, &keys[..900], 0), 900);
+        assert_eq!([certified(&lower, &keys[900..950], 300), certified(&lower, &keys[950..], 720)], [0, 2], "one in six minutes");
+    }
+
+    #[test]
     fn connections_and_calls_of_an_address_are_counted_apart_and_an_ipv6_host_is_its_network() {
         let fairness = Fairness::default();
-        let admitted = |arrival, address: &str| (0..9).filter(|_| fairness.admits(&FIVE, arrival, peer(address), at(0))).count();
+        let admitted = |arrival, address: &str| (0..9).filter(|_| fairness.admits(&FIVE, arrival, peer(address), at(0)).is_ok()).count();
         assert_eq!(admitted(Arrival::Connection, "10.0.0.1"), 5);
         assert_eq!(admitted(Arrival::Call, "10.0.0.1"), 5);
         assert_eq!(admitted(Arrival::Call, "::ffff:10.0.0.1"), 0, "the same address");
@@ -273,6 +328,33 @@ mod tests {
         assert_eq!(admitted(Arrival::Call, "2001:db8::1"), 5);
         assert_eq!(admitted(Arrival::Call, "2001:db8::ffff:2"), 0, "an IPv6 host has a whole /64");
         assert_eq!(admitted(Arrival::Call, "2001:db8:0:1::1"), 5);
+    }
+
+    #[test]
+    fn what_an_address_has_open_is_limited_apart_from_how_much_it_sends() {
+        let (fairness, often) = (Fairness::default(), Limits { peer_calls_a_minute: 0, peer_connections_a_minute: 0, ..FIVE });
+        for arrival in [Arrival::Connection, Arrival::Call] {
+            let admit = |limits: &Limits, address: &str| fairness.admits(limits, arrival, peer(address), at(0));
+            let mut open: Vec<Place> = (0..5).map(|_| admit(&often, "10.0.0.1").expect("within the limit")).collect();
+            assert_eq!(admit(&often, "10.0.0.1").unwrap_err(), NotAdmitted::Share);
+            admit(&often, "10.0.0.2").expect("another address");
+            open.pop();
+            admit(&often, "10.0.0.1").expect("one has ended");
+            drop(open);
+            let spent = (0..9).filter_map(|_| admit(&FIVE, "10.0.0.3").err()).next_back();
+            assert_eq!(spent, Some(NotAdmitted::Rate));
+        }
+    }
+
+    #[test]
+    fn one_address_leaves_half_of_all_connections_and_calls_to_others() {
+        let (fairness, limits) =
+            (Fairness::default(), Limits { peer_open_connections: u32::MAX, peer_open_calls: u32::MAX, ..Limits::default() });
+        for (arrival, most) in [(Arrival::Connection, CONNECTIONS), (Arrival::Call, CALLS)] {
+            let open: Vec<Place> = std::iter::from_fn(|| fairness.admits(&limits, arrival, peer("10.0.0.1"), at(0)).ok()).collect();
+            assert_eq!(open.len(), most / 2);
+            fairness.admits(&limits, arrival, peer("10.0.0.2"), at(0)).expect("there is room");
+        }
     }
 
     #[test]
@@ -302,12 +384,14 @@ mod tests {
         let (fairness, limits) = (Arc::new(Fairness::default()), Limits::default());
         let (gateway, account) = (peer("10.0.0.1"), identity("a"));
         for _ in 0..6 * PODS {
-            assert!(fairness.admits(&limits, Arrival::Connection, gateway, at(0)));
-            assert!(fairness.admits(&limits, Arrival::Call, gateway, at(0)));
+            drop(fairness.admits(&limits, Arrival::Connection, gateway, at(0)).expect("within the limit"));
+            drop(fairness.admits(&limits, Arrival::Call, gateway, at(0)).expect("within the limit"));
             fairness.call(&limits, &account, at(0)).expect("within the limit");
         }
         for _ in 0..PODS {
             fairness.key(&limits, &account, &key(), at(0)).expect("within the limit").certified();
         }
+        let connection = |_| fairness.admits(&limits, Arrival::Connection, gateway, at(0)).expect("each keeps its own");
+        assert_eq!((0..PODS).map(connection).collect::<Vec<Place>>().len(), PODS);
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::admission::Standing;
 use crate::evidence::Evidence;
-use crate::fairness::network;
+use crate::places::network;
 use crate::recent::Recent;
 use crate::spiffe::SpiffeId;
 use crate::timestamp::Timestamp;

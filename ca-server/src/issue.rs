@@ -24,10 +24,11 @@ use crate::admission::{Admission, Standing};
 use crate::authn::{Authenticators, Caller, Credentials};
 use crate::clock::Clock;
 use crate::evidence::{Evidence, RequestId};
-use crate::fairness::{Arrival, Fairness, Limits};
+use crate::fairness::{Arrival, Fairness, Limits, NotAdmitted};
 use crate::holders::Holders;
 use crate::issuer::{Issuers, is_the_issuers};
 use crate::metrics::{Metrics, Step};
+use crate::places::Place;
 use crate::policy::{Asked, Policy, ServingName, Wishes};
 use crate::refusal::{Reason, Refusal};
 use crate::repeats::{Question, Repeats, Turn};
@@ -270,16 +271,20 @@ impl Pipeline {
         }
     }
 
-    /// Whether a peer may have one more, by the limits in force; that it may not is recorded here.
-    pub fn admits(&self, arrival: Arrival, peer: IpAddr) -> bool {
+    /// One more connection or call of a peer, by the limits in force; that it may not is recorded here.
+    pub fn admits(&self, arrival: Arrival, peer: IpAddr) -> Result<Place, NotAdmitted> {
         let admitted = self.fairness.admits(&self.snapshot.load().limits, arrival, peer, self.clock.now());
-        if !admitted {
-            self.refused_outside(Reason::PeerLimit, Some(peer));
+        match (&admitted, arrival) {
+            (Ok(_), _) => {}
+            // There was no call: the listener counts it.
+            (Err(NotAdmitted::Full), Arrival::Connection) => {}
+            (Err(NotAdmitted::Full), Arrival::Call) => self.refused_outside(Reason::Overloaded, Some(peer)),
+            (Err(NotAdmitted::Share | NotAdmitted::Rate), _) => self.refused_outside(Reason::PeerLimit, Some(peer)),
         }
         admitted
     }
 
-    /// A caller was refused before there was a call: in the handshake, by its message, by a body that never ended.
+    /// A caller was refused before there was a call: for its certificate, by its message, by a body that never ended.
     pub fn refused_outside(&self, reason: Reason, peer: Option<IpAddr>) {
         self.metrics.refused(&Refusal::new(reason, "before there was a call"));
         self.ledger.refused_before_authentication(reason, peer);

@@ -18,6 +18,7 @@ pub mod holders;
 pub mod issue;
 pub mod issuer;
 pub mod metrics;
+pub mod places;
 pub mod policy;
 pub mod recent;
 pub mod refusal;

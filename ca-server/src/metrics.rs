@@ -94,6 +94,7 @@ pub struct Metrics {
     expiry: GaugeVec,
     connections: IntGauge,
     handshake_failures: IntCounterVec,
+    monitoring_shed: IntCounter,
     ready: IntGaugeVec,
     reloads: IntCounterVec,
     citadel: Citadel,
@@ -207,13 +208,19 @@ impl Metrics {
             },
             connections: gauge(r, "ca_server_connections", "Open connections on the CSR port."),
             handshake_failures: counters(r, "ca_server_handshake_failures_total", "Connections that ended before a call.", &["reason"]),
+            monitoring_shed: counter(
+                r,
+                "ca_server_monitoring_connections_shed_total",
+                "Monitoring connections that were closed unanswered because there was no place for them.",
+            ),
             ready: gauges(r, "ca_server_ready", "1 while this check of /healthz/ready is well.", &["check"]),
             reloads: counters(r, "ca_server_reloads_total", "Reloads of the config, by result.", &["result"]),
             citadel: Citadel::new(r),
             registry,
         };
         Step::ALL.iter().for_each(|step| drop(metrics.step_seconds.with_label_values(&[step.name()])));
-        ["timeout", "tls", "limit", "peer_limit"].iter().for_each(|reason| drop(metrics.handshake_failures.with_label_values(&[reason])));
+        let reasons = ["timeout", "tls", "limit", "peer_limit", "peer_share"];
+        reasons.iter().for_each(|reason| drop(metrics.handshake_failures.with_label_values(&[reason])));
         ["ok", "refused"].iter().for_each(|result| drop(metrics.reloads.with_label_values(&[result])));
         metrics
     }
@@ -337,12 +344,22 @@ impl Metrics {
         }
     }
 
-    /// Open connections on the CSR port.
-    pub fn connections(&self, open: usize) {
-        self.connections.set(clamp(open));
+    /// A connection on the CSR port was accepted.
+    pub fn connection_began(&self) {
+        self.connections.inc();
     }
 
-    /// A connection ended before a call: `timeout`, `tls`, `limit` or `peer_limit`.
+    /// It has ended.
+    pub fn connection_ended(&self) {
+        self.connections.dec();
+    }
+
+    /// A monitoring connection was closed unanswered, because there was no place for it.
+    pub fn monitoring_shed(&self) {
+        self.monitoring_shed.inc();
+    }
+
+    /// A connection ended before a call: `timeout`, `tls`, `limit`, `peer_limit` or `peer_share`.
     pub fn handshake_failed(&self, reason: &'static str) {
         self.handshake_failures.with_label_values(&[reason]).inc();
     }

@@ -18,6 +18,16 @@ use super::tokens::Minter;
 /// The longest that anything here may take before a test says what is missing; never a measure of speed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The keys of `[limits]` as quickstart writes them.
+const LIMITS: [(&str, u32); 6] = [
+    ("identity_calls_a_minute", 100_000),
+    ("identity_keys_an_hour", 100_000),
+    ("peer_calls_a_minute", 100_000),
+    ("peer_connections_a_minute", 100_000),
+    ("peer_open_connections", 10_000),
+    ("peer_open_calls", 2_000),
+];
+
 /// What differs from a plain daemon.
 #[derive(Default)]
 pub struct Setup {
@@ -122,9 +132,9 @@ impl TestCa {
         let listen = |line: &str| line.trim_start().starts_with("listen").then(|| "listen = \"127.0.0.1:0\"".to_owned());
         text = text.lines().map(|line| listen(line).unwrap_or(line.to_owned()) + "\n").collect();
         text = replaced(&text, "format = \"text\"", "format = \"json\"");
-        for key in ["identity_calls_a_minute", "identity_keys_an_hour", "peer_calls_a_minute", "peer_connections_a_minute"] {
+        for (key, default) in LIMITS {
             let limit = self.setup.limits.get(key).copied().unwrap_or(0);
-            text = replaced(&text, &format!("{key} = 100000"), &format!("{key} = {limit}"));
+            text = replaced(&text, &format!("{key} = {default}"), &format!("{key} = {limit}"));
         }
         if self.setup.faults {
             let module = signers::pkcs11::find_softhsm().expect("SoftHSM is installed by ./run-tests");
@@ -270,6 +280,13 @@ impl TestCa {
         let behind_the_name = stat.rsplit(')').next().expect("a name in brackets");
         let ticks: u64 = behind_the_name.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().expect("a number")).sum();
         Duration::from_secs(ticks) / u32::try_from(rustix::param::clock_ticks_per_second()).expect("small")
+    }
+
+    /// Its resident memory, octets.
+    pub fn resident(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("running");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("there");
+        line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
     }
 
     /// Everything logged so far.

@@ -134,7 +134,7 @@ async fn a_daemon_refuses_hostile_csrs_and_tokens_counts_them_and_issues_none_fo
 
 /// Whether a header can carry it, as it is; an empty one is no token.
 fn can_be_sent(token: &str) -> bool {
-    !token.is_empty() && token.len() < 60_000 && token.bytes().all(|byte| (0x20..0x7f).contains(&byte)) && token.trim() == token
+    !token.is_empty() && token.len() < 15_000 && token.bytes().all(|byte| (0x20..0x7f).contains(&byte)) && token.trim() == token
 }
 
 /// Refusals in the ledger: after authentication, and before it.

@@ -8,11 +8,12 @@ pub mod tls;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::fairness::Arrival;
+use crate::fairness::{Arrival, NotAdmitted};
+use crate::places::Place;
 use crate::refusal::Reason;
 
-/// Asked whether a peer may have one more connection or call; a refusal is recorded by who answers.
-pub type Admits = Arc<dyn Fn(Arrival, IpAddr) -> bool + Send + Sync>;
+/// Asked for one more connection or call of a peer, which is open until the place is dropped; a refusal is recorded by who answers.
+pub type Admits = Arc<dyn Fn(Arrival, IpAddr) -> Result<Place, NotAdmitted> + Send + Sync>;
 
 /// Told of a caller who was refused before the pipeline: why, and where he called from.
 pub type OnRefusal = Arc<dyn Fn(Reason, Option<IpAddr>) + Send + Sync>;

@@ -16,19 +16,17 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 use super::{Admits, OnRefusal};
-use crate::fairness::Arrival;
+use crate::fairness::{Arrival, NotAdmitted};
 use crate::metrics::Metrics;
+use crate::places;
 use crate::refusal::Reason;
-
-/// The most connections that are held open at once.
-pub const MAX_CONNECTIONS: usize = 20_000;
 
 /// For the TLS handshake, and again for the client's HTTP/2 preface after it.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -81,7 +79,9 @@ pub fn server_config(serving: Arc<ServingCertificate>, clients: Arc<dyn ClientCe
     Ok(config)
 }
 
-/// Accepts until `stop` turns true, and sends every connection whose handshake succeeded.
+/// Accepts until `stop` turns true, and sends every connection whose handshake succeeded. One whose handshake failed is counted as that and
+/// nothing else: whoever probes a port or speaks another protocol has asked for no certificate. A client certificate that proves nothing is
+/// a refusal.
 pub async fn accept(
     listener: TcpListener,
     config: Arc<ArcSwap<ServerConfig>>,
@@ -91,7 +91,6 @@ pub async fn accept(
     connections: mpsc::Sender<io::Result<Connection>>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -107,17 +106,18 @@ pub async fn accept(
             }
         };
         // Before the handshake, which is what costs.
-        if !admits(Arrival::Connection, address.ip()) {
-            metrics.handshake_failed("peer_limit");
-            continue;
-        }
-        let Ok(place) = places.clone().try_acquire_owned() else {
-            metrics.handshake_failed("limit");
-            continue;
+        let place = match admits(Arrival::Connection, address.ip()) {
+            Ok(place) => Place::new(place, metrics.clone()),
+            Err(why) => {
+                metrics.handshake_failed(match why {
+                    NotAdmitted::Full => "limit",
+                    NotAdmitted::Share => "peer_share",
+                    NotAdmitted::Rate => "peer_limit",
+                });
+                continue;
+            }
         };
-        metrics.connections(MAX_CONNECTIONS - places.available_permits());
         let (config, metrics, refused, connections) = (config.load_full(), metrics.clone(), refused.clone(), connections.clone());
-        let place = Place { _permit: place, places: places.clone(), metrics: metrics.clone() };
         tokio::spawn(async move {
             match tokio::time::timeout(HANDSHAKE_LIMIT, handshake(stream, config)).await {
                 Ok(Ok((stream, certificates))) => {
@@ -133,12 +133,13 @@ pub async fn accept(
                 }
                 Ok(Err(error)) => {
                     metrics.handshake_failed("tls");
-                    refused(handshake_reason(&error), Some(address.ip()));
+                    if is_of_the_certificate(&error) {
+                        refused(Reason::BadCredentials, Some(address.ip()));
+                    }
                     tracing::debug!(peer = %address, %error, "TLS handshake failed");
                 }
                 Err(_) => {
                     metrics.handshake_failed("timeout");
-                    refused(Reason::Deadline, Some(address.ip()));
                     tracing::debug!(peer = %address, "TLS handshake took too long");
                 }
             }
@@ -146,12 +147,10 @@ pub async fn accept(
     }
 }
 
-/// A refused client certificate is a bad credential; anything else is no request at all.
-fn handshake_reason(error: &io::Error) -> Reason {
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        Some(rustls::Error::InvalidCertificate(_)) => Reason::BadCredentials,
-        _ => Reason::MalformedRequest,
-    }
+/// Whether the client's certificate was why the handshake failed.
+fn is_of_the_certificate(error: &io::Error) -> bool {
+    let error = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(error, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 type Handshaken = (TlsStream<TcpStream>, Option<Arc<[CertificateDer<'static>]>>);
@@ -163,18 +162,23 @@ async fn handshake(stream: TcpStream, config: Arc<ServerConfig>) -> io::Result<H
     Ok((stream, certificates))
 }
 
-/// A place among the connections; given back when the connection ends.
+/// A place among the connections, counted; given back when the connection ends.
 #[derive(Debug)]
 struct Place {
-    _permit: OwnedSemaphorePermit,
-    places: Arc<Semaphore>,
+    _place: places::Place,
     metrics: Arc<Metrics>,
+}
+
+impl Place {
+    fn new(place: places::Place, metrics: Arc<Metrics>) -> Self {
+        metrics.connection_began();
+        Self { _place: place, metrics }
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // The permit itself is given back a moment later, hence one less.
-        self.metrics.connections((MAX_CONNECTIONS - self.places.available_permits()).saturating_sub(1));
+        self.metrics.connection_ended();
     }
 }
 

@@ -31,6 +31,7 @@ mod operations;
 mod outages;
 mod overload;
 mod pin;
+mod port;
 mod repeats;
 mod replicas;
 mod secrets;

@@ -84,7 +84,7 @@ async fn ten_thousand_idle_connections_take_memory_and_fail_no_call() {
     let ca = TestCa::start_with(Setup::default().with_faults()).await;
     let (ask, config) = (Ask::bearer(&ca.token()), tls(&ca.roots(), None));
     let alone = work(&ca).await;
-    let before = resident(ca.pid());
+    let before = ca.resident();
     let mut idle = Vec::with_capacity(IDLE);
     while idle.len() < IDLE {
         for channel in join_all((0..TOGETHER).map(|_| Channel::open(ca.csr_address(), config.clone()))).await {
@@ -92,7 +92,7 @@ async fn ten_thousand_idle_connections_take_memory_and_fail_no_call() {
         }
     }
     ca.until("alone with them", || async { ca.metric("ca_server_connections").await == IDLE as f64 }).await;
-    let (beside, with) = (work(&ca).await, resident(ca.pid()));
+    let (beside, with) = (work(&ca).await, ca.resident());
     // They are alive, each hundredth.
     for channel in idle.iter().step_by(100) {
         ca.remember(&channel.call(&Csr::demo().pem, &ask).await.unwrap_or_else(|status| panic!("{status}\n{}", ca.log_text())));
@@ -100,7 +100,7 @@ async fn ten_thousand_idle_connections_take_memory_and_fail_no_call() {
     ca.until("alone with them, of which none was closed", || async { ca.metric("ca_server_connections").await == IDLE as f64 }).await;
     drop(idle);
     ca.until("left alone", || async { ca.metric("ca_server_connections").await == 0.0 }).await;
-    let (after, each) = (resident(ca.pid()), with.saturating_sub(before) / IDLE);
+    let (after, each) = (ca.resident(), with.saturating_sub(before) / IDLE);
     tell(&format!(
         "{IDLE} idle connections: resident memory {} MiB before, {} MiB with them ({} KiB each), {} MiB after; a median call took {alone:?} alone, \
          {beside:?} beside them",
@@ -136,11 +136,4 @@ async fn work(ca: &TestCa) -> Duration {
     // The connections of this work are closed before the idle ones are counted.
     ca.until("answered", || async { ca.metric("ca_server_calls_in_flight").await == 0.0 }).await;
     took[took.len() / 2]
-}
-
-/// Resident memory of a process, octets.
-fn resident(pid: u32) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("running");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("there");
-    line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
 }

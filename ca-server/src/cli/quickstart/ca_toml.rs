@@ -160,12 +160,15 @@ san = "overwrite"
 keys = ["rsa", "p256", "p384"]
 
 # How much one identity, and one address before anybody has proved an identity, may ask for. 0 is no limit. These are the defaults: ten
-# thousand pods that start at once and try ten times each. An IPv6 address counts as its /64.
+# thousand pods that start at once and try ten times each, also through one gateway. An IPv6 address counts as its /64, and one address never
+# has more open than are still free of 20,000 connections and 4,096 calls.
 [limits]
 identity_calls_a_minute = 100000
 identity_keys_an_hour = 100000
 peer_calls_a_minute = 100000
 peer_connections_a_minute = 100000
+peer_open_connections = 10000
+peer_open_calls = 2000
 
 # Who may vouch for callers. This one is a demonstration: whoever has jwt-issuer.key can be anybody. For a real cluster put its
 # issuer here, and its keys in a file: kubectl get --raw /openid/v1/jwks > cluster-jwks.json

@@ -183,6 +183,11 @@ impl Ledger {
         }
     }
 
+    /// Waits until nothing can be recorded any more: the writer has ended, by a shutdown or by a fault of its own.
+    pub async fn ended(&self) {
+        self.queue.closed().await;
+    }
+
     /// Files what is queued, *unknown* for what is still open, and `end`; closes the database and releases the lock.
     pub async fn shutdown(&self) {
         let (done, ended) = oneshot::channel();

@@ -157,6 +157,31 @@ impl LedgerObserver for Counting {
     fn kept_up(&self, _: Duration) {}
 }
 
+/// One that falls over when a commit is told to it.
+struct Falling;
+
+impl LedgerObserver for Falling {
+    fn committed(&self, _: usize, _: Duration) {
+        panic!("an observer that falls over");
+    }
+    fn queue_depth(&self, _: usize) {}
+    fn dropped(&self, _: u64) {}
+    fn up(&self, _: bool) {}
+}
+
+#[tokio::test]
+async fn a_writer_that_panics_is_noticed_and_nobody_waits_for_it() {
+    let world = world();
+    let mut options = options(&world.location, &world.ca);
+    options.observer = Arc::new(Falling);
+    let ledger = Ledger::start(options, world.hands.clock()).await.unwrap();
+    let refused = ledger.open_made(world.make(&ledger)).await;
+    assert!(matches!(refused, Err(NotOpened::Refused(refusal)) if refusal.reason() == Reason::Stopping));
+    tokio::time::timeout(Duration::from_secs(60), ledger.ended()).await.expect("it is told");
+    assert!(!ledger.health(world.hands.now()).ready);
+    ledger.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_calls_share_batches() {
     let world = Arc::new(world());
