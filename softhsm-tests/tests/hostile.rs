@@ -123,7 +123,7 @@ async fn a_daemon_refuses_hostile_csrs_and_tokens_counts_them_and_issues_none_fo
     ca.call(&good_csr, &Ask::bearer(&good_token)).await.expect("alive, and serving others");
     assert_eq!(issued_since(&ca, issued).await, 1.0, "the call after them alone");
     assert_eq!(refusals(&ca).await - refused, 2.0 * SAMPLE as f64, "each is counted");
-    // Rows of their own for whoever had proven an identity, groups for the others; what a full queue dropped is counted too.
+    // Rows and groups of whoever had proven an identity, groups by network for the others; what a full queue dropped is counted too.
     ca.until("filed", || async { filed(&ca) == (SAMPLE as u64, SAMPLE as u64) }).await;
     ca.check();
     // Nothing that was sent broke out of its line.
@@ -140,8 +140,11 @@ fn can_be_sent(token: &str) -> bool {
 /// Refusals in the ledger: after authentication, and before it.
 fn filed(ca: &TestCa) -> (u64, u64) {
     let ledger = ca.export();
-    let sum = |kind: &str| ledger.kind(kind).iter().map(|row| row["count"].as_u64().expect("a count")).sum::<u64>();
-    (ledger.count("refused") as u64 + sum("dropped"), sum("refused_group"))
+    let sum = |kind: &str, of_identity: bool| {
+        let rows = ledger.kind(kind).into_iter().filter(|row| row["identity"].is_string() == of_identity);
+        rows.map(|row| row["count"].as_u64().expect("a count")).sum::<u64>()
+    };
+    (ledger.count("refused") as u64 + sum("dropped", false) + sum("refused_group", true), sum("refused_group", false))
 }
 
 /// Leaf certificates, as the daemon counts them.

@@ -41,9 +41,12 @@ async fn server(directory: &std::path::Path) -> Server {
     server
 }
 
+/// One of the tasks that last as long as the daemon.
+type PartOf = fn(&Server) -> tokio::task::AbortHandle;
+
 #[tokio::test]
 async fn a_part_of_the_daemon_that_ends_ends_it_with_a_status_that_its_unit_starts_again() {
-    let parts: [(&str, fn(&Server) -> tokio::task::AbortHandle); 4] = [
+    let parts: [(&str, PartOf); 4] = [
         ("CSR listener", |server| server.csr.abort_handle()),
         ("monitoring listener", |server| server.monitoring.abort_handle()),
         ("renewal of the serving certificate", |server| server.renewal.abort_handle()),

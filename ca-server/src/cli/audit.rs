@@ -139,6 +139,13 @@ fn describe(entry: &Entry, outcome: Option<&Entry>) -> String {
             lines.push(("at", format!("{} at {}", entry.header.time, entry.reference())));
             Some(evidence)
         }
+        Event::RefusedGroup(group) => {
+            lines.push(("refused", format!("{} times {} ({})", group.count, group.reason, group.code)));
+            lines.push(("identity", group.identity.clone().unwrap_or_else(|| format!("none, from {}", group.prefix))));
+            lines.push(("since", group.from.to_string()));
+            lines.push(("at", format!("{} at {}", entry.header.time, entry.reference())));
+            None
+        }
         other => {
             lines.push(("row", format!("{} {} at {}", other.kind(), entry.header.time, entry.reference())));
             None

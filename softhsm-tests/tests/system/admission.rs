@@ -57,6 +57,16 @@ async fn holders(ca: &TestCa, name: &str, count: usize, lifetime: i64) -> Vec<As
     holders
 }
 
+/// The same, and they ask again so soon and so often that nobody believes any more that they have lost what they hold.
+async fn renewing(ca: &TestCa, name: &str, count: usize, lifetime: i64) -> Vec<Ask> {
+    const BELIEVED: usize = 4;
+    let (channel, holders) = (ca.connect().await, holders(ca, name, count, lifetime).await);
+    for ask in holders.iter().flat_map(|ask| std::iter::repeat_n(ask, BELIEVED)) {
+        ca.remember(&channel.call(&Csr::demo().pem, ask).await.expect("issued"));
+    }
+    holders
+}
+
 /// One call: whose it is, what it asks with, and what became of it.
 struct Answered {
     urgent: bool,
@@ -145,11 +155,13 @@ async fn judge(ca: &TestCa, sessions: u32, signatures: u64, answers: Vec<Answere
 async fn a_slow_device_is_kept_busy_and_whoever_has_no_certificate_is_served_before_those_that_renew() {
     for sessions in [1, 2, 4] {
         let ca = slow(sessions).await;
-        let holders = holders(&ca, "holder", 24, 86_400).await;
+        let (holders, restarted) = (renewing(&ca, "holder", 12, 86_400).await, holders(&ca, "restarted", 8, 86_400).await);
         let signatures = ca.faults().signatures();
         let calls = (raw(sessions) * u32::try_from(OVERLOAD.as_secs()).expect("small")) as usize;
-        // Two fifths of what it can do is for pods that have just started, and beside them twice as much as it can do.
-        let first = (0..2 * calls / 5).map(|number| pod(&ca, &format!("new-{number}"))).collect();
+        // Two fifths of what it can do is for pods that have just started, some of which had a certificate before their container restarted,
+        // and beside them twice as much as it can do.
+        let new = (restarted.len()..2 * calls / 5).map(|number| pod(&ca, &format!("new-{number}")));
+        let first = restarted.iter().cloned().chain(new).collect();
         let renewals = (0..2 * calls).map(|number| holders[number % holders.len()].clone()).collect();
         let answers = overload(&ca, mixed(first, renewals)).await;
         let share = judge(&ca, sessions, signatures, answers).await;
@@ -160,7 +172,7 @@ async fn a_slow_device_is_kept_busy_and_whoever_has_no_certificate_is_served_bef
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_those_that_renew_the_one_whose_certificate_ends_soonest_goes_first() {
     let ca = slow(2).await;
-    let (soon, late) = (holders(&ca, "soon", 12, 3600).await, holders(&ca, "late", 12, 86_400).await);
+    let (soon, late) = (renewing(&ca, "soon", 12, 3600).await, renewing(&ca, "late", 12, 86_400).await);
     let signatures = ca.faults().signatures();
     let calls = (raw(2) * u32::try_from(OVERLOAD.as_secs()).expect("small")) as usize;
     let soon = (0..2 * calls / 5).map(|number| soon[number % soon.len()].clone()).collect();

@@ -152,3 +152,70 @@ async fn a_reload_puts_other_limits_in_force() {
     }
     ca.check();
 }
+
+#[tokio::test]
+async fn a_limit_that_is_lowered_shuts_nobody_out_for_longer_than_its_own_pace() {
+    let ca = TestCa::start_with(Setup::default().limit("identity_calls_a_minute", 100_000).limit("peer_calls_a_minute", 100_000)).await;
+    let (channel, ask, csr) = (ca.connect().await, Ask::bearer(&ca.token()), Csr::demo().pem);
+    // One certificate, given out again: no load of the device.
+    for _ in 0..20 {
+        join_all((0..100).map(|_| channel.call(&csr, &ask))).await;
+    }
+    for key in ["identity_calls_a_minute", "peer_calls_a_minute"] {
+        ca.edit_config(&format!("{key} = 100000"), &format!("{key} = 30"));
+    }
+    assert!(ca.reload().await, "{}", ca.log_text());
+    // A call every two seconds, and not one after the two thousand of before have drained at that pace.
+    ca.until("served", || async { channel.call(&csr, &ask).await.is_ok() }).await;
+}
+
+#[tokio::test]
+async fn a_repeat_counts_against_the_limit_of_its_identity_and_always_has_its_row() {
+    let ca = TestCa::start_with(Setup::default().with_faults().limit("identity_calls_a_minute", 20)).await;
+    let (channel, ask, csr) = (ca.connect().await, Ask::bearer(&ca.token()), Csr::demo().pem);
+    let (mut answered, mut refused) = (0, 0);
+    for _ in 0..40 {
+        match channel.call(&csr, &ask).await {
+            Ok(chain) => {
+                ca.remember(&chain);
+                answered += 1;
+            }
+            Err(status) => {
+                assert_eq!(status.code(), Code::ResourceExhausted);
+                refused += 1;
+            }
+        }
+    }
+    assert!(answered >= 20 && refused > 0, "{answered} answered, {refused} refused");
+    let ledger = ca.check();
+    assert_eq!(ledger.count("repeated") + 1, answered, "each but the first is a repeat, with a row");
+}
+
+#[tokio::test]
+async fn one_workload_cannot_fill_the_ledger() {
+    const CALLS: usize = 2_000;
+    for setup in [Setup::default(), Setup::default().on_postgres()] {
+        let ca = TestCa::start_with(setup).await;
+        let (channel, ask, begun) = (ca.connect().await, Ask::bearer(&ca.token()), Instant::now());
+        for _ in 0..CALLS / 100 {
+            for answer in join_all((0..100).map(|_| channel.call("no CSR", &ask))).await {
+                assert_refused(answer, Code::InvalidArgument);
+            }
+        }
+        ca.call(&Csr::demo().pem, &ask).await.expect("others are served, and this one too");
+        ca.until("filed", || async {
+            let (rows, counted) = filed(&ca.export(), "malformed_csr");
+            rows as u64 + counted == CALLS as u64
+        })
+        .await;
+        let ledger = ca.check();
+        let (rows, _) = filed(&ledger, "malformed_csr");
+        // Ten in each window of ten seconds, of which one more may have begun at either end.
+        let most = 10 * (2 + usize::try_from(begun.elapsed().as_secs()).expect("small") / 10);
+        assert!((10..=most).contains(&rows), "{rows} rows of {CALLS} refusals");
+        let groups: Vec<_> = ledger.kind("refused_group").into_iter().filter(|row| row["reason"] == "malformed_csr").collect();
+        assert!(groups.iter().all(|group| group["identity"] == DEMO && group["prefix"] == "any"), "{groups:?}");
+        let export = ca.verb(&["audit", "export", "--identity", DEMO, "--kind", "refused_group"]).output().expect("runs");
+        assert!(export.status.success() && String::from_utf8_lossy(&export.stdout).contains("malformed_csr"));
+    }
+}

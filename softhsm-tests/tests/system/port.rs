@@ -71,7 +71,7 @@ impl Endless {
             if let Ok(answer) = tokio::time::timeout(Duration::from_millis(1), answer).await {
                 let status = answer.expect("a response").headers().get("grpc-status").map(|status| status.as_bytes().to_vec());
                 assert_eq!(status.as_deref(), Some(&b"8"[..]));
-                open.swap_remove(0);
+                drop(open.swap_remove(0));
             } else {
                 open.rotate_left(1);
             }

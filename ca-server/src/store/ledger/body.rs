@@ -104,7 +104,8 @@ fn write(e: &mut Out<'_>, header: &Header, event: &Event) -> Written {
         }
         Event::RefusedGroup(group) => {
             e.str(&group.reason)?.str(&group.code)?.str(&group.prefix)?;
-            e.i64(group.from.micros())?.u64(group.count).map(drop)
+            e.i64(group.from.micros())?.u64(group.count)?;
+            text(e, group.identity.as_deref())
         }
         Event::Dropped { count } => e.u64(*count).map(drop),
         Event::Device(facts) => {
@@ -122,8 +123,8 @@ fn own_fields(event: &Event) -> u64 {
         Event::Clock { .. } | Event::Dropped { .. } => 1,
         Event::Issued { .. } | Event::Repeated { .. } => 3,
         Event::Start { .. } | Event::Issuer(_) | Event::Failed { .. } | Event::Unknown { .. } => 4,
-        Event::Refused { .. } | Event::RefusedGroup(_) => 5,
-        Event::Device(_) => 6,
+        Event::Refused { .. } => 5,
+        Event::RefusedGroup(_) | Event::Device(_) => 6,
         Event::Intent(_) => 7,
     }
 }
@@ -243,9 +244,14 @@ fn own(d: &mut In<'_>, kind: &str) -> Result<Event, BadBody> {
         "unknown" => Event::Unknown { intent: reference_of(d)?, why: why_of(d)? },
         "repeated" => Event::Repeated { intent: reference_of(d)?, identity: owned(d)?, evidence: proof_of(d)? },
         "refused" => Event::Refused { why: why_of(d)?, identity: optional(d)?, evidence: proof_of(d)? },
-        "refused_group" => {
-            Event::RefusedGroup(Group { reason: owned(d)?, code: owned(d)?, prefix: owned(d)?, from: micros(d)?, count: d.u64()? })
-        }
+        "refused_group" => Event::RefusedGroup(Group {
+            reason: owned(d)?,
+            code: owned(d)?,
+            prefix: owned(d)?,
+            from: micros(d)?,
+            count: d.u64()?,
+            identity: optional(d)?,
+        }),
         "dropped" => Event::Dropped { count: d.u64()? },
         "device" => Event::Device(DeviceFacts {
             issuer: owned(d)?,

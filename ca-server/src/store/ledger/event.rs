@@ -154,7 +154,7 @@ pub enum Event {
         /// What proved it.
         evidence: Proof,
     },
-    /// Callers who proved nothing were refused.
+    /// Callers who proved nothing were refused, or one identity too often for a row each.
     RefusedGroup(Group),
     /// Refusals that a full queue kept out of the ledger.
     Dropped {
@@ -280,19 +280,21 @@ impl From<&Evidence> for Proof {
     }
 }
 
-/// Refusals before authentication, counted together.
+/// Refusals that are counted together: those before authentication, and what one identity is refused beyond its first rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
     /// `Reason`, by name.
     pub reason: String,
     /// The gRPC status they were answered with.
     pub code: String,
-    /// The peers' /24 or /56; `unknown` without a peer address, `other` when there were too many groups.
+    /// The peers' /24 or /56; `unknown` without a peer address, `any` of an identity, `other` when there were too many groups.
     pub prefix: String,
     /// Begin of the 10 seconds.
     pub from: Timestamp,
     /// How many.
     pub count: u64,
+    /// Whose they all were, if it was proven.
+    pub identity: Option<String>,
 }
 
 impl Event {
@@ -358,7 +360,9 @@ impl Event {
                 Projection { issuer: Some(issuer), ..Projection::default() }
             }
             Self::Repeated { identity, .. } => Projection { identity: Some(identity), ..Projection::default() },
-            Self::Refused { identity, .. } => Projection { identity: identity.as_deref(), ..Projection::default() },
+            Self::Refused { identity, .. } | Self::RefusedGroup(Group { identity, .. }) => {
+                Projection { identity: identity.as_deref(), ..Projection::default() }
+            }
             _ => Projection::default(),
         }
     }

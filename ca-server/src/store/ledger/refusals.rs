@@ -1,7 +1,8 @@
-//! Refusals on their way into the ledger: one row each after authentication, groups before it. A full queue drops and counts;
-//! nothing here ever blocks a call.
+//! Refusals on their way into the ledger: after authentication one row each, as long as they are few of one identity for one reason;
+//! everything else in groups. So nobody fills the ledger by being refused. A full queue drops and counts; nothing here ever blocks a call.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -23,6 +24,9 @@ pub(super) const QUEUE: usize = 4096;
 /// Groups of one window; what comes after is counted in `other`.
 const GROUPS: usize = 1000;
 
+/// Rows of their own that the refusals of one identity for one reason have in a window.
+const ROWS: u32 = 10;
+
 /// How long a group counts.
 const WINDOW: Duration = Duration::from_secs(10);
 
@@ -37,13 +41,15 @@ pub(super) struct Refusals {
 #[derive(Debug, Default)]
 struct Groups {
     from: Option<Timestamp>,
-    counts: HashMap<(Reason, Prefix), u64>,
-    /// Identities beyond a limit that have a row of their own in this window.
-    named: HashSet<(Reason, SpiffeId)>,
+    counts: HashMap<(Reason, Whose), u64>,
+    /// Rows that identities have of their own in this window; of so many identities and reasons at most.
+    rows: HashMap<(Reason, Option<SpiffeId>), u32>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Prefix {
+/// Whose refusals are counted together: an identity's that was proven, else those from one network.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Whose {
+    Identity(SpiffeId),
     V4([u8; 3]),
     V6([u8; 7]),
     Unknown,
@@ -57,7 +63,7 @@ impl Refusals {
     }
 
     /// One authenticated caller's refusal. False if it was dropped. Overload is counted in a group: one row each would feed it. So is what an
-    /// identity asks for beyond its limits, after a first row in each window that says whose limit it is.
+    /// identity is refused for one reason after its first rows in each window; what is beyond its limits has one, which says whose limit it is.
     pub(super) fn one(
         &self,
         refusal: &Refusal,
@@ -66,13 +72,14 @@ impl Refusals {
         evidence: &Evidence,
         now: Timestamp,
     ) -> bool {
-        let in_group = match refusal.reason() {
-            Reason::Overloaded | Reason::DeviceBusy => true,
-            Reason::IdentityLimit | Reason::KeyLimit => !self.is_first(refusal.reason(), identity, now),
-            _ => false,
-        };
-        if in_group {
-            self.count(refusal.reason(), evidence.peer.map(|peer| peer.ip()), now);
+        let reason = refusal.reason();
+        if matches!(reason, Reason::Overloaded | Reason::DeviceBusy) {
+            self.count(reason, evidence.peer.map(|peer| peer.ip()), now);
+            return true;
+        }
+        if !self.has_row(reason, identity, now) {
+            let network = || Whose::network(evidence.peer.map(|peer| peer.ip()));
+            self.add(reason, identity.map_or_else(network, |identity| Whose::Identity(identity.clone())), now);
             return true;
         }
         let event =
@@ -93,22 +100,40 @@ impl Refusals {
         kept
     }
 
-    /// Whether this is the first of its identity in the window; of more identities than there may be groups it is not asked.
-    fn is_first(&self, reason: Reason, identity: Option<&SpiffeId>, now: Timestamp) -> bool {
+    /// Whether this one of its identity has a row of its own; of more identities than there may be groups none has.
+    fn has_row(&self, reason: Reason, identity: Option<&SpiffeId>, now: Timestamp) -> bool {
+        let most = if matches!(reason, Reason::IdentityLimit | Reason::KeyLimit) { 1 } else { ROWS };
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         groups.from.get_or_insert(now);
-        groups.named.len() < GROUPS && identity.is_some_and(|identity| groups.named.insert((reason, identity.clone())))
+        let room = groups.rows.len() < GROUPS;
+        match groups.rows.entry((reason, identity.cloned())) {
+            Entry::Occupied(mut rows) => {
+                *rows.get_mut() += 1;
+                *rows.get() <= most
+            }
+            Entry::Vacant(rows) => {
+                if room {
+                    rows.insert(1);
+                }
+                room
+            }
+        }
     }
 
-    /// One refusal of a caller who proved nothing.
+    /// One refusal of a caller who proved nothing, or of whom nothing is to be said.
     pub(super) fn count(&self, reason: Reason, peer: Option<IpAddr>, now: Timestamp) {
+        self.add(reason, Whose::network(peer), now);
+    }
+
+    fn add(&self, reason: Reason, whose: Whose, now: Timestamp) {
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         groups.from.get_or_insert(now);
-        let mut key = (reason, Prefix::of(peer));
+        let mut key = (reason, whose);
         if groups.counts.len() >= GROUPS && !groups.counts.contains_key(&key) {
-            key.1 = Prefix::Other;
+            key.1 = Whose::Other;
         }
-        *groups.counts.entry(key).or_default() += 1;
+        let count = groups.counts.entry(key).or_default();
+        *count = count.saturating_add(1);
     }
 
     /// The rows of the groups whose window is over, and one for what was dropped. With `all`, of the present window too.
@@ -118,8 +143,8 @@ impl Refusals {
         // A clock that stepped back must not hold a window open for long.
         if let Some(from) = groups.from.filter(|from| all || now.since(*from) >= WINDOW || now < *from) {
             groups.from = None;
-            groups.named.clear();
-            events.extend(groups.counts.drain().map(|((reason, prefix), count)| Event::RefusedGroup(group(reason, prefix, from, count))));
+            groups.rows.clear();
+            events.extend(groups.counts.drain().map(|((reason, whose), count)| Event::RefusedGroup(group(reason, &whose, from, count))));
         }
         drop(groups);
         match self.dropped.swap(0, Ordering::Relaxed) {
@@ -130,12 +155,13 @@ impl Refusals {
     }
 }
 
-fn group(reason: Reason, prefix: Prefix, from: Timestamp, count: u64) -> Group {
-    Group { reason: reason.as_str().into(), code: reason.code().as_str().into(), prefix: prefix.to_string(), from, count }
+fn group(reason: Reason, whose: &Whose, from: Timestamp, count: u64) -> Group {
+    let identity = if let Whose::Identity(identity) = whose { Some(identity.to_string()) } else { None };
+    Group { reason: reason.as_str().into(), code: reason.code().as_str().into(), prefix: whose.prefix(), from, count, identity }
 }
 
-impl Prefix {
-    fn of(peer: Option<IpAddr>) -> Self {
+impl Whose {
+    fn network(peer: Option<IpAddr>) -> Self {
         match peer.map(|peer| peer.to_canonical()) {
             Some(IpAddr::V4(address)) => {
                 let [a, b, c, _] = address.octets();
@@ -148,19 +174,18 @@ impl Prefix {
             None => Self::Unknown,
         }
     }
-}
 
-impl std::fmt::Display for Prefix {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn prefix(&self) -> String {
         match self {
-            Self::V4([a, b, c]) => write!(f, "{a}.{b}.{c}.0/24"),
+            Self::Identity(_) => "any".to_owned(),
+            Self::V4([a, b, c]) => format!("{a}.{b}.{c}.0/24"),
             Self::V6(octets) => {
                 let mut address = [0; 16];
                 address[..7].copy_from_slice(octets);
-                write!(f, "{}/56", std::net::Ipv6Addr::from(address))
+                format!("{}/56", std::net::Ipv6Addr::from(address))
             }
-            Self::Unknown => f.write_str("unknown"),
-            Self::Other => f.write_str("other"),
+            Self::Unknown => "unknown".to_owned(),
+            Self::Other => "other".to_owned(),
         }
     }
 }

@@ -86,17 +86,55 @@ pub(super) struct ReferenceLine {
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(super) enum OwnLine {
-    Start { host: String, version: String, config: String, heads: Vec<ReferenceLine> },
-    Head { head: ReferenceLine },
-    Previous { previous: ReferenceLine },
-    Ceremony { transcript: String },
-    Issuer { issuer: String, certificates: Vec<String>, roots: Vec<String>, key_uri: String },
-    Reload { config: String },
-    Clock { recorded: String },
-    Refused { identity: Option<String>, evidence: EvidenceLine },
-    Group { prefix: String, from: String, count: u64 },
-    Dropped { count: u64 },
-    Device { issuer: String, token: u64, key_uri: String, state: String, detail: String, probes: u64 },
+    Start {
+        host: String,
+        version: String,
+        config: String,
+        heads: Vec<ReferenceLine>,
+    },
+    Head {
+        head: ReferenceLine,
+    },
+    Previous {
+        previous: ReferenceLine,
+    },
+    Ceremony {
+        transcript: String,
+    },
+    Issuer {
+        issuer: String,
+        certificates: Vec<String>,
+        roots: Vec<String>,
+        key_uri: String,
+    },
+    Reload {
+        config: String,
+    },
+    Clock {
+        recorded: String,
+    },
+    Refused {
+        identity: Option<String>,
+        evidence: EvidenceLine,
+    },
+    Group {
+        prefix: String,
+        from: String,
+        count: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        identity: Option<String>,
+    },
+    Dropped {
+        count: u64,
+    },
+    Device {
+        issuer: String,
+        token: u64,
+        key_uri: String,
+        state: String,
+        detail: String,
+        probes: u64,
+    },
 }
 
 pub(super) fn line(entry: Entry, intent: Option<Intent>) -> Line {
@@ -136,7 +174,8 @@ pub(super) fn line(entry: Entry, intent: Option<Intent>) -> Line {
         }
         Event::RefusedGroup(group) => {
             line.refused = Some(RefusedLine { reason: group.reason, code: group.code, detail: None });
-            line.own = Some(OwnLine::Group { prefix: group.prefix, from: group.from.rfc3339(), count: group.count });
+            let (prefix, from, count, identity) = (group.prefix, group.from.rfc3339(), group.count, group.identity);
+            line.own = Some(OwnLine::Group { prefix, from, count, identity });
         }
         other => line.own = own_line(other),
     }

@@ -55,6 +55,10 @@ pub(super) fn record(line: Line) -> Result<Vec<String>, serde_json::Error> {
             fields.extend(evidence(proof).into_iter().chain(nothing::<5>()));
             None
         }
+        (None, Some(OwnLine::Group { prefix, from, count, identity })) => {
+            fields.extend(nothing::<2>().into_iter().chain([identity.unwrap_or_default()]).chain(nothing::<15>()));
+            Some(OwnLine::Group { prefix, from, count, identity: None })
+        }
         (None, more) => {
             fields.extend(nothing::<18>());
             more

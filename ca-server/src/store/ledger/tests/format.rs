@@ -87,7 +87,14 @@ fn every_kind() -> Vec<Event> {
         Event::Failed { intent: row, why: why.clone() },
         Event::Unknown { intent: row, why: why.clone() },
         Event::Refused { why, identity: None, evidence: Proof::from(&crate::evidence::Evidence::daemon()) },
-        Event::RefusedGroup(Group { reason: "r".into(), code: "c".into(), prefix: "10.0.0.0/24".into(), from: time, count: u64::MAX }),
+        Event::RefusedGroup(Group {
+            reason: "r".into(),
+            code: "c".into(),
+            prefix: "10.0.0.0/24".into(),
+            from: time,
+            count: u64::MAX,
+            identity: None,
+        }),
         Event::Dropped { count: 24 },
         Event::Device(DeviceFacts {
             issuer: "i".into(),

@@ -10,7 +10,8 @@ use crate::refusal::{Reason, Refusal};
 use crate::spiffe::SpiffeId;
 use crate::store::ledger::Ledger;
 use crate::store::ledger::event::Event;
-use crate::store::ledger::fixture::{Ca, IDENTITY, NOON, evidence, options, request};
+use crate::store::ledger::export::{Format, Selection};
+use crate::store::ledger::fixture::{Ca, IDENTITY, NOON, World, evidence, options, request};
 use crate::store::ledger::open_intent::NotOpened;
 use crate::store::ledger::options::LedgerObserver;
 
@@ -167,6 +168,8 @@ impl LedgerObserver for Falling {
     fn queue_depth(&self, _: usize) {}
     fn dropped(&self, _: u64) {}
     fn up(&self, _: bool) {}
+    fn searched(&self, _: Duration) {}
+    fn kept_up(&self, _: Duration) {}
 }
 
 #[tokio::test]
@@ -224,11 +227,11 @@ async fn an_authenticated_callers_refusal_has_a_row_soon() {
 #[tokio::test]
 async fn a_burst_of_refusals_does_not_wait_for_a_tick_each_batch() {
     let world = world();
-    let ledger = world.start().await;
+    let (ledger, accounts) = (world.start().await, AtomicUsize::new(0));
     let refusal = Refusal::new(Reason::Lifetime, "too long");
     let filed = async |count: usize, rows: usize| {
         for _ in 0..count {
-            ledger.refused(&refusal, request(1), None, &evidence());
+            ledger.refused(&refusal, request(1), Some(&account(accounts.fetch_add(1, Ordering::Relaxed) / 10)), &evidence());
         }
         let began = Instant::now();
         while world.rows().await.len() < rows {
@@ -251,8 +254,8 @@ async fn a_full_queue_drops_refusals_and_a_row_counts_them() {
     let ledger = world.start().await;
     let refusal = Refusal::new(Reason::Lifetime, "too long");
     // On one thread the writer cannot drain between these.
-    for _ in 0..5000 {
-        ledger.refused(&refusal, request(1), None, &evidence());
+    for number in 0..5000 {
+        ledger.refused(&refusal, request(1), Some(&account(number / 10)), &evidence());
     }
     ledger.shutdown().await;
     let events = world.events().await;
@@ -351,6 +354,66 @@ async fn a_certificate_goes_out_again_when_that_is_durable_and_not_otherwise() {
     assert_eq!(refused.unwrap_err().reason(), Reason::Stopping);
     assert_eq!(world.kinds().await[6..], ["end"]);
     assert_eq!(world.holds().await.repeated, 1);
+}
+
+/// One of many identities.
+fn account(number: usize) -> SpiffeId {
+    SpiffeId::parse(&format!("spiffe://cluster.local/ns/default/sa/{number}")).unwrap()
+}
+
+/// Rows of their own, and what groups count, of an identity for a reason.
+async fn filed(world: &World, identity: &SpiffeId, reason: Reason) -> (usize, u64) {
+    let (identity, reason) = (Some(identity.to_string()), reason.as_str());
+    let (mut rows, mut counted) = (0, 0);
+    for event in world.events().await {
+        match event {
+            Event::Refused { identity: whose, why, .. } if whose == identity && why.reason == reason => rows += 1,
+            Event::RefusedGroup(group) if group.identity == identity && group.reason == reason => counted += group.count,
+            _ => {}
+        }
+    }
+    (rows, counted)
+}
+
+#[tokio::test]
+async fn an_identity_that_is_refused_again_and_again_has_ten_rows_in_ten_seconds_and_a_count() {
+    let world = world();
+    let ledger = world.start().await;
+    let (greedy, other) = (account(1), account(2));
+    let (lifetime, weak) = (Refusal::new(Reason::Lifetime, "too long"), Refusal::new(Reason::WeakKey, "RSA with 1024 bits"));
+    for _ in 0..5000 {
+        ledger.refused(&lifetime, request(1), Some(&greedy), &evidence());
+    }
+    for refusal in [&lifetime, &weak] {
+        ledger.refused(refusal, request(2), Some(&other), &evidence());
+    }
+    ledger.refused(&weak, request(3), Some(&greedy), &evidence());
+    world.hands.set(NOON + 10);
+    world.issue(&ledger).await;
+    ledger.refused(&lifetime, request(4), Some(&greedy), &evidence());
+    ledger.shutdown().await;
+    assert_eq!(filed(&world, &greedy, Reason::Lifetime).await, (11, 4990), "the next window begins anew");
+    assert_eq!(filed(&world, &greedy, Reason::WeakKey).await, (1, 0), "another reason");
+    assert_eq!((filed(&world, &other, Reason::Lifetime).await, filed(&world, &other, Reason::WeakKey).await), ((1, 0), (1, 0)));
+    let shown = world.export(&Selection { identity: Some(greedy.to_string()), ..Selection::default() }, Format::JsonLines).await;
+    assert!(shown.contains("\"count\":4990") && !shown.contains(&other.to_string()), "{shown}");
+    world.holds().await;
+}
+
+#[tokio::test]
+async fn identities_beyond_number_are_counted_together_and_fill_nothing() {
+    let world = world();
+    let ledger = world.start().await;
+    let refusal = Refusal::new(Reason::Lifetime, "too long");
+    for number in 0..2500 {
+        ledger.refused(&refusal, request(1), Some(&account(number)), &evidence());
+    }
+    ledger.shutdown().await;
+    let groups = world.groups().await;
+    let rows = world.kinds().await.iter().filter(|kind| *kind == "refused").count();
+    assert_eq!((rows, groups.len(), groups.iter().map(|group| group.count).sum::<u64>()), (1000, 1001, 1500));
+    assert_eq!(groups.iter().filter(|group| group.prefix == "other").map(|group| group.count).sum::<u64>(), 500);
+    world.holds().await;
 }
 
 #[tokio::test]
