@@ -23,7 +23,7 @@ make_ca() {
     "$bin/ca-server" quickstart --once --csr-port 0 --monitoring-port 0 --dir "$1" >"$work/quickstart.log" 2>&1 ||
         { cat "$work/quickstart.log" >&2; exit 3; }
     sed -i -e 's/^listen = .*/listen = "127.0.0.1:0"/' -e 's/^format = "text"/format = "json"/' \
-        -e 's/^\([a-z_]*_a\(_minute\|n_hour\)\) = .*/\1 = 0/' "$1/ca.toml"
+        -e 's/^\([a-z_]*_a\(_minute\|n_hour\)\) = .*/\1 = 0/' -e 's/^\(peer_open_[a-z]*\) = .*/\1 = 0/' "$1/ca.toml"
 }
 
 # make_software_ca DIRECTORY: the same with an issuing key in a file.
