@@ -19,6 +19,7 @@ pub mod issue;
 pub mod issuer;
 pub mod metrics;
 pub mod places;
+pub mod output;
 pub mod policy;
 pub mod recent;
 pub mod refusal;

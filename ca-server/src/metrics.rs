@@ -11,6 +11,7 @@ use prometheus::{
 use signers::{Condition, Purpose, SignerHealth};
 use tracing::Instrument;
 
+use crate::output;
 use crate::refusal::{Reason, Refusal};
 use crate::timestamp::Timestamp;
 
@@ -97,6 +98,7 @@ pub struct Metrics {
     monitoring_shed: IntCounter,
     ready: IntGaugeVec,
     reloads: IntCounterVec,
+    log_lost: IntCounter,
     citadel: Citadel,
 }
 
@@ -215,6 +217,7 @@ impl Metrics {
             ),
             ready: gauges(r, "ca_server_ready", "1 while this check of /healthz/ready is well.", &["check"]),
             reloads: counters(r, "ca_server_reloads_total", "Reloads of the config, by result.", &["result"]),
+            log_lost: counter(r, "ca_server_log_lines_lost_total", "Lines of the log that standard error did not take."),
             citadel: Citadel::new(r),
             registry,
         };
@@ -227,6 +230,7 @@ impl Metrics {
 
     /// The text exposition format.
     pub fn render(&self) -> String {
+        self.log_lost.inc_by(output::lost_lines().saturating_sub(self.log_lost.get()));
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("our names and labels are legal");
         String::from_utf8(text).expect("the encoder writes text")

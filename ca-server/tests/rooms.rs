@@ -117,6 +117,13 @@ fn only_metrics_names_metrics() {
 }
 
 #[test]
+fn only_output_writes_to_standard_output_and_error() {
+    let macros = ["print!", "println!", "eprint!", "eprintln!", "dbg!", "stdout()", "stderr()"];
+    only("ca-server", &["output"], &macros);
+    only("signers", &[], &macros);
+}
+
+#[test]
 fn only_the_clock_reads_the_time() {
     for crate_name in ["ca-server", "signers"] {
         only(crate_name, &["clock"], &["SystemTime::now", "OffsetDateTime::now_utc", "UnixTime::now"]);

@@ -436,7 +436,8 @@ fn addresses(line: &str) -> Option<(SocketAddr, SocketAddr)> {
     })
 }
 
-async fn http_get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
+/// GET: status and body.
+pub async fn http_get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(address).await?;
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes()).await?;

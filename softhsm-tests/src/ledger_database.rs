@@ -42,8 +42,13 @@ impl<'a> LedgerDatabase<'a> {
     /// `ca-server migrate`, as the superuser.
     pub fn migrate(&self) {
         let mut migrate = Command::new(super::build::ca_server());
-        let output = migrate.args(["migrate", "--ledger", &self.cluster.url(&self.name)]).output().expect("ca-server runs");
+        let output = migrate.args(["migrate", "--ledger", &self.superuser_url()]).output().expect("ca-server runs");
         assert!(output.status.success(), "migrate: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// The way to it for the superuser, who may migrate it.
+    pub fn superuser_url(&self) -> String {
+        self.cluster.url(&self.name)
     }
 
     /// The database's name.

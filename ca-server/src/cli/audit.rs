@@ -3,12 +3,10 @@
 mod export;
 mod verify;
 
-use std::io::{self, Write};
-
 use clap::{Args, Subcommand};
 
-use super::Exit;
 use super::ledger_url::LedgerArgs;
+use super::{Exit, print};
 use crate::spiffe::SpiffeId;
 use crate::store::ledger::event::{Event, Proof};
 use crate::store::ledger::{Entry, LedgerReader, Location, ReadError};
@@ -113,7 +111,7 @@ async fn show(reader: &mut LedgerReader, target: &Target, limit: u32) -> Result<
         return Err(Exit::refused("the ledger has nothing of it"));
     }
     let text: Vec<String> = entries.iter().map(|(entry, outcome)| describe(entry, outcome.as_ref())).collect();
-    print(&text.join("\n"))
+    print(text.join("\n"))
 }
 
 fn describe(entry: &Entry, outcome: Option<&Entry>) -> String {
@@ -178,13 +176,6 @@ fn describe_evidence(proof: &Proof) -> Vec<(&'static str, String)> {
     lines.extend(parts.into_iter().filter_map(|(name, part)| Some((name, part.clone()?))));
     lines.extend(proof.pod.as_ref().map(|(name, uid)| ("  pod", format!("{name} ({uid})"))));
     lines
-}
-
-fn print(text: &str) -> Result<(), Exit> {
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Exit::missing(error)),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

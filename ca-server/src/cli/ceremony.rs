@@ -23,8 +23,8 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<(), Exit> {
     let spec = Spec::read(&args.spec).map_err(exit)?;
     environment::enter(spec.env())?;
-    print(&hold(&spec)?);
-    Ok(())
+    let outcome = hold(&spec)?;
+    super::print(summary(&outcome))
 }
 
 /// Carries out a spec with the system's clock and randomness, and a spinner at a terminal.
@@ -65,14 +65,12 @@ pub(super) fn exit(failure: Failure) -> Exit {
     }
 }
 
-fn print(outcome: &Outcome) {
-    let line = |what: &str, made: &Made| {
+fn summary(outcome: &Outcome) -> String {
+    let lines = |what: &str, made: &Made| {
         let how = if made.now { "made" } else { "already there, unchanged" };
-        println!("{what:<12}{} ({how})", made.subject);
-        println!("{:<12}{}, until {}", "", made.file.display(), made.not_after);
-        println!("{:<12}sha256 {}", "", made.sha256);
+        let name = format!("{what:<12}{} ({how})\n", made.subject);
+        name + &format!("{:<12}{}, until {}\n{:<12}sha256 {}\n", "", made.file.display(), made.not_after, "", made.sha256)
     };
-    line("root", &outcome.root);
-    line("issuing", &outcome.issuing);
-    println!("{:<12}{}", "transcript", outcome.transcript.display());
+    let transcript = format!("{:<12}{}\n", "transcript", outcome.transcript.display());
+    lines("root", &outcome.root) + &lines("issuing", &outcome.issuing) + &transcript
 }

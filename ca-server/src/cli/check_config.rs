@@ -5,20 +5,19 @@ use std::path::Path;
 use crate::clock::Clock;
 use crate::config::Config;
 
-use super::Exit;
+use super::{Exit, print};
 
 /// Checks.
 pub fn run(path: &Path) -> Result<(), Exit> {
     let config = Config::load(path, Clock::default().now()).map_err(Exit::config)?;
     for warning in &config.warnings {
-        println!("warning: {warning}");
+        print(format_args!("warning: {warning}\n"))?;
     }
-    println!(
-        "{} is good: {} issuer(s), {} token issuer(s), CSR on {}",
+    print(format_args!(
+        "{} is good: {} issuer(s), {} token issuer(s), CSR on {}\n",
         path.display(),
         config.issuers.len(),
         config.jwt.len(),
         config.csr_listen
-    );
-    Ok(())
+    ))
 }

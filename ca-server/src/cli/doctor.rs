@@ -10,7 +10,6 @@ mod finding;
 mod ledger;
 mod token_issuers;
 
-use std::io;
 use std::path::Path;
 
 use clap::ValueEnum;
@@ -21,6 +20,7 @@ use self::finding::{Findings, Report};
 use super::Exit;
 use crate::clock::Clock;
 use crate::config::Examination;
+use crate::output;
 
 /// Examine device, key, certificates, ledger and clock, and say what is wrong and what to do.
 #[derive(Debug, clap::Args)]
@@ -85,7 +85,7 @@ pub fn run(args: &Args, path: &Path) -> Result<(), Exit> {
     let text = args.output == Output::Text;
     let mut tell = |findings: Findings| -> Result<(), Exit> {
         if text {
-            findings.print(&mut io::stdout().lock()).map_err(unwritable)?;
+            findings.print(&mut output::stdout()).map_err(Exit::unwritten)?;
         }
         report.add(findings);
         Ok(())
@@ -100,17 +100,13 @@ pub fn run(args: &Args, path: &Path) -> Result<(), Exit> {
         tell(findings)?;
     }
     match text {
-        true => report.print_summary(&mut io::stdout().lock()),
-        false => report.print_json(&mut io::stdout().lock()),
+        true => report.print_summary(&mut output::stdout()),
+        false => report.print_json(&mut output::stdout()),
     }
-    .map_err(unwritable)?;
+    .map_err(Exit::unwritten)?;
     match report.problems() {
         0 => Ok(()),
         1 => Err(Exit::refused("1 problem was found")),
         count => Err(Exit::refused(format_args!("{count} problems were found"))),
     }
-}
-
-fn unwritable(error: io::Error) -> Exit {
-    Exit::missing(format_args!("the findings cannot be written: {error}"))
 }

@@ -29,8 +29,7 @@ pub fn run(args: &Args, config: &Path) -> Result<(), Exit> {
     let location = args.ledger.location(config)?;
     let logins = Logins { application: args.application.clone(), auditor: args.auditor.clone() };
     let done = super::block_on(async { migrate(&location, &logins).await })?;
-    print!("{}", report(&location, &done));
-    Ok(())
+    super::print(report(&location, &done))
 }
 
 /// The migration itself; its errors as exits.

@@ -1,5 +1,5 @@
 //! The command line: one file a verb. A verb returns `Exit`, whose code says who must act (0 done, 1 the answer is no,
-//! 2 usage or config, 3 something is missing or taken) and whose text is one clear sentence.
+//! 2 usage or config, 3 something is missing or taken, 141 nobody reads the output) and whose text is one clear sentence.
 
 pub mod audit;
 pub mod ceremony;
@@ -15,12 +15,15 @@ pub mod serve;
 pub mod signer;
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Why a verb ends without success: the exit status and one sentence for the operator.
+use crate::output;
+
+/// Why a verb ends without success: the exit status and one sentence for the operator, or none.
 #[derive(Debug)]
 pub struct Exit {
     code: u8,
@@ -43,6 +46,20 @@ impl Exit {
         Self { code: 3, sentence: sentence.to_string() }
     }
 
+    /// Whoever read the output has gone: nothing is left to say, and the status is that of a Unix tool which SIGPIPE ends (128 + 13). The
+    /// verb's own answer was not heard, so it is not 0.
+    fn unheard() -> Self {
+        Self { code: 141, sentence: String::new() }
+    }
+
+    /// Why the output could not be written.
+    pub(crate) fn unwritten(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::unheard(),
+            _ => Self::missing(format_args!("the output cannot be written: {error}")),
+        }
+    }
+
     /// The exit status.
     pub fn code(&self) -> u8 {
         self.code
@@ -63,7 +80,7 @@ impl fmt::Display for Exit {
 #[command(
     name = "ca-server",
     version,
-    after_help = "Exit status: 0 done; 1 the answer is no; 2 usage or config; 3 something is missing or taken."
+    after_help = "Exit status: 0 done; 1 the answer is no; 2 usage or config; 3 something is missing or taken; 141 nobody reads the output."
 )]
 struct CommandLine {
     /// The config file [default: ./var/ca.toml, then /etc/ca-server/ca.toml]
@@ -109,8 +126,15 @@ pub fn main() -> ExitCode {
 /// The exit status of a verb, whose last sentence is printed.
 fn told(result: Result<(), Exit>) -> u8 {
     let Err(exit) = result else { return 0 };
-    eprintln!("ca-server: {exit}");
+    if !exit.sentence.is_empty() {
+        output::complain(format_args!("ca-server: {exit}"));
+    }
     exit.code()
+}
+
+/// Writes to standard output.
+pub(crate) fn print(text: impl fmt::Display) -> Result<(), Exit> {
+    output::print(text).map_err(Exit::unwritten)
 }
 
 /// Ends the process as `main` would, but without any clean-up of the device libraries that are loaded: where one of their calls has not

@@ -80,13 +80,12 @@ pub fn run(args: &Args, config: &Path) -> Result<(), Exit> {
     let out = args.out.clone().or(defaults.out).unwrap_or_else(|| PathBuf::from("workload"));
     let (key, issued) = runtime.block_on(plan.once())?;
     let written = write(&out, &key, &issued, &plan.target.roots)?;
-    println!("identity  {}", issued.identity);
-    println!("serial    {}", issued.serial);
-    println!("lifetime  {}, until {}", left(issued.not_after, Clock::default().now()), issued.not_after);
+    let left = left(issued.not_after, Clock::default().now());
+    let mut text = format!("identity  {}\nserial    {}\nlifetime  {left}, until {}\n", issued.identity, issued.serial, issued.not_after);
     for file in written {
-        println!("written   {}", file.display());
+        text += &format!("written   {}\n", file.display());
     }
-    Ok(())
+    super::print(text)
 }
 
 impl Plan {

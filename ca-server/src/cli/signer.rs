@@ -25,7 +25,7 @@ use super::{self as cli, Exit};
 use crate::config::{Log, LogFormat};
 use crate::guard::Guard;
 use crate::issue::PERMITS;
-use crate::{hardening, telemetry};
+use crate::{hardening, output, telemetry};
 
 /// Opens devices and signs. The daemon starts it by itself; with --listen it is a service of its own user, unit or container.
 #[derive(Debug, clap::Args)]
@@ -73,7 +73,7 @@ fn serve_parent(args: &Args) -> Result<(), Exit> {
     if stream.peer_addr().is_err() {
         return Err(Exit::config(by_hand));
     }
-    telemetry::keep_apart_from_a_library().map_err(|error| Exit::missing(format_args!("standard error: {error}")))?;
+    output::keep_apart_from_a_library().map_err(|error| Exit::missing(format_args!("standard error: {error}")))?;
     let format = if args.log_json { LogFormat::Json } else { LogFormat::Text };
     telemetry::start(&Log { level: args.log_level.clone(), format }).map_err(Exit::config)?;
     leave_signals_to_the_daemon()?;

@@ -29,6 +29,7 @@ mod metadata;
 mod modules;
 mod operations;
 mod outages;
+mod output;
 mod overload;
 mod pin;
 mod port;

@@ -1,11 +1,12 @@
 //! `audit export`: the command's options, and standard output.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{BufWriter, Write};
 
 use clap::{Args, ValueEnum};
 
 use super::{time_of, unreadable};
 use crate::cli::Exit;
+use crate::output;
 use crate::spiffe::SpiffeId;
 use crate::store::ledger::{Format, LedgerReader, ReadError, Selection};
 
@@ -62,22 +63,20 @@ impl ExportArgs {
 }
 
 pub(super) async fn export(reader: &mut LedgerReader, selection: &Selection, format: Format) -> Result<(), Exit> {
-    let mut out = BufWriter::new(io::stdout().lock());
+    let mut out = BufWriter::new(output::stdout());
     let mut count = 0_u64;
     let mut passed_over = |error: ReadError| {
         count += 1;
         if count <= NAMED {
-            // Where nobody listens, the rows are written all the same.
-            let _ = writeln!(io::stderr(), "ca-server: passed over: {error}");
+            output::complain(format_args!("ca-server: passed over: {error}"));
         }
     };
     let written = reader.export(selection, format, &mut out, &mut passed_over).await;
     if count > NAMED {
-        let _ = writeln!(io::stderr(), "ca-server: passed over: {} more rows that cannot be read", count - NAMED);
+        output::complain(format_args!("ca-server: passed over: {} more rows that cannot be read", count - NAMED));
     }
     match written.and_then(|()| out.flush().map_err(ReadError::from)) {
-        // Whoever reads the lines may stop when they have seen enough.
-        Err(ReadError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(ReadError::Output(error)) => Err(Exit::unwritten(error)),
         other => other.map_err(unreadable),
     }
 }

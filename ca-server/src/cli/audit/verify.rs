@@ -1,6 +1,5 @@
 //! `audit verify`: the command's options, its progress, and what it says in the end.
 
-use std::io::{self, IsTerminal};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{print, time_of, unreadable};
 use crate::cli::Exit;
+use crate::output;
 use crate::store::ledger::{Begin, Checkpoint, LedgerReader, Report, TrustedRoots, VerifyOptions};
 
 /// How much lower than usual the priority of `audit verify` is: beside a daemon it takes what is left over.
@@ -85,7 +85,7 @@ pub(super) fn step_back() {
 }
 
 pub(super) async fn verify(reader: &mut LedgerReader, args: &VerifyArgs, options: &VerifyOptions) -> Result<(), Exit> {
-    let bar = if io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    let bar = if output::error_is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
     let style = ProgressStyle::with_template("  checking {wide_bar} {human_pos}/{human_len} rows  {per_sec}  {eta} left");
     bar.set_style(style.expect("the template is a constant"));
     let stop = Arc::new(AtomicBool::new(false));
@@ -106,7 +106,7 @@ pub(super) async fn verify(reader: &mut LedgerReader, args: &VerifyArgs, options
     if let (Some(path), Some(checkpoint)) = (&args.checkpoint, checkpoint) {
         checkpoint.write(path).map_err(Exit::missing)?;
     }
-    print(&summary(&report, options.roots.as_deref()))?;
+    print(summary(&report, options.roots.as_deref()))?;
     match report.broken_count {
         0 if report.interrupted && args.checkpoint.is_some() => Err(Exit::missing("interrupted; the same command goes on from here")),
         0 if report.interrupted => Err(Exit::missing("interrupted; with --checkpoint a later run could go on from here")),

@@ -13,11 +13,12 @@ use signers::bench::{Bench, Level, Measured, Step, gain};
 use signers::pkcs11::{SessionLimit, inspect_token};
 use signers::{KeyKind, KeyUri, PublicKey, SignError, open_vault_for_reading};
 
+use super::Args;
 use super::device::{self, PATIENCE};
 use super::finding::span;
-use super::{Args, unwritable};
 use crate::cli::{Exit, environment};
 use crate::config::ExaminedKey;
+use crate::output;
 
 /// How long each number of sessions is measured.
 const TIME: Duration = Duration::from_secs(1);
@@ -45,7 +46,7 @@ pub(super) fn run(keys: &[ExaminedKey], args: &Args, path: &Path) -> Result<(), 
         [variables] => {
             // Before any thread starts.
             environment::enter(variables)?;
-            one_by_one(&wanted, keys, args.try_pin).map_err(unwritable)?
+            one_by_one(&wanted, keys, args.try_pin).map_err(Exit::unwritten)?
         }
         _ => environments.keys().map(|name| usize::from(!in_a_process(name, args, path))).sum(),
     };
@@ -75,7 +76,7 @@ fn in_a_process(device: &str, args: &Args, path: &Path) -> bool {
 
 /// How many could not be measured.
 fn one_by_one(wanted: &[&ExaminedKey], all: &[ExaminedKey], try_pin: bool) -> io::Result<usize> {
-    let mut out = io::stdout().lock();
+    let mut out = output::stdout();
     let mut failed = 0;
     for key in wanted {
         // Before anything else: the PIN, which nothing here may cost a try more than `doctor` does.

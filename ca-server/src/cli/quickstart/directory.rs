@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use super::{ca_toml, tokens};
 use crate::cli::Exit;
 use crate::config::Config;
+use crate::output;
 use crate::store::ledger::Location;
 
 /// Holds the directory's absolute path, and the lock of whoever works in it.
@@ -131,7 +132,7 @@ impl Directory {
             Ok(_) if path.parent() != Some(&self.path) => fs::remove_dir_all(path),
             Ok(_) => match fs::remove_dir(path) {
                 Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {
-                    eprintln!("{} holds files that quickstart did not make; they are kept", path.display());
+                    output::complain(format_args!("{} holds files that quickstart did not make; they are kept", path.display()));
                     Ok(())
                 }
                 removed => removed,

@@ -1,7 +1,6 @@
 //! What quickstart says at its end: what runs where, the certificate, and the exact commands to go on with.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -9,6 +8,7 @@ use super::ca_toml;
 use crate::ceremony::Outcome;
 use crate::cli::request::left;
 use crate::client::Issued;
+use crate::output;
 use crate::timestamp::Timestamp;
 
 /// What the summary is about.
@@ -29,7 +29,7 @@ pub(super) struct Facts<'a> {
 /// Prints it in one piece; a reader that has gone away is no reason to stop serving.
 pub(super) fn print(facts: &Facts<'_>) {
     let text = text(facts).expect("a String takes everything");
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    let _ = output::print(text);
 }
 
 fn text(facts: &Facts<'_>) -> Result<String, std::fmt::Error> {

@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::runtime::Runtime;
 
 use super::{Exit, Plan};
+use crate::cli;
 use crate::client::{Connection, Issued, KeyType, WorkloadKey};
 use crate::clock::Clock;
 
@@ -31,7 +32,8 @@ pub(super) fn run(runtime: &Runtime, plan: &Plan, count: u32, concurrency: u32) 
     let (count, concurrency) = (count as usize, concurrency.min(count) as usize);
     let requests = Arc::new(requests(plan, count)?);
     if requests.len() < count {
-        println!("{} keys are used in turn; a CSR that a CA has just answered may get the same certificate again", requests.len());
+        let keys = requests.len();
+        cli::print(format_args!("{keys} keys are used in turn; a CSR that a CA has just answered may get the same certificate again\n"))?;
     }
     let connections = runtime.block_on(dial(plan, concurrency.div_ceil(CALLS_PER_CONNECTION)))?;
     let bar = bar(count, "calling");
@@ -134,15 +136,19 @@ fn report(
         }
     }
     let millis = |quantile: f64| Duration::from_micros(latency.value_at_quantile(quantile)).as_secs_f64() * 1000.0;
-    println!("{issued} of {} certificates issued and verified, {concurrency} calls at once on {connections} connections", calls.len());
-    println!("rate      {:.0}/s over {:.2} s", calls.len() as f64 / took.as_secs_f64(), took.as_secs_f64());
-    println!("latency   p50 {:.2} ms, p90 {:.2} ms, p99 {:.2} ms, max {:.2} ms", millis(0.5), millis(0.9), millis(0.99), millis(1.0));
+    let all = calls.len();
+    let mut text =
+        format!("{issued} of {all} certificates issued and verified, {concurrency} calls at once on {connections} connections\n");
+    text += &format!("rate      {:.0}/s over {:.2} s\n", all as f64 / took.as_secs_f64(), took.as_secs_f64());
+    let [p50, p90, p99, max] = [0.5, 0.9, 0.99, 1.0].map(millis);
+    text += &format!("latency   p50 {p50:.2} ms, p90 {p90:.2} ms, p99 {p99:.2} ms, max {max:.2} ms\n");
     for (code, (times, example)) in &errors {
-        println!("errors    {times} × {code}, such as: {example}");
+        text += &format!("errors    {times} × {code}, such as: {example}\n");
     }
-    match calls.len() - issued {
+    cli::print(text)?;
+    match all - issued {
         0 => Ok(()),
-        failed => Err(Exit::refused(format!("{failed} of {} calls gave no certificate", calls.len()))),
+        failed => Err(Exit::refused(format!("{failed} of {all} calls gave no certificate"))),
     }
 }
 

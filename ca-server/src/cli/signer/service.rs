@@ -43,8 +43,7 @@ pub(super) fn run(address: &str, file: Option<&Path>, only_check: bool) -> Resul
     let file = file.ok_or_else(|| Exit::config("a signer with --listen has a file of its own; name it with --config FILE"))?;
     let (path, rules) = (socket::path(address)?, RulesFile::load(file)?);
     if only_check {
-        println!("{} is good: {} key(s)", file.display(), rules.keys.len());
-        return Ok(());
+        return cli::print(format_args!("{} is good: {} key(s)\n", file.display(), rules.keys.len()));
     }
     telemetry::start(&rules.log).map_err(Exit::config)?;
     let alarms = Alarms::open(&rules.alarms, Clock::default())
