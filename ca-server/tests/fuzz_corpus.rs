@@ -141,7 +141,8 @@ fn no_reply_near_a_good_one_is_read_as_something_else() {
 #[test]
 fn nothing_near_a_good_certificate_passes_the_guard_and_breaks_its_rules() {
     let passed = mutate("guard", parsers::guard);
-    assert!(passed > MUTATIONS / 200, "only {passed} passed: the mutations are too wild");
+    // A serial, a time and an account are free; all else is written anew and compared.
+    assert!(passed > MUTATIONS / 2000, "only {passed} passed: the mutations are too wild");
 }
 
 #[test]

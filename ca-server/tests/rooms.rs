@@ -142,6 +142,11 @@ fn policy_and_x509_are_pure() {
 }
 
 #[test]
+fn the_guard_shares_no_code_with_what_it_judges() {
+    never("ca-server", &["guard"], &["crate::x509", "crate::policy", "crate::config", "x509_cert", "const_oid", "use spki", "use der"]);
+}
+
+#[test]
 fn signers_know_nothing_of_certificates_databases_and_networks() {
     only("signers", &[], &["sqlx", "tonic", "axum", "x509_cert", "istio_api", "ca_server", "rustls", "hyper"]);
 }

@@ -17,13 +17,13 @@ use self::outlook::Outlook;
 use crate::cli::Exit;
 use crate::config::{Config, DeviceConfig, Isolation, KeyConfig, LogFormat};
 use crate::guard::Rules;
-use crate::guard::key_rules::BACKDATED_AT_MOST;
 use crate::issue::{PERMITS, Snapshot};
 use crate::issuer::{Issuer, Issuers, OpenedKey};
 use crate::metrics::{Metrics, SignerMetrics};
-use crate::policy::ServingName;
+use crate::policy::{BACKDATED_AT_MOST, ServingName};
 use crate::timestamp::Timestamp;
 use crate::x509::chain::IssuerChain;
+use crate::x509::template;
 
 /// How long the other devices are waited for when calls can be signed.
 const OTHERS_WITHIN: Duration = Duration::from_secs(2);
@@ -225,18 +225,7 @@ impl<'a> Wanted<'a> {
     }
 
     fn rules(&self) -> Vec<u8> {
-        let issuing = |place: &Place<'_>| self.chain(place).chain().first().map(hex::encode).unwrap_or_default();
-        let name = |name: &ServingName| match name {
-            ServingName::Dns(name) => name.clone(),
-            ServingName::Ip(address) => address.to_string(),
-        };
-        let rules = Rules {
-            issuers: self.places.iter().map(issuing).collect(),
-            trust_domain: self.config.trust_domains.own.to_string(),
-            longest: (self.config.profile.maximum + BACKDATED_AT_MOST).as_secs(),
-            serving_names: self.config.names.iter().map(name).collect(),
-        };
-        rules.to_text()
+        rules(self.config, self.places.iter().map(|place| self.chain(place))).to_text()
     }
 
     fn on_threads(&self, metrics: &Arc<Metrics>, ordered: Instant, by_operator: bool) -> Result<(Vec<Signer>, First), SignError> {
@@ -268,9 +257,149 @@ impl<'a> Wanted<'a> {
     }
 }
 
+/// A guard's rules for keys of these issuers: what the config's policy may grant. Each is the value that policy itself goes by.
+fn rules<'a>(config: &Config, issuers: impl Iterator<Item = &'a IssuerChain>) -> Rules {
+    let name = |name: &ServingName| match name {
+        ServingName::Dns(name) => name.clone(),
+        ServingName::Ip(address) => address.to_string(),
+    };
+    let domains = [&config.trust_domains.own].into_iter().chain(&config.trust_domains.aliases);
+    Rules {
+        templates: vec![template::VERSION],
+        issuers: issuers.map(|issuer| issuer.chain().first().map(hex::encode).unwrap_or_default()).collect(),
+        trust_domains: domains.map(ToString::to_string).collect(),
+        longest: (config.profile.maximum + BACKDATED_AT_MOST).as_secs(),
+        serving_names: config.names.iter().map(name).collect(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::grouped;
+    use std::collections::BTreeMap;
+    use std::path::Path;
+    use std::sync::LazyLock;
+
+    use ::signers::Purpose;
+    use ::signers::process::Guard as _;
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose, RsaKeySize};
+
+    use super::*;
+    use crate::config::Files;
+    use crate::guard::Guard;
+    use crate::policy::{Choice, Policy, Wishes};
+    use crate::refusal::Reason;
+    use crate::spiffe::{ServiceAccount, SpiffeId};
+    use crate::timestamp::Timestamp;
+    use crate::x509::csr::Csr;
+    use crate::x509::template::{Draft, SerialRandom};
+
+    const NOW: i64 = 1_800_000_000;
+
+    /// Issuers by name, PEM, self-signed: each kind of key, and one that ends within the hour.
+    static ISSUERS: LazyLock<BTreeMap<&str, String>> = LazyLock::new(|| {
+        let p256 = || KeyPair::generate().unwrap();
+        let issuer = |name: &str, key: KeyPair, ends: i64| {
+            let mut params = CertificateParams::new(Vec::new()).unwrap();
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+            params.not_before = Timestamp::from_seconds(NOW - 60).date_time();
+            params.not_after = Timestamp::from_seconds(ends).date_time();
+            params.self_signed(&key).unwrap().pem()
+        };
+        let long = NOW + 150 * 365 * 86_400;
+        let p384 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+        let rsa = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap();
+        BTreeMap::from([
+            ("p256", issuer("p256", p256(), long)),
+            ("p384", issuer("p384", p384, long)),
+            ("rsa", issuer("rsa", rsa, long)),
+            ("ending", issuer("ending", p256(), NOW + 1_800)),
+        ])
+    });
+
+    const FILES: Files = Files {
+        read: |path| {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy();
+            let issuer = ISSUERS.get(&*name).map(|pem| pem.clone().into_bytes());
+            issuer.map_or_else(|| Ok(include_bytes!("../../tests/corpus/token/jwks.json").to_vec()), Ok)
+        },
+        check_secret: |_, _| Ok(()),
+    };
+
+    fn config(issuer: &str, aliases: &str, names: &str, profile: &str) -> Config {
+        let text = format!(
+            "trust_domain = \"cluster.local\"\ntrust_domain_aliases = {aliases}\ncluster_id = \"Kubernetes\"\n\
+             [csr]\nlisten = \"127.0.0.1:15012\"\nnames = {names}\n[monitoring]\nlisten = \"127.0.0.1:15014\"\n\
+             [ledger]\nurl = \"sqlite:ledger.db\"\n\
+             [[issuer]]\nid = \"mesh\"\nkey = \"pkcs11:token=issuing;object=issuing?module-path=/usr/lib/m.so&pin-source=file:pin\"\n\
+             chain = \"{issuer}.pem\"\nroots = \"{issuer}.pem\"\n\
+             [profile]\nkeys = [\"rsa\", \"p256\", \"p384\", \"ed25519\"]\n{profile}\n\
+             [[jwt]]\nissuer = \"https://issuer.example\"\naudiences = [\"istio-ca\"]\ncluster_id = \"Kubernetes\"\njwks = \"jwks.json\"\n"
+        );
+        Config::of_text(Path::new("/base/ca.toml"), &text, Timestamp::from_seconds(NOW), &FILES).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Drafts everything that the config's policy can grant, at three times, and hands it to a guard that was told what a signer is told.
+    fn judge_everything(config: &Config, csrs: &[Csr]) -> usize {
+        let chain = &config.issuers[0].chain;
+        let policy = Policy::new(config.profile.clone(), vec![Choice { chain: chain.clone(), active: true, sibling_of: None }]);
+        let guard = Guard::read(&rules(config, [&**chain].into_iter()).to_text()).unwrap();
+        let lifetimes = [0, 1, 600, config.profile.minimum.as_secs(), config.profile.maximum.as_secs()];
+        let mut granted = 0;
+        for now in [NOW, NOW + 1, NOW + 1_700, NOW + 30 * 365 * 86_400].map(Timestamp::from_seconds) {
+            let domains = [&config.trust_domains.own].into_iter().chain(&config.trust_domains.aliases);
+            for (domain, csr) in domains.flat_map(|domain| csrs.iter().map(move |csr| (domain, csr))) {
+                for (lifetime, jitter) in lifetimes.iter().flat_map(|lifetime| [0, 7_777].map(|jitter| (*lifetime, jitter))) {
+                    let caller = SpiffeId::new(domain.clone(), ServiceAccount::new("default", "demo").unwrap());
+                    let wishes = Wishes { lifetime: i64::try_from(lifetime).unwrap(), ..Wishes::default() };
+                    let grant = match policy.grant(&caller, csr, &wishes, chain, now, jitter) {
+                        Ok(grant) => grant,
+                        Err(refusal) if [Reason::IssuerExpired, Reason::Lifetime].contains(&refusal.reason()) => continue,
+                        Err(refusal) => panic!("{}", refusal.detail()),
+                    };
+                    let draft = Draft::new(grant, csr.key().clone(), now.period(), now, SerialRandom([0; 11]));
+                    let judged = guard.judge(0, Purpose::Leaf, draft.to_be_signed());
+                    assert_eq!(judged, Ok(()), "{caller} {:?} for {lifetime} s at {now}", csr.key().kind());
+                    granted += 1;
+                }
+            }
+            let Ok(grant) = policy.serving(&config.names, chain, now) else { continue };
+            let draft = Draft::new(grant, csrs[0].key().clone(), now.period(), now, SerialRandom([0xff; 11]));
+            assert_eq!(guard.judge(0, Purpose::Serving, draft.to_be_signed()), Ok(()), "{:?} at {now}", config.names);
+            granted += 1;
+        }
+        granted
+    }
+
+    #[test]
+    fn whatever_policy_grants_the_guard_lets_pass() {
+        let csrs = [
+            include_str!("../../tests/corpus/csr/good-rsa-2048.pem"),
+            include_str!("../../tests/corpus/csr/good-ec-pkeyopt-ec-paramgen-curve-P-256.pem"),
+            include_str!("../../tests/corpus/csr/good-ec-pkeyopt-ec-paramgen-curve-P-384.pem"),
+            include_str!("../../tests/corpus/csr/good-ed25519.pem"),
+        ];
+        let csrs = csrs.map(|csr| Csr::parse(csr).unwrap_or_else(|refusal| panic!("{}", refusal.detail())));
+        let mut granted = 0;
+        for issuer in ISSUERS.keys() {
+            for aliases in ["[]", "[\"old.local\", \"a_b-c.9\"]"] {
+                for names in [
+                    "[\"localhost\", \"127.0.0.1\"]",
+                    "[\"*.example.com\", \"Istiod.Example\", \"::1\", \"::ffff:10.0.0.1\", \"2001:DB8::0:1\"]",
+                ] {
+                    for profile in [
+                        "",
+                        "default = \"2m\"\nminimum = \"1m\"\nmaximum = \"2m\"\njitter = \"1m\"",
+                        "default = \"30days\"\nmaximum = \"36000days\"",
+                    ] {
+                        granted += judge_everything(&config(issuer, aliases, names, profile), &csrs);
+                    }
+                }
+            }
+        }
+        assert!(granted > 1_000, "{granted}");
+    }
 
     #[test]
     fn two_that_share_are_never_in_two_groups_in_whichever_order_they_come() {

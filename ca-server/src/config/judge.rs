@@ -15,7 +15,7 @@ use crate::x509::chain::IssuerChain;
 use crate::x509::lint::{self, ToBeSigned};
 use crate::x509::path::Usage;
 use crate::x509::subject_key::SubjectKey;
-use crate::x509::template::{Draft, SerialRandom};
+use crate::x509::template::{self, Draft, SerialRandom};
 
 /// What an issuer is judged with.
 pub(super) struct Judge<'a> {
@@ -97,7 +97,8 @@ impl Judge<'_> {
         let longest = grant.not_after().since(grant.not_before());
         let guard = Guard::new(&Rules {
             issuers: chain.chain().iter().take(1).map(hex::encode).collect(),
-            trust_domain: domain.to_string(),
+            templates: vec![template::VERSION],
+            trust_domains: vec![domain.to_string()],
             longest: longest.as_secs(),
             serving_names: self.names.iter().map(text).collect(),
         })?;

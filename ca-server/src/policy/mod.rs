@@ -18,7 +18,7 @@ use crate::x509::chain::IssuerChain;
 use crate::x509::csr::{Csr, San};
 
 /// NotBefore lies at most this far in the past (ISTIO-CONTRACT §4).
-const BACKDATED_AT_MOST: Duration = Duration::from_secs(120);
+pub const BACKDATED_AT_MOST: Duration = Duration::from_secs(120);
 
 /// A text value of the request's metadata, as it arrived.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

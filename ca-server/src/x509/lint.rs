@@ -1,8 +1,6 @@
 //! Our own written list of what a certificate of this CA must be: RFC 5280 for every one, the SPIFFE X.509-SVID rules for a
 //! workload's. Written without the code that drafts certificates, so that `audit verify` is a second opinion on it.
 
-use std::net::IpAddr;
-
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, VerificationAlgorithm,
 };
@@ -16,7 +14,6 @@ use der::asn1::BitString;
 use der::{Decode, Encode};
 use spki::SubjectPublicKeyInfoOwned;
 use x509_cert::certificate::{TbsCertificate, Version};
-pub use x509_cert::ext::pkix::KeyUsages;
 use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAltName, SubjectKeyIdentifier};
 use x509_cert::time::Time;
@@ -51,7 +48,6 @@ pub enum Rules {
 pub struct Issuer {
     subject: Vec<u8>,
     key_identifier: Vec<u8>,
-    spki: Vec<u8>,
     key: ParsedPublicKey,
     algorithm: ObjectIdentifier,
     not_before: Timestamp,
@@ -80,7 +76,6 @@ impl Issuer {
                 Some((_, identifier)) => identifier.0.into_bytes().into_vec(),
                 None => sha256(spki.subject_public_key.raw_bytes())[..20].to_vec(),
             },
-            spki: certificate.spki().to_vec(),
             key: key.map_err(|_| Violation("the issuer's public key is not a legal one".into()))?,
             algorithm,
             not_before: certificate.begins(),
@@ -91,11 +86,6 @@ impl Issuer {
     /// The identifier of its key (RFC 5280 §4.2.1.2).
     pub fn key_identifier(&self) -> &[u8] {
         &self.key_identifier
-    }
-
-    /// Its SubjectPublicKeyInfo, DER.
-    pub fn public_key(&self) -> &[u8] {
-        &self.spki
     }
 
     /// Whether its certificate was valid at that time.
@@ -170,38 +160,6 @@ impl<'a> ToBeSigned<'a> {
     /// The key identifier by which they name their issuer (RFC 5280 §4.2.1.1).
     pub fn authority_key_identifier(&self) -> Result<Vec<u8>, Violation> {
         authority(&self.tbs)
-    }
-
-    /// First and last second of validity (RFC 5280 §4.1.2.5).
-    pub fn validity(&self) -> (Timestamp, Timestamp) {
-        let validity = self.tbs.validity();
-        (instant(&validity.not_before), instant(&validity.not_after))
-    }
-
-    /// Which extensions they have.
-    pub fn extensions(&self) -> impl Iterator<Item = ObjectIdentifier> {
-        self.tbs.extensions().map(Vec::as_slice).unwrap_or_default().iter().map(|extension| extension.extn_id)
-    }
-
-    /// What the certified key may be used for (RFC 5280 §4.2.1.3).
-    pub fn key_usages(&self) -> Result<impl Iterator<Item = KeyUsages>, Violation> {
-        let usages = get::<KeyUsage>(&self.tbs)?.map(|(_, usage)| usage.0);
-        Ok(usages.into_iter().flatten())
-    }
-
-    /// The DNS names and addresses of the subject alternative name, as text; an entry that is neither is an error.
-    pub fn serving_names(&self) -> Result<Vec<String>, Violation> {
-        let text = |name: &GeneralName| match name {
-            GeneralName::DnsName(name) => Ok(name.as_str().to_owned()),
-            GeneralName::IpAddress(address) => {
-                let octets = address.as_bytes();
-                let four = <[u8; 4]>::try_from(octets).map(IpAddr::from);
-                let address = four.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from));
-                address.map(|address| address.to_string()).map_err(|_| Violation("an address has neither 4 nor 16 octets".into()))
-            }
-            _ => broken("a name is neither DNS nor address"),
-        };
-        names(&self.tbs)?.iter().map(text).collect()
     }
 
     /// The octets of the issuer's name, if all others are in DER. The name repeats its issuer's certificate (RFC 5280 §4.1.2.4), which may

@@ -25,6 +25,10 @@ use crate::spiffe::SpiffeId;
 use crate::timestamp::{Period, Timestamp};
 use crate::x509::chain::IssuerChain;
 
+/// The number of this template, by which signers name what they take. Another list of fields, or another form of one, is another number: a
+/// signer that runs by itself is upgraded first and takes both meanwhile.
+pub const VERSION: u16 = 1;
+
 /// Fresh randomness for one serial.
 #[derive(Clone, Copy, Debug)]
 pub struct SerialRandom(pub [u8; 11]);

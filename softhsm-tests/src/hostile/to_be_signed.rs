@@ -10,7 +10,7 @@ use ca_server::spiffe::{ServiceAccount, SpiffeId, TrustDomain};
 use ca_server::timestamp::Timestamp;
 use ca_server::x509::chain::IssuerChain;
 use ca_server::x509::csr::Csr;
-use ca_server::x509::template::{Draft, SerialRandom};
+use ca_server::x509::template::{self, Draft, SerialRandom};
 use der::{Any, Decode, Encode, Tag, TagNumber};
 
 use super::protocol::Body;
@@ -70,10 +70,22 @@ pub fn to_be_signed() -> Vec<Body> {
         ("bad-name-constraints", "300e0603551d1e0101ff04043002a000"),
         ("bad-unknown-extension", "300e06062b0601040101040430020500"),
         ("bad-san-not-critical", "30110603551d11040a300886067370696666 65"),
+        // digitalSignature; and in unused bits, which a lax reader takes for used ones, keyCertSign and cRLSign (X.690 §11.2.1).
+        ("bad-key-usage-unused-bits", "300e0603551d0f0101ff040403020786"),
+        ("bad-key-usage-trailing-zero", "300f0603551d0f0101ff04050303078000"),
+        ("bad-key-usage-encipherment", "300e0603551d0f0101ff0404030205a0"),
+        ("bad-aki-issuer-and-serial", "302a0603551d230423302180140102030405060708090a0b0c0d0e0f1011121314a1068204686f737482 0101"),
+        ("bad-ca-false-written", "300f0603551d130101ff04053003010100"),
         ("bad-san-of-two-kinds", "30190603551d110101ff040f300d820161 86087370696666653a2f"),
     ];
     all.extend(smuggled.map(|(name, der)| (name, with_extension(&plain, &der.replace(' ', "")))));
     all.push(("bad-extension-twice", twice(&plain)));
+    all.push(("bad-serving-dns-name-that-is-an-address", swapped(&own, &[0x87, 4, 127, 0, 0, 1], &[0x82, 4, 127, 0, 0, 1])));
+    all.push(("bad-serving-address-as-text", renamed(&own, &[0x87, 4, 127, 0, 0, 1], b"\x82\x09127.0.0.1")));
+    all.push(("bad-key-parameters", rsa_without_parameters(&demo(RSA, DAY))));
+    all.push(("bad-serial-short", with_serial(&plain, &[3, 2, 1])));
+    all.push(("bad-serial-negative", with_serial(&plain, &[0x83; 18])));
+    all.push(("bad-version-1", swapped(&plain, &[0xa0, 3, 2, 1, 2], &[0xa0, 3, 2, 1, 0])));
     all.push(("bad-serving-ca", with_extension(&own, "300f0603551d130101ff040530030101ff")));
     all.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect()
 }
@@ -84,8 +96,9 @@ pub fn rules() -> Vec<Body> {
     let issuer = hex::encode(&chain.chain()[0]);
     let with = |change: &dyn Fn(&mut Rules)| {
         let mut rules = Rules {
+            templates: vec![template::VERSION],
             issuers: vec![issuer.clone()],
-            trust_domain: "cluster.local".to_owned(),
+            trust_domains: vec!["cluster.local".to_owned()],
             longest: 90 * 86_400 + 120,
             serving_names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
         };
@@ -113,11 +126,15 @@ pub fn rules() -> Vec<Body> {
         ("bad-a-leaf-as-issuer", with(&|rules| rules.issuers[0] = hex::encode(to_be_signed().swap_remove(0).1))),
         ("bad-unknown-key", text(&plain_text.replacen('{', "{\"colour\":1,", 1))),
         ("bad-twice", text(&plain_text.replacen('{', "{\"longest\":1,", 1))),
-        ("bad-missing", text(&plain_text.replace("\"trust_domain\":\"cluster.local\",", ""))),
+        ("bad-missing", text(&plain_text.replace("\"trust_domains\":[\"cluster.local\"],", ""))),
         ("bad-negative", text(&plain_text.replace("\"longest\":", "\"longest\":-"))),
         ("bad-fraction", text(&plain_text.replace("7776120", "7776120.5"))),
         ("bad-text-for-number", text(&plain_text.replace("7776120", "\"7776120\""))),
         ("bad-null", text(&plain_text.replace("\"cluster.local\"", "null"))),
+        ("good-no-domain", with(&|rules| rules.trust_domains.clear())),
+        ("good-aliases", with(&|rules| rules.trust_domains.push("old.local".to_owned()))),
+        ("bad-no-template", with(&|rules| rules.templates.clear())),
+        ("bad-unknown-template", with(&|rules| rules.templates.push(7))),
         ("bad-cut", plain[..plain.len() - 1].to_vec()),
         ("bad-more", [plain.as_slice(), b"{}"].concat()),
         ("bad-empty", Vec::new()),
@@ -182,6 +199,33 @@ fn twice(to_be_signed: &[u8]) -> Vec<u8> {
     let mut all = extensions(to_be_signed);
     all.push(all[0].clone());
     with_extensions(to_be_signed, &all)
+}
+
+/// Another of the names, in a body whose SAN is written anew.
+fn renamed(to_be_signed: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let mut all = extensions(to_be_signed);
+    let san = all.last_mut().expect("extensions").last_mut().expect("a value");
+    let names = Vec::<Any>::from_der(san.value()).expect("names");
+    let names: Vec<Any> =
+        names.into_iter().map(|name| if name.to_der().expect("DER") == from { Any::from_der(to).expect("a name") } else { name }).collect();
+    *san = Any::new(Tag::OctetString, names.to_der().expect("DER")).expect("DER");
+    with_extensions(to_be_signed, &all)
+}
+
+/// An RSA key whose AlgorithmIdentifier lacks its NULL (RFC 4055 §1.2).
+fn rsa_without_parameters(to_be_signed: &[u8]) -> Vec<u8> {
+    let mut fields = Vec::<Any>::from_der(to_be_signed).expect("a SEQUENCE");
+    let mut key = Vec::<Any>::from_der(&fields[6].to_der().expect("DER")).expect("a key");
+    let algorithm = Vec::<Any>::from_der(&key[0].to_der().expect("DER")).expect("an algorithm");
+    key[0] = Any::from_der(&vec![algorithm[0].clone()].to_der().expect("DER")).expect("DER");
+    fields[6] = Any::from_der(&key.to_der().expect("DER")).expect("DER");
+    fields.to_der().expect("DER")
+}
+
+fn with_serial(to_be_signed: &[u8], serial: &[u8]) -> Vec<u8> {
+    let mut fields = Vec::<Any>::from_der(to_be_signed).expect("a SEQUENCE");
+    fields[1] = Any::new(Tag::Integer, serial).expect("DER");
+    fields.to_der().expect("DER")
 }
 
 /// One text for another of the same length.

@@ -15,10 +15,14 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// A daemon that also trusts the root of this authority.
 async fn ca_trusting(authority: &Authority) -> TestCa {
+    ca_trusting_with(authority, Setup::default()).await
+}
+
+async fn ca_trusting_with(authority: &Authority, setup: Setup) -> TestCa {
     let material = Material::new();
     material.write("old-root.pem", authority.certificate());
     let append = "\n[[issuer]]\nid = \"old\"\nchain = \"old-root.pem\"\nroots = \"old-root.pem\"\nstate = \"retiring\"\n".to_owned();
-    TestCa::start_on(material, Setup { append, ..Setup::default() }).await
+    TestCa::start_on(material, Setup { append, ..setup }).await
 }
 
 /// One call with this client certificate: refused in the handshake (`None`) or answered.
@@ -82,6 +86,20 @@ async fn cases_22_23_24_exactly_one_uri_of_an_accepted_trust_domain_is_the_ident
     let chain = call_as(&ca, &both, &Ask::default()).await.expect("connected").expect("the URI counts");
     assert_eq!(identity(&chain), DEMO, "and the DNS name does not pass through");
     ca.check();
+}
+
+#[tokio::test]
+async fn a_workload_of_an_aliased_trust_domain_keeps_its_identity_and_raises_no_alarm() {
+    let authority = Authority::root("old", HOUR);
+    let domain = "trust_domain = \"cluster.local\"";
+    let aliases = format!("trust_domain_aliases = [\"old.local\", \"older.local\"]\n{domain}");
+    let ca = ca_trusting_with(&authority, Setup::default().replace(domain, &aliases)).await;
+    for account in ["spiffe://old.local/ns/default/sa/demo", "spiffe://older.local/ns/default/sa/demo", DEMO] {
+        let answer = call_as(&ca, &authority.client(&[San::Uri(account)], HOUR), &Ask::default()).await.expect("connected");
+        assert_eq!(identity(&answer.unwrap_or_else(|refused| panic!("{account}: {refused:?}"))), account);
+    }
+    ca.check();
+    assert!(!ca.log_text().contains("\"alarm\""), "{}", ca.log_text());
 }
 
 #[tokio::test]

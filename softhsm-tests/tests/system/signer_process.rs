@@ -120,8 +120,9 @@ impl Spoken {
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stderr(log.try_clone().expect("a file"));
         let process = command.spawn().expect("runs");
         let rules = Rules {
+            templates: vec![1],
             issuers: vec![hex::encode(&chain.chain()[0])],
-            trust_domain: "cluster.local".to_owned(),
+            trust_domains: vec!["cluster.local".to_owned()],
             longest: 90 * 86_400 + 120,
             serving_names: vec!["localhost".to_owned()],
         };

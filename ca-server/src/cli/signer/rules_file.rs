@@ -7,15 +7,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use signers::{KeyUri, PublicKey};
 
 use crate::cli::Exit;
 use crate::config::{self, Log};
-use crate::guard::key_rules::{BACKDATED_AT_MOST, Extension, KeyRules, LeafRules, Limits, ServingRules, Usage};
+use crate::guard::key_rules::{BACKDATED_AT_MOST, KeyRules, LeafRules, ServingRules};
 use crate::guard::pattern::IdentityPattern;
+use crate::guard::{Issuer, Name, Templates};
 use crate::policy::ServingName;
 use crate::spiffe::TrustDomain;
-use crate::x509::lint::Issuer;
 use crate::x509::pem;
 
 /// Limits on a key's `timeout`.
@@ -38,6 +39,7 @@ pub(super) struct RulesFile {
     pub(super) keys: Vec<Key>,
     /// What each key may sign, in their order.
     pub(super) rules: Vec<KeyRules>,
+    pub(super) templates: Templates,
 }
 
 /// Users and groups whose processes may connect.
@@ -75,6 +77,7 @@ struct File {
     state_dir: Option<PathBuf>,
     #[serde(default)]
     network: bool,
+    templates: Option<Vec<u16>>,
     #[serde(default)]
     log: Log,
     key: Vec<KeyFile>,
@@ -103,8 +106,9 @@ struct LeafFile {
     identities: Option<Vec<String>>,
     #[serde(with = "humantime_serde")]
     longest: Duration,
-    key_usages: Option<Vec<Usage>>,
-    extensions: Option<Vec<Extension>>,
+    // Of a former version; a sentence says that they are gone.
+    key_usages: Option<IgnoredAny>,
+    extensions: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -113,8 +117,9 @@ struct ServingFile {
     names: Vec<String>,
     #[serde(with = "humantime_serde")]
     longest: Duration,
-    key_usages: Option<Vec<Usage>>,
-    extensions: Option<Vec<Extension>>,
+    // Of a former version; a sentence says that they are gone.
+    key_usages: Option<IgnoredAny>,
+    extensions: Option<IgnoredAny>,
 }
 
 fn four() -> u16 {
@@ -176,6 +181,8 @@ impl Checker<'_> {
         if file.key.is_empty() {
             return Err(self.bad("`key`", "is missing; write a [[key]] for each key that the daemon's issuers on this device name"));
         }
+        let templates = file.templates.as_deref().map_or_else(|| Ok(Templates::known()), Templates::of);
+        let templates = templates.map_err(|why| self.bad("`templates`:", why))?;
         let (mut keys, mut rules) = (Vec::new(), Vec::new());
         for (number, key) in (1..).zip(file.key) {
             let (key, its) = self.key(&format!("key {number}:"), key)?;
@@ -195,6 +202,7 @@ impl Checker<'_> {
             peers: Peers { uids: file.uids, gids: file.gids },
             keys,
             rules,
+            templates,
         })
     }
 
@@ -255,8 +263,8 @@ impl Checker<'_> {
         if identities.is_empty() {
             return Err(self.bad(of, "`identities` is empty, so nobody could have a certificate; leave it out, or name some"));
         }
-        let limits = self.limits(of, leaf.longest, leaf.key_usages, leaf.extensions)?;
-        Ok(LeafRules { trust_domains: Vec::new(), identities, limits })
+        self.gone(of, leaf.key_usages, leaf.extensions)?;
+        Ok(LeafRules { trust_domains: Vec::new(), identities, longest: self.longest(of, leaf.longest)? })
     }
 
     fn serving(&self, of: &str, serving: ServingFile) -> Result<ServingRules, Exit> {
@@ -264,27 +272,26 @@ impl Checker<'_> {
             return Err(self.bad(of, "`names` is empty; write those of the daemon's `csr.names`"));
         }
         let names = serving.names.iter().map(|text| match ServingName::parse(text) {
-            Some(ServingName::Dns(name)) => Ok(name.to_ascii_lowercase()),
-            Some(ServingName::Ip(address)) => Ok(address.to_string()),
+            Some(ServingName::Dns(name)) => Ok(Name::Dns(name.to_ascii_lowercase())),
+            Some(ServingName::Ip(address)) => Ok(Name::Address(address)),
             None => Err(self.bad(of, format_args!("`names` holds {text:?}, no DNS name and no IP address"))),
         });
         let names = names.collect::<Result<_, _>>()?;
-        Ok(ServingRules { names, limits: self.limits(of, serving.longest, serving.key_usages, serving.extensions)? })
+        self.gone(of, serving.key_usages, serving.extensions)?;
+        Ok(ServingRules { names, longest: self.longest(of, serving.longest)? })
     }
 
-    fn limits(&self, of: &str, longest: Duration, usages: Option<Vec<Usage>>, extensions: Option<Vec<Extension>>) -> Result<Limits, Exit> {
+    fn gone(&self, of: &str, key_usages: Option<IgnoredAny>, extensions: Option<IgnoredAny>) -> Result<(), Exit> {
+        let named = [("`key_usages`", key_usages), ("`extensions`", extensions)].into_iter().find_map(|(key, found)| found.map(|_| key));
+        let why = "is no setting any more: the guard writes each certificate's body itself and takes no other; remove the line";
+        named.map_or(Ok(()), |key| Err(self.bad(of, format_args!("{key} {why}"))))
+    }
+
+    fn longest(&self, of: &str, longest: Duration) -> Result<i64, Exit> {
         if longest.is_zero() {
             return Err(self.bad(of, "`longest` is 0; write the longest lifetime, such as \"24h\""));
         }
-        let longest = i64::try_from((longest + BACKDATED_AT_MOST).as_secs()).map_err(|_| self.bad(of, "`longest` is too long"))?;
-        let extensions = extensions.unwrap_or_else(|| Extension::ALL.to_vec());
-        if let Some(needed) = Extension::NEEDED.iter().find(|needed| !extensions.contains(needed)) {
-            return Err(self.bad(of, format_args!("`extensions` lacks {needed:?}, without which no certificate is signed")));
-        }
-        let key_usages = usages.unwrap_or_else(|| Usage::USUAL.to_vec());
-        if !key_usages.contains(&Usage::DigitalSignature) {
-            return Err(self.bad(of, "`key_usages` lacks digital_signature, without which no certificate is signed"));
-        }
-        Ok(Limits { longest, key_usages, extensions })
+        let longest = longest.checked_add(BACKDATED_AT_MOST).and_then(|longest| i64::try_from(longest.as_secs()).ok());
+        longest.ok_or_else(|| self.bad(of, "`longest` is too long"))
     }
 }

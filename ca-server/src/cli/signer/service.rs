@@ -58,7 +58,7 @@ pub(super) fn run(address: &str, file: Option<&Path>, only_check: bool) -> Resul
     }
     keep_login_marks(&rules.state_dir);
     let desk = Desk {
-        guard: Arc::new(Guard::of_keys(rules.rules, Clock::default())),
+        guard: Arc::new(Guard::of_keys(rules.rules, rules.templates, Clock::default())),
         alarms: Arc::new(alarms),
         peers: rules.peers,
         places: Arc::new(Semaphore::new(CONNECTIONS)),
