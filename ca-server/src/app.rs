@@ -326,11 +326,8 @@ fn signals(kind: SignalKind) -> Result<Signal, Exit> {
     signal(kind).map_err(|error| Exit::missing(format_args!("cannot watch for signals: {error}")))
 }
 
-/// Twenty thousand connections need as many files; a core file would hold PINs and tokens.
+/// Twenty thousand connections need as many files.
 fn set_process_limits() {
-    if let Err(error) = rlimit::setrlimit(rlimit::Resource::CORE, 0, 0) {
-        tracing::warn!(%error, "core files cannot be switched off");
-    }
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(limit) if limit < CONNECTIONS as u64 => {
             tracing::warn!(limit, "the hard limit on open files is below what {CONNECTIONS} connections need");

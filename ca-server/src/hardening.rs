@@ -1,5 +1,6 @@
-//! What a signer process gives up before it loads a device's library: new privileges, capabilities, core files, being traced, swapping,
-//! other programs, and the network unless its device is on it. What the kernel does not let it give up is returned as sentences.
+//! What a process gives up. Every verb, at its start: core files, and being traced or read by others of its user. A signer process, before it
+//! loads a device's library, besides: new privileges, capabilities, swapping, other programs, and the network unless its device is on it.
+//! What the kernel does not let it give up is returned as sentences.
 
 use landlock::{AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetStatus};
 use rlimit::{INFINITY, Resource, setrlimit};
@@ -8,23 +9,38 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 use seccompiler::{BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule};
 
-/// Gives up what can be given up. Call before any other thread starts.
+/// What every verb gives up, because any may read a PIN or load a library that does: no core file is written, and nobody but root can read
+/// its memory, its environment or its descriptors. Another program that it executes has to give them up anew.
+pub fn hide() -> Vec<String> {
+    let mut missing = Missing::default();
+    missing.step("core files are not switched off", setrlimit(Resource::CORE, 0, 0).map_err(text));
+    missing.step("its memory can be read by a tracer", set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(text));
+    missing.0
+}
+
+/// Gives up the rest of what can be given up. Call before any other thread starts.
 pub fn enter(network: bool) -> Vec<String> {
-    let mut missing = Vec::new();
-    let mut step = |what: &str, done: Result<(), String>| {
-        if let Err(why) = done {
-            missing.push(format!("{what}: {why}"));
-        }
-    };
-    step("core files are not switched off", setrlimit(Resource::CORE, 0, 0).map_err(text));
-    step("its memory can be read by a tracer", set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(text));
+    let mut missing = Missing::default();
+    let mut step = |what: &str, done| missing.step(what, done);
     step("its memory may be swapped", lock_memory());
     step("it may gain privileges", set_no_new_privs(true).map_err(text));
     let none = CapabilitySets { effective: CapabilitySet::empty(), permitted: CapabilitySet::empty(), inheritable: CapabilitySet::empty() };
     step("it keeps its capabilities", set_capabilities(None, none).map_err(text));
     step("Landlock does not confine it", landlock(network));
     step("seccomp does not confine it", seccomp(network));
-    missing
+    missing.0
+}
+
+/// What could not be given up.
+#[derive(Default)]
+struct Missing(Vec<String>);
+
+impl Missing {
+    fn step(&mut self, what: &str, done: Result<(), String>) {
+        if let Err(why) = done {
+            self.0.push(format!("{what}: {why}"));
+        }
+    }
 }
 
 fn text(error: impl std::fmt::Display) -> String {

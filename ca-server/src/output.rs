@@ -29,13 +29,13 @@ static ERROR: Mutex<Option<StandardError>> = Mutex::new(None);
 
 /// Writes to standard output, and at once.
 pub fn print(text: impl Display) -> io::Result<()> {
-    let mut out = stdout();
+    let mut out = writer();
     write!(out, "{text}")?;
     out.flush()
 }
 
 /// Standard output, for what is written piece by piece. Flush it: what is lost at the process's end nobody hears of.
-pub fn stdout() -> impl Write {
+pub fn writer() -> impl Write {
     io::stdout().lock()
 }
 

@@ -4,6 +4,7 @@
 //! `serve` is the signer's side, with a guard that judges what is to be signed; `supervisor` is the daemon's, which starts the process, or
 //! finds one that runs as a service, and replaces it when it dies or hangs. `wire` is what they say to each other.
 
+mod answers;
 mod link;
 mod options;
 mod order;

@@ -136,7 +136,7 @@ fn attached(said: &Receiver<String>, threads: usize) {
             };
             assert!(
                 !line.contains("Operation not permitted"),
-                "strace may not attach to the daemon ({line}): run the tests as root, or allow ptrace (kernel.yama.ptrace_scope=0)"
+                "strace may not attach to the daemon ({line}): run the tests as root, the daemon is not dumpable"
             );
             let settled = line.contains(" attached") || line.contains("No such process");
             before.push(line);

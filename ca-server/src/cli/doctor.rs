@@ -85,7 +85,7 @@ pub fn run(args: &Args, path: &Path) -> Result<(), Exit> {
     let text = args.output == Output::Text;
     let mut tell = |findings: Findings| -> Result<(), Exit> {
         if text {
-            findings.print(&mut output::stdout()).map_err(Exit::unwritten)?;
+            findings.print(&mut output::writer()).map_err(Exit::unwritten)?;
         }
         report.add(findings);
         Ok(())
@@ -100,8 +100,8 @@ pub fn run(args: &Args, path: &Path) -> Result<(), Exit> {
         tell(findings)?;
     }
     match text {
-        true => report.print_summary(&mut output::stdout()),
-        false => report.print_json(&mut output::stdout()),
+        true => report.print_summary(&mut output::writer()),
+        false => report.print_json(&mut output::writer()),
     }
     .map_err(Exit::unwritten)?;
     match report.problems() {

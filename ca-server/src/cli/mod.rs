@@ -21,7 +21,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::output;
+use crate::{hardening, output};
 
 /// Why a verb ends without success: the exit status and one sentence for the operator, or none.
 #[derive(Debug)]
@@ -120,6 +120,9 @@ enum Verb {
 /// Runs the program.
 pub fn main() -> ExitCode {
     let line = CommandLine::parse();
+    for missing in hardening::hide() {
+        output::complain(format_args!("ca-server: the process could not be hardened in one way: {missing}"));
+    }
     ExitCode::from(told(run(line)))
 }
 

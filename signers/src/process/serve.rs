@@ -1,13 +1,14 @@
 //! The signer's side: opens the keys, judges what is to be signed, and answers. Reads one socket on one thread; signatures are made, and
 //! answered, on the threads of each key's pool.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::Shutdown;
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::answers::Answers;
 use super::wire::{BegunKey, KeyHealth, Malformed, Reply, Request, Setup, VERSION, length};
 use crate::pkcs11::watch_logins;
 use crate::pool::job::Progress;
@@ -15,6 +16,9 @@ use crate::{Job, KeyUri, Pool, Purpose, SignError, SignFailure, Timing};
 
 /// How often waiting jobs are held against their deadlines.
 const SWEEP: Duration = Duration::from_millis(50);
+
+/// The longest that a job waits for a session, whatever time its daemon says is left: as long as the longest call.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// How much is read at once: many requests where many come.
 const READ: usize = 64 * 1024;
@@ -61,14 +65,15 @@ impl Logins {
     /// From now on the daemon is told before each C_Login and after it. For a process that the daemon has started and replaces: it must not
     /// spend a try of the PIN with each that ends inside.
     pub fn are_told(self) {
-        watch_logins(move |under_way| self.0.send_or_end(&Reply::LoggingIn(under_way)));
+        watch_logins(move |under_way| self.0.send_and_wait(&Reply::LoggingIn(under_way)));
     }
 }
 
 /// Serves one daemon until it closes the socket. `open` begins to open the keys once the daemon has begun; what it was given to do, if anything,
 /// is handed on. An error is a broken socket or a peer that does not keep to the protocol.
 pub fn serve(stream: UnixStream, open: impl FnOnce(Option<Setup>, Logins) -> Result<Arc<Keys>, SignError>) -> io::Result<()> {
-    let answers = Answers(Arc::new(Mutex::new(stream.try_clone()?)));
+    let connection = Connection { answers: Answers::over(stream.try_clone()?)?, asked: Asked::default() };
+    let answers = &connection.answers;
     let mut frames = Frames::new(stream);
     let Some(Request::Begin { version, setup }) = frames.next()? else {
         return Err(Malformed.into());
@@ -95,7 +100,9 @@ pub fn serve(stream: UnixStream, open: impl FnOnce(Option<Setup>, Logins) -> Res
     while let Some(request) = frames.next()? {
         match request {
             Request::Begin { .. } => return Err(Malformed.into()),
-            Request::Sign { id, key, purpose, time_left, message } => sign(&keys, &answers, id, key, purpose, time_left, message),
+            Request::Sign { id, key, purpose, time_left, message } => {
+                sign(&keys, &connection, id, Wanted { key, purpose, time_left, message });
+            }
             Request::LogIn if !keys.guard.lets_daemon_order_login() => {
                 tracing::debug!("a daemon's order to log in is left to this signer's own operator");
             }
@@ -114,10 +121,19 @@ pub fn serve(stream: UnixStream, open: impl FnOnce(Option<Setup>, Logins) -> Res
     Ok(())
 }
 
-fn sign(keys: &Keys, answers: &Answers, id: u64, key: u16, purpose: Purpose, time_left: Duration, message: Vec<u8>) {
+/// A signature that is wanted.
+struct Wanted {
+    key: u16,
+    purpose: Purpose,
+    time_left: Duration,
+    message: Vec<u8>,
+}
+
+/// Nothing here waits, neither for a device nor for the daemon.
+fn sign(keys: &Keys, Connection { answers, asked }: &Connection, id: u64, Wanted { key, purpose, time_left, message }: Wanted) {
     let refuse = |error| {
         let failure = SignFailure { error, deadline_passed: false, reached_device: false };
-        answers.send_or_end(&Reply::NotSigned { id, timing: Timing::default(), failure });
+        answers.send_if_there(&Reply::NotSigned { id, timing: Timing::default(), failure });
     };
     let number = usize::from(key);
     let Some(pool) = keys.pools.get(number) else {
@@ -127,17 +143,20 @@ fn sign(keys: &Keys, answers: &Answers, id: u64, key: u16, purpose: Purpose, tim
         keys.guard.alarm(pool.uri(), purpose, &message, &why);
         return refuse(SignError::Forbidden(why));
     }
-    let job = Job { purpose, deadline: Instant::now() + time_left, message };
-    let to = answers.clone();
-    let tell = move |to: &Answers, answer, timing| match answer {
-        Ok(signature) => to.send_or_end(&Reply::Signed { id, timing, signature }),
-        // This process is ending. The daemon gives what it was not answered to the next one.
-        Err(SignFailure { error: SignError::Stopped, .. }) => {}
-        Err(failure) => to.send_or_end(&Reply::NotSigned { id, timing, failure }),
+    let (asked_for, progress) = asked.begin();
+    let job = Job { purpose, deadline: Instant::now() + time_left.min(LONGEST_WAIT), message };
+    let (to, of) = (answers.clone(), asked.clone());
+    let tell = move |answer, timing| {
+        of.answered(asked_for);
+        match answer {
+            Ok(signature) => to.send_if_there(&Reply::Signed { id, timing, signature }),
+            // This process is ending. The daemon gives what it was not answered to the next one.
+            Err(SignFailure { error: SignError::Stopped, .. }) => {}
+            Err(failure) => to.send_if_there(&Reply::NotSigned { id, timing, failure }),
+        }
     };
-    let queued = pool.submit(job, Progress::default(), move |answer, timing| tell(&to, answer, timing));
-    if let Err(failure) = queued {
-        tell(answers, Err(failure), Timing::default());
+    if let Err(failure) = pool.submit(job, progress, tell.clone()) {
+        tell(Err(failure), Timing::default());
     }
 }
 
@@ -184,25 +203,51 @@ impl Drop for Sweeping {
     }
 }
 
-/// The socket's other direction; each answer is one write.
-#[derive(Clone)]
-struct Answers(Arc<Mutex<UnixStream>>);
+/// What one daemon has asked for and has no answer to. When it goes, none of it enters a device any more.
+#[derive(Clone, Default)]
+struct Asked(Arc<Mutex<Jobs>>);
 
-impl Answers {
-    fn send(&self, reply: &Reply) -> io::Result<()> {
-        let mut frame = Vec::with_capacity(256);
-        reply.write(&mut frame);
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).write_all(&frame)
+#[derive(Default)]
+struct Jobs {
+    /// Ours, because a daemon may give one number twice.
+    next: u64,
+    open: BTreeMap<u64, Progress>,
+}
+
+impl Asked {
+    fn lock(&self) -> MutexGuard<'_, Jobs> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A daemon that has gone, or that takes no answer within the socket's time limit, is answered no more: `serve` ends. Whoever signs must
-    /// not wait for it again.
-    fn send_or_end(&self, reply: &Reply) {
-        if let Err(error) = self.send(reply) {
-            tracing::debug!(%error, "an answer could not be sent");
-            // Already closed is fine.
-            let _ = self.0.lock().unwrap_or_else(PoisonError::into_inner).shutdown(Shutdown::Both);
+    fn begin(&self) -> (u64, Progress) {
+        let (mut jobs, progress) = (self.lock(), Progress::default());
+        let number = jobs.next;
+        jobs.next += 1;
+        jobs.open.insert(number, progress.clone());
+        (number, progress)
+    }
+
+    fn answered(&self, number: u64) {
+        self.lock().open.remove(&number);
+    }
+
+    fn forget(&self) {
+        for progress in std::mem::take(&mut self.lock().open).into_values() {
+            progress.abandon();
         }
+    }
+}
+
+/// One daemon's connection. At its end its jobs are forgotten and its descriptor is closed, whatever is still inside the device for it.
+struct Connection {
+    answers: Answers,
+    asked: Asked,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.asked.forget();
+        self.answers.end();
     }
 }
 

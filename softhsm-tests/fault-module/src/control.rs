@@ -1,5 +1,6 @@
 //! A test's hand on a fault directory: it writes the rules and reads the counters.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -66,6 +67,20 @@ impl Control {
     /// What C_Sign was given, call by call, as lower-case hex: for ECDSA the digest of the to-be-signed bytes.
     pub fn signature_inputs(&self) -> Vec<String> {
         self.lines("signatures").lines().map(str::to_owned).collect()
+    }
+
+    /// From now on each process that initialises the module tries what a sandbox should refuse.
+    pub fn attempt(&self) -> io::Result<()> {
+        File::create(self.directory.join("attempt")).map(drop)
+    }
+
+    /// How the last attempts ended: an errno each, 0 for success; `dumpable` and `core` are values. Forgets them.
+    pub fn take_attempts(&self) -> BTreeMap<String, i64> {
+        let text = self.lines("attempts");
+        // Not there is fine.
+        let _ = fs::remove_file(self.directory.join("attempts"));
+        let line = |line: &str| line.split_once(' ').and_then(|(name, errno)| Some((name.to_owned(), errno.parse().ok()?)));
+        text.lines().filter_map(line).collect()
     }
 
     fn count(&self, counter: &str) -> u64 {

@@ -86,6 +86,7 @@ ruled!(get_session_info, C_GetSessionInfo, On::Session(session), (session: CK_SE
 ruled!(find_objects_init, C_FindObjectsInit, On::Session(session), (session: CK_SESSION_HANDLE, template: *mut CK_ATTRIBUTE, count: CK_ULONG));
 
 function!(initialize, C_Initialize, (arguments: *mut c_void), |fault, real| {
+    crate::attempts::answer();
     let rule = fault.take("C_Initialize");
     fault.apply(rule.as_ref(), On::Library, || {
         if fault.device.remembers() {

@@ -66,7 +66,13 @@
 //! - `logins`: C_Login calls, whether a rule answered or the real module did: what may have been a try of the PIN.
 //! - `calls/FUNCTION`: calls of each function above.
 //! - `met/FUNCTION`: those of them that a rule applied to, counted before anything is done, so that a process that hangs or dies is counted.
+//!
+//! # The sandbox
+//!
+//! If there is a file `attempt`, each C_Initialize first makes the system calls that a sandboxed process must be refused, and writes into
+//! `attempts` how each ended: `NAME ERRNO` a line, 0 for success; then `dumpable` and `core` as the process has them.
 
+mod attempts;
 mod control;
 mod counter;
 mod device;

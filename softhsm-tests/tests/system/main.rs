@@ -22,6 +22,7 @@ mod fairness;
 mod faults;
 mod field;
 mod handover;
+mod hardening;
 mod ledger_errors;
 mod lifetime;
 mod loadgen;

@@ -426,6 +426,89 @@ async fn what_a_daemon_says_beside_its_wishes_changes_nothing_and_nonsense_costs
     ca.check();
 }
 
+/// What every signer's guard lets pass and its device signs.
+fn probe(id: u64, time_left: Duration) -> Request {
+    Request::Sign { id, key: 0, purpose: Purpose::Probe, time_left, message: signers::PROBE.to_vec() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_hardly_reads_costs_the_others_nothing() {
+    let mut ca = material(by_service());
+    let service = Service::start(&ca.material);
+    ca.restart().await;
+    let mut slow = service.connect();
+    assert!(matches!(slow.begin(), Some(Reply::Ready { .. })));
+    let mut writing = Spoken(slow.0.try_clone().expect("a descriptor"));
+    // Soon more than the socket holds, and never so many at a time that the queue has no room for others.
+    let asking = std::thread::spawn(move || {
+        for id in 0..20_000 {
+            let mut frame = Vec::new();
+            probe(id, PATIENCE).write(&mut frame);
+            if writing.0.write_all(&frame).is_err() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    });
+    // A little now and then: each time a writer that waits goes on, and is not given up.
+    let reading = std::thread::spawn(move || {
+        while slow.0.read(&mut [0; 512]).is_ok_and(|read| read > 0) {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    });
+    let mut load = Load::on(&ca, 4);
+    load.until_issued(&ca, 300).await;
+    load.stop().await;
+    assert!(load.refused().is_empty() && load.unanswered().is_empty(), "{:?} {:?}", load.refused(), load.unanswered());
+    assert!(!asking.is_finished() && !reading.is_finished(), "it was there all the time");
+    drop(service);
+    asking.join().expect("ended with the service");
+    reading.join().expect("ended with the service");
+    ca.check();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_daemon_asked_for_goes_with_it_however_long_it_would_have_waited() {
+    const ASKED: u64 = 500;
+    let mut ca = material(by_service().with_faults());
+    let mut service = Service::start(&ca.material);
+    ca.restart().await;
+    let descriptors = |service: &Service| std::fs::read_dir(format!("/proc/{}/fd", service.pid())).expect("running").count();
+    let before = descriptors(&service);
+    // Four sessions would sign for half a minute.
+    ca.command_faults("C_Sign sleep_ms 300");
+    let (mut gone, asked_before) = (service.connect(), ca.faults().calls("C_Sign"));
+    assert!(matches!(gone.begin(), Some(Reply::Ready { .. })));
+    (0..ASKED).for_each(|id| gone.say(&probe(id, Duration::from_secs(49 * 86_400))));
+    ca.until("under way", || async { ca.faults().calls("C_Sign") > asked_before }).await;
+    drop(gone);
+    ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.expect("issued: nobody waits for who has gone");
+    let signed = ca.faults().calls("C_Sign") - asked_before;
+    assert!(signed < ASKED / 2, "{signed} of what nobody wants any more");
+    service.until("free of it", |service| descriptors(service) <= before);
+    ca.command_faults("");
+    ca.check();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_whose_log_cannot_be_written_refuses_signs_and_raises_its_alarms() {
+    let mut ca = material(by_service());
+    let mut service = Service::of(&ca.material, LEAF, SERVING);
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("a device");
+    service.process = Some(service.command().stdout(Stdio::null()).stderr(full).spawn().expect("runs"));
+    service.until("listening", |service| UnixStream::connect(&service.socket).is_ok());
+    ca.restart().await;
+    ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.expect("issued");
+    let mut spoken = service.connect();
+    assert!(matches!(spoken.begin(), Some(Reply::Ready { .. })));
+    spoken.say(&Request::Sign { id: 1, key: 0, purpose: Purpose::Crl, time_left: PATIENCE, message: vec![0x30, 0] });
+    assert!(matches!(spoken.hear(), Some(Reply::NotSigned { .. })));
+    assert_eq!(service.alarms().len(), 1);
+    ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.expect("issued");
+    assert!(service.stop().success());
+    ca.check();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_signer_whose_device_hangs_or_stays_lost_ends_by_itself_and_the_next_one_goes_on() {
     let mut ca = material(by_service().with_faults());
@@ -513,8 +596,9 @@ async fn a_signer_starts_only_on_a_file_a_socket_and_a_directory_that_are_its_ow
         ("[\"cluster.local\"]", "[]", "`trust_domains` is empty"),
         ("[\"cluster.local\"]", "[\"cluster.local\"]\nidentities = [\"spiffe://other/ns/*\"]", "of none of its `trust_domains`"),
         ("[\"cluster.local\"]", "[\"cluster.local\"]\nidentities = [\"spiffe://cluster.local/**\"]", "no pattern of identities"),
-        ("[\"cluster.local\"]", "[\"cluster.local\"]\nextensions = [\"key_usage\"]", "`extensions` lacks"),
-        ("[\"cluster.local\"]", "[\"cluster.local\"]\nkey_usages = [\"key_cert_sign\"]", "unknown variant `key_cert_sign`"),
+        ("[\"cluster.local\"]", "[\"cluster.local\"]\nextensions = [\"key_usage\"]", "`extensions` is no setting any more"),
+        ("[\"cluster.local\"]", "[\"cluster.local\"]\nkey_usages = [\"key_cert_sign\"]", "`key_usages` is no setting any more"),
+        ("uids = [", "templates = [1, 9]\nuids = [", "there is no template 9"),
         ("\"localhost\"", "\"*.local host\"", "no DNS name and no IP address"),
         ("timeout = \"500ms\"", "timeout = \"2h\"", "lies outside"),
         (&format!("uids = [{}]", us()), "uids = []", "nobody could connect"),

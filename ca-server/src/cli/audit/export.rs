@@ -63,7 +63,7 @@ impl ExportArgs {
 }
 
 pub(super) async fn export(reader: &mut LedgerReader, selection: &Selection, format: Format) -> Result<(), Exit> {
-    let mut out = BufWriter::new(output::stdout());
+    let mut out = BufWriter::new(output::writer());
     let mut count = 0_u64;
     let mut passed_over = |error: ReadError| {
         count += 1;

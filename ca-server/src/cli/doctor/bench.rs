@@ -76,7 +76,7 @@ fn in_a_process(device: &str, args: &Args, path: &Path) -> bool {
 
 /// How many could not be measured.
 fn one_by_one(wanted: &[&ExaminedKey], all: &[ExaminedKey], try_pin: bool) -> io::Result<usize> {
-    let mut out = output::stdout();
+    let mut out = output::writer();
     let mut failed = 0;
     for key in wanted {
         // Before anything else: the PIN, which nothing here may cost a try more than `doctor` does.
