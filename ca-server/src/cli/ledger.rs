@@ -50,8 +50,7 @@ pub fn run(args: &Args, config: &Path) -> Result<(), Exit> {
                     MigrationError::Unavailable(..) => Exit::missing(error),
                 })
             })?;
-            print!("{}", report(*month, &done));
-            Ok(())
+            super::print(report(*month, &done))
         }
     }
 }
