@@ -4,10 +4,14 @@ use super::Violation;
 use super::der::{
     BIT_STRING, BOOLEAN, INTEGER, NULL, OBJECT_IDENTIFIER, OCTET_STRING, SEQUENCE, Value, Values, constructed, instant, sequence, value,
 };
+use crate::digest::sha256;
 use crate::timestamp::Timestamp;
 
 /// Octets of 2.5.29.N but for the last (RFC 5280 §4.2.1).
 const EXTENSION: [u8; 2] = [0x55, 0x1d];
+
+/// So that what is written of it stays within the lengths that are written here.
+const LARGEST: usize = 16 * 1024;
 
 const EC_PUBLIC_KEY: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
 const RSA_ENCRYPTION: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
@@ -30,6 +34,9 @@ pub struct Issuer {
 impl Issuer {
     /// Reads an issuer's certificate, DER; it must be one that may sign certificates.
     pub fn parse(der: &[u8]) -> Result<Self, Violation> {
+        if der.len() > LARGEST {
+            return Err(Violation(format!("the issuer's certificate has {} bytes, at most {LARGEST} are allowed", der.len())));
+        }
         let unreadable = || Violation("the issuer's certificate cannot be read: it is not DER of RFC 5280 §4.1".into());
         let mut certificate = Values::of_sequence(der).ok_or_else(unreadable)?;
         let body = certificate.take(SEQUENCE).ok_or_else(unreadable)?;
@@ -50,20 +57,21 @@ impl Issuer {
         let extensions = rest.iter().find(|value| value.tag == constructed(3)).map(|value| value.content);
         let extensions = extensions.and_then(Values::of_sequence).and_then(Values::all).ok_or_else(unreadable)?;
         let extension = |number| find(&extensions, number);
-        let ca = matches!(extension(19), Some((true, [SEQUENCE, _, BOOLEAN, 1, 0xff, ..])));
-        if !ca {
+        // RFC 5280 §4.2.1.9 asks a CA to mark it critical, and nobody to refuse one that has not.
+        if !matches!(extension(19), Some([SEQUENCE, _, BOOLEAN, 1, 0xff, ..])) {
             return Err(Violation("the issuer is no CA (RFC 5280 §4.2.1.9)".into()));
         }
         // keyCertSign is the sixth bit (RFC 5280 §4.2.1.3).
-        let signs = extension(15).is_none_or(|(_, usage)| matches!(usage, [BIT_STRING, _, _, bits, ..] if bits & 0x04 != 0));
+        let signs = extension(15).is_none_or(|usage| matches!(usage, [BIT_STRING, _, _, bits, ..] if bits & 0x04 != 0));
         if !signs {
             return Err(Violation("the issuer's key may not sign certificates (RFC 5280 §4.2.1.3)".into()));
         }
-        let identifier = extension(14).and_then(|(_, identifier)| Values::of(identifier).take(OCTET_STRING));
-        let identifier = identifier.ok_or_else(|| Violation("the issuer has no key identifier (RFC 5280 §4.2.1.2)".into()))?;
+        let own = extension(14).map(|identifier| Values::of(identifier).take(OCTET_STRING).ok_or_else(unreadable)).transpose()?;
+        // Without one, what this CA gives to such a key (RFC 7093 §2, method 1).
+        let key_identifier = own.map_or_else(|| sha256(key_bits(&spki))[..20].to_vec(), <[u8]>::to_vec);
         Ok(Self {
             subject: subject.whole.to_vec(),
-            key_identifier: identifier.to_vec(),
+            key_identifier,
             algorithm: algorithm_of(&spki)?,
             spki: spki.whole.to_vec(),
             begins,
@@ -97,14 +105,21 @@ impl Issuer {
     }
 }
 
-/// Criticality and value of the extension 2.5.29.`number`.
-fn find<'a>(extensions: &[Value<'a>], number: u8) -> Option<(bool, &'a [u8])> {
+/// The value of the extension 2.5.29.`number`.
+fn find<'a>(extensions: &[Value<'a>], number: u8) -> Option<&'a [u8]> {
     extensions.iter().find_map(|extension| {
         let mut parts = Values::of(extension.content);
         let found = parts.take(OBJECT_IDENTIFIER)? == [EXTENSION[0], EXTENSION[1], number];
-        let critical = parts.take(BOOLEAN) == Some(&[0xff]);
-        found.then_some((critical, parts.take(OCTET_STRING)?))
+        parts.take(BOOLEAN);
+        parts.take(OCTET_STRING).filter(|_| found)
     })
+}
+
+/// What the BIT STRING of a SubjectPublicKeyInfo holds.
+fn key_bits<'a>(spki: &Value<'a>) -> &'a [u8] {
+    let mut parts = Values::of(spki.content);
+    parts.take(SEQUENCE);
+    parts.take(BIT_STRING).and_then(|bits| bits.split_first()).map_or(&[], |(_, bits)| bits)
 }
 
 /// RFC 5758 §3.2: no parameters for ECDSA; RFC 4055 §5: NULL for RSA.

@@ -189,6 +189,12 @@ fn an_issuer_that_is_none_is_named_as_such() {
     }
     let der = chain().chain()[0].clone();
     assert!(Issuer::parse(&der).is_ok());
-    let no_ca = swapped(&der, &[0x55, 0x1d, 0x13, 1, 1, 0xff], &[0x55, 0x1d, 0x13, 1, 1, 0]);
-    assert!(Issuer::parse(&no_ca).err().expect("not critical").0.contains("no CA"));
+    let not_critical = swapped(&der, &[0x55, 0x1d, 0x13, 1, 1, 0xff], &[0x55, 0x1d, 0x13, 1, 1, 0]);
+    assert!(Issuer::parse(&not_critical).is_ok(), "RFC 5280 §4.2.1.9 asks that of CAs, and refuses none");
+    let no_ca = swapped(&der, &[0x30, 6, 1, 1, 0xff], &[0x30, 6, 1, 1, 0]);
+    assert!(Issuer::parse(&no_ca).err().expect("refused").0.contains("no CA"));
+    let of_another_key = swapped(&der, &[0x55, 0x1d, 0x0e], &[0x55, 0x1d, 0x1e]);
+    let named = Issuer::parse(&of_another_key).unwrap().key_identifier().to_vec();
+    assert_eq!(named.len(), 20, "without an identifier, the one that we would have given");
+    assert!(Issuer::parse(&vec![0x30; 20_000]).err().expect("refused").0.contains("at most"));
 }
