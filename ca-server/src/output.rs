@@ -39,6 +39,13 @@ pub fn writer() -> impl Write {
     io::stdout().lock()
 }
 
+/// Standard output for its holder alone: what anybody else writes there from here on, such as a device's library, goes to standard error.
+pub fn take_from_libraries() -> io::Result<File> {
+    let own = rustix::io::fcntl_dupfd_cloexec(io::stdout(), 3)?;
+    rustix::stdio::dup2_stdout(io::stderr())?;
+    Ok(own.into())
+}
+
 /// A line on standard error; where that cannot be written, nothing.
 pub fn complain(line: impl Display) {
     // Never an error.

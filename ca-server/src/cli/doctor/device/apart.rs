@@ -10,7 +10,7 @@ use super::{Findings, examine};
 use crate::cli::doctor::Args;
 use crate::cli::{self, Exit};
 use crate::config::{ExaminedKey, Isolation};
-use crate::hardening;
+use crate::{hardening, output};
 
 /// Has another process of this program look at the devices of `[device.NAME]`, or of no section where the name is empty.
 pub(super) fn ask(device: &str, all: &[ExaminedKey], args: &Args, path: &Path) -> Findings {
@@ -54,8 +54,7 @@ pub(super) fn ask(device: &str, all: &[ExaminedKey], args: &Args, path: &Path) -
 pub(in crate::cli::doctor) fn answer(device: &str, all: &[ExaminedKey], args: &Args) -> Result<(), Exit> {
     let failed = |error: std::io::Error| Exit::missing(format_args!("standard output: {error}"));
     // From here on what a library prints is no part of the answer.
-    let mut out = std::fs::File::from(rustix::io::fcntl_dupfd_cloexec(std::io::stdout(), 3).map_err(|error| failed(error.into()))?);
-    rustix::stdio::dup2_stdout(std::io::stderr()).map_err(|error| failed(error.into()))?;
+    let mut out = output::take_from_libraries().map_err(failed)?;
     let keys: Vec<&ExaminedKey> = all.iter().filter(|key| super::section(key) == device).collect();
     // Before any thread starts. What the kernel does not let it give up, the daemon's own log says.
     let opened = keys.iter().find_map(|key| key.device.as_ref());
