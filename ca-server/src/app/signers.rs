@@ -325,6 +325,7 @@ mod tests {
             issuer.map_or_else(|| Ok(include_bytes!("../../tests/corpus/token/jwks.json").to_vec()), Ok)
         },
         check_secret: |_, _| Ok(()),
+        check_server: |_| Ok(()),
     };
 
     fn config(issuer: &str, aliases: &str, names: &str, profile: &str) -> Config {

@@ -15,7 +15,7 @@ fn trying(setup: Setup) -> TestCa {
     ca.faults().attempt().expect("writable");
     let closed = ca.material.file("faults/closed");
     std::fs::write(&closed, "closed").expect("writable");
-    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0)).expect("ours");
+    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o000)).expect("ours");
     ca
 }
 
