@@ -105,3 +105,23 @@ async fn a_device_that_is_slow_to_open_starts_and_is_replaced_within_one_limit()
     assert_eq!(ca.faults().met("C_Initialize") - met, 1, "the first process that took its place came through");
     ca.check();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_pin_is_not_tried_again_because_another_session_hangs() {
+    // The idle session is looked after within five seconds, the one that hangs is given up later.
+    let setup = Setup::default().with_faults().replace("env = {", "sessions = 2\ntimeout = \"9s\"\nenv = {");
+    let ca = TestCa::start_with(setup.replace("call_timeout = \"5s\"", "call_timeout = \"2s\"")).await;
+    ca.until("whole", || async { ca.get("/healthz/ready").await.1.contains("2 of 2 sessions open, 0 stuck") }).await;
+    let logins = ca.faults().logins();
+    ca.command_faults("C_Sign hang once");
+    let _late = ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await;
+    ca.command_faults("C_GetSessionInfo close_sessions count 1\nC_Login rv 0xA0");
+    ca.logged("the signer process is killed and another started").await;
+    ca.until("locked", || async { ca.get("/healthz/ready").await.1.contains("not tried again until the next reload") }).await;
+    assert_eq!(ca.faults().logins() - logins, 1, "{}", ca.log_text());
+    ca.command_faults("");
+    assert!(ca.reload().await);
+    ca.until("served", || async { ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.is_ok() }).await;
+    assert_eq!(ca.faults().logins() - logins, 2, "one an order");
+    ca.check();
+}
