@@ -20,11 +20,12 @@ mod vault;
 use std::path::{Path, PathBuf};
 
 pub use ending::end_process;
-pub use inspection::{ModuleFacts, PinState, SessionLimit, TokenState, inspect_module, inspect_token};
+pub use inspection::{ModuleFacts, PinState, TokenState, inspect_module, inspect_token};
 pub use key::{KnownKey, Pkcs11Device};
 pub use login_mark::keep_login_marks;
 pub use login_watch::{MayTry, may_try_first};
 pub use module::{close_logins, set_init_string};
+pub use raw::SessionLimit;
 pub use throw_away::{ThrowAwayDevice, throw_away_device};
 pub use vault::{Pkcs11Vault, init_token, list_tokens, open_vault, open_vault_for_reading};
 

@@ -12,7 +12,7 @@ use cryptoki_sys::{
 };
 
 use super::module::Module;
-use super::raw::TokenInfo;
+use super::raw::{SessionLimit, TokenInfo};
 use crate::{Algorithm, KeyKind, Pkcs11Uri, SignError, TokenFacts};
 
 /// A PKCS#11 library (C_GetInfo, PKCS#11 v2.40 §5.4) and the tokens that it shows.
@@ -71,17 +71,6 @@ pub enum PinState {
     Locked,
     /// CKF_USER_PIN_TO_BE_CHANGED.
     MustBeChanged,
-}
-
-/// A ceiling of sessions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SessionLimit {
-    /// So many.
-    AtMost(u64),
-    /// As many as one likes.
-    Unlimited,
-    /// The library does not tell.
-    Untold,
 }
 
 /// Loads the library and asks it for itself and its tokens.

@@ -20,7 +20,6 @@ use cryptoki_sys::{
     CKF_USER_PIN_TO_BE_CHANGED,
 };
 
-use super::inspection::SessionLimit;
 use crate::TokenFacts;
 
 /// Room for a signature: twice that of an RSA key of 8192 bits.
@@ -48,6 +47,17 @@ pub(super) struct LibraryInfo {
     pub(super) manufacturer: String,
     pub(super) version: String,
     pub(super) cryptoki: String,
+}
+
+/// A ceiling of sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionLimit {
+    /// So many.
+    AtMost(u64),
+    /// As many as one likes.
+    Unlimited,
+    /// The library does not tell.
+    Untold,
 }
 
 /// What C_GetTokenInfo tells, as far as anybody wants it.
