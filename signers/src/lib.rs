@@ -39,7 +39,8 @@ pub trait Device: Send {
     fn last_failure(&self) -> Failure {
         Failure::default()
     }
-    /// Whether the session still lives and is logged in, asked of an idle device without signing anything.
+    /// Whether the session still lives and is logged in, asked of an idle device. Signs a probe only where another session of the same library
+    /// has just failed to.
     fn check(&mut self) -> Result<(), SignError> {
         Ok(())
     }

@@ -31,29 +31,39 @@ pub use vault::{Pkcs11Vault, init_token, list_tokens, open_vault, open_vault_for
 
 pub(crate) use login_watch::{LoginOrder, watch_logins};
 
+use crate::probe::Proof;
 use crate::{Pkcs11Uri, SignError};
 use module::Module;
 use token::Access;
 
 /// Opens one read-only session with the key that `uri` names.
 pub fn open_device(uri: &Pkcs11Uri, known: KnownKey<'_>) -> Result<Pkcs11Device, SignError> {
-    open(uri, known, None)
+    open(uri, known, None, Proof::None)
 }
 
 /// The same, after an order: a token that refused our PIN before that is tried once more.
-pub(crate) fn open_device_as_ordered(uri: &Pkcs11Uri, known: KnownKey<'_>, order: LoginOrder) -> Result<Pkcs11Device, SignError> {
-    open(uri, known, Some(order))
+pub(crate) fn open_device_as_ordered(
+    uri: &Pkcs11Uri,
+    known: KnownKey<'_>,
+    order: LoginOrder,
+    proof: Proof,
+) -> Result<Pkcs11Device, SignError> {
+    open(uri, known, Some(order), proof)
 }
 
-fn open(uri: &Pkcs11Uri, known: KnownKey<'_>, order: Option<LoginOrder>) -> Result<Pkcs11Device, SignError> {
+fn open(uri: &Pkcs11Uri, known: KnownKey<'_>, order: Option<LoginOrder>, proof: Proof) -> Result<Pkcs11Device, SignError> {
     let module = Module::load(&uri.module_path)?;
-    module.opening(|| {
+    let find = || {
         let (slot, token) = module.token(uri)?;
         if let Some(order) = order {
             token.forget_refusal(order);
         }
         let session = token.session(module.library(), slot, uri.pin_source.as_deref(), Access::ReadOnly)?;
         Pkcs11Device::find(&module, slot, session, uri, known)
+    };
+    module.opening_proven(find, |device| match proof {
+        Proof::None => Ok(()),
+        Proof::Signature => device.prove_it_signs(),
     })
 }
 

@@ -18,6 +18,7 @@ pub use health::{Health, HealthState};
 pub use options::PoolOptions;
 
 use crate::pkcs11::LoginOrder;
+use crate::probe::Proof;
 use crate::{Device, Job, KeyUri, PublicKey, SignError, SignFailure};
 use job::{Answer, Progress, Queued, Timing};
 use source::Source;
@@ -87,7 +88,7 @@ impl Pool {
     /// thread that may be lost.
     pub fn start(key: KeyUri, options: PoolOptions) -> Result<Self, SignError> {
         let source = Source::new(key, options.expected.clone(), options.ordered);
-        let first = source.open()?;
+        let first = source.open(Proof::None)?;
         let shared = Shared::new(source, first.public_key().clone(), options);
         Self::on_threads(shared, Some(first))
     }

@@ -16,6 +16,7 @@ use super::error::{failure, in_trouble, sign_error};
 use super::module::Module;
 use super::raw::Raw;
 use super::token::OpenSession;
+use crate::probe::prove;
 use crate::{Algorithm, Device, Failure, PROBE, Pkcs11Uri, PublicKey, SignError};
 
 /// CKA_EC_PARAMS of the curves that we support: their object identifiers in DER (RFC 5480 §2.1.1.1).
@@ -132,6 +133,13 @@ impl Pkcs11Device {
         )))
     }
 
+    /// Whether it signs: a probe, verified and thrown away. The other sessions of the library hear of it.
+    pub(super) fn prove_it_signs(&mut self) -> Result<(), SignError> {
+        let proven = prove(self);
+        self.session.member().probed(proven.is_ok());
+        proven
+    }
+
     /// CKA_ID.
     pub fn id(&self) -> &[u8] {
         &self.id
@@ -188,6 +196,7 @@ impl Device for Pkcs11Device {
 
     fn check(&mut self) -> Result<(), SignError> {
         match self.session.logged_in() {
+            Ok(now) if now == self.logged_in && self.session.member().library_is_in_doubt() => self.prove_it_signs(),
             Ok(now) if now == self.logged_in => Ok(()),
             Ok(_) => Err(SignError::Lost(format!("{}: the session is not logged in as it was", self.name))),
             Err(e) => Err(sign_error(&self.name, &e)),

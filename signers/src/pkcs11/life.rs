@@ -2,7 +2,7 @@
 //! the next, so sessions of an earlier life are neither used nor closed. A library is finalised only while nobody is inside it and no
 //! session of it is open in this process.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use cryptoki::context::Pkcs11;
@@ -23,6 +23,8 @@ pub(super) struct Life {
     number: AtomicU64,
     sessions: AtomicUsize,
     failures: AtomicU32,
+    // The last probe of some session made no signature.
+    in_doubt: AtomicBool,
     // Read from the first call of an opening to its last; a session that it leaves behind is counted before that.
     door: RwLock<()>,
     initializing: Mutex<()>,
@@ -69,15 +71,15 @@ impl Life {
         }
     }
 
-    /// Runs `again`, which may finalise the library, where openings keep failing and nobody could be harmed; `release` closes first what
-    /// is kept for nobody. Whether it did.
-    pub(super) fn renew(&self, release: impl FnOnce(), again: impl FnOnce()) -> bool {
+    /// Runs `again`, which may finalise the library, where openings keep failing and nobody could be harmed; `release` is told how many
+    /// sessions there are and closes first what is kept for nobody. Whether it did.
+    pub(super) fn renew(&self, release: impl FnOnce(usize), again: impl FnOnce()) -> bool {
         if self.failures.load(Ordering::Acquire) < DOUBTED_AFTER {
             return false;
         }
         // Somebody else is opening, perhaps stuck: who holds the door also decides what becomes of a session.
         let Ok(_alone) = self.door.try_write() else { return false };
-        release();
+        release(self.sessions.load(Ordering::Acquire));
         if self.sessions.load(Ordering::Acquire) > 0 {
             return false;
         }
@@ -90,6 +92,16 @@ impl Member {
     /// Whether the library still lives the life that the session was opened in.
     pub(super) fn is_alive(&self) -> bool {
         self.number == self.life.number.load(Ordering::Acquire)
+    }
+
+    /// A probe was signed, or not.
+    pub(super) fn probed(&self, well: bool) {
+        self.life.in_doubt.store(!well, Ordering::Release);
+    }
+
+    /// Whether the last probe of any session of the library failed.
+    pub(super) fn library_is_in_doubt(&self) -> bool {
+        self.life.in_doubt.load(Ordering::Acquire)
     }
 }
 
@@ -106,7 +118,7 @@ mod tests {
     #[test]
     fn a_library_is_renewed_only_after_failures_and_with_nobody_inside() {
         let life = Arc::new(Life::default());
-        let renewed = || life.renew(|| {}, || life.begun());
+        let renewed = || life.renew(|_| {}, || life.begun());
         assert!(!renewed(), "nothing has failed");
         (0..DOUBTED_AFTER).for_each(|_| life.opened(false));
         let inside = life.enter();

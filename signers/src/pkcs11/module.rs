@@ -86,31 +86,52 @@ impl Module {
     /// An opening, from its first call of the library to its last. When openings keep failing and the library has no session left, it is
     /// finalised, initialised and asked once more.
     pub(super) fn opening<T>(&self, open: impl Fn() -> Result<T, SignError>) -> Result<T, SignError> {
+        self.opening_proven(open, |_| Ok(()))
+    }
+
+    /// The same for an opening that is not over before `prove` is content with what was opened.
+    pub(super) fn opening_proven<T>(
+        &self,
+        open: impl Fn() -> Result<T, SignError>,
+        prove: impl Fn(&mut T) -> Result<(), SignError>,
+    ) -> Result<T, SignError> {
         let once = || {
             let _inside = self.life.enter();
-            let opened = open();
+            let mut unproven = false;
+            let opened = open().and_then(|mut opened| {
+                unproven = true;
+                prove(&mut opened)?;
+                Ok(opened)
+            });
             self.life.opened(opened.is_ok());
-            opened
+            (opened, unproven)
         };
         match once() {
             // It was our PIN that was refused: the library works.
-            Err(error)
-                if !matches!(error, SignError::Locked(_)) && self.life.renew(|| self.release_anchors(), || self.begin_anew(&error)) =>
+            (Err(error), unproven)
+                if !matches!(error, SignError::Locked(_))
+                    && self.life.renew(|sessions| self.release_anchors(sessions, unproven), || self.begin_anew(&error)) =>
             {
-                once()
+                once().0
             }
-            opened => opened,
+            (opened, _) => opened,
         }
     }
 
-    /// An anchor that still answers shows that the library works.
-    fn release_anchors(&self) {
+    /// An anchor that still answers shows that the library works, unless sessions open and do not sign: then all are closed, if there are no
+    /// other sessions.
+    fn release_anchors(&self, sessions: usize, none_signs: bool) {
         let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        tokens.iter().for_each(|token| token.release_dead_anchor());
+        let anchors = tokens.iter().filter(|token| token.has_anchor()).count();
+        if none_signs && anchors == sessions {
+            tokens.iter().for_each(|token| token.release_anchor());
+        } else {
+            tokens.iter().for_each(|token| token.release_dead_anchor());
+        }
     }
 
     fn begin_anew(&self, because: &SignError) {
-        tracing::warn!(library = %self.path.display(), error = %because, "no session can be opened: the PKCS#11 library is initialised anew");
+        tracing::warn!(library = %self.path.display(), error = %because, "no session can be opened that signs: the PKCS#11 library is initialised anew");
         // Whatever it answers, C_Initialize tells whether it can be used.
         let _ = self.context.clone().finalize();
         if let Err(error) = self.initialize() {

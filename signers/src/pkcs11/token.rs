@@ -75,6 +75,11 @@ impl OpenSession {
         Ok(matches!(info.session_state(), SessionState::RoUser | SessionState::RwUser))
     }
 
+    /// What it shares with the other sessions of its library.
+    pub(super) fn member(&self) -> &Member {
+        &self.member
+    }
+
     /// The session; `CKR_SESSION_HANDLE_INVALID` once it is known to be gone.
     pub(super) fn get(&self) -> Result<&Session, Error> {
         let gone = Error::Pkcs11(RvError::SessionHandleInvalid, cryptoki::context::Function::GetSessionInfo);
@@ -120,6 +125,11 @@ impl Token {
     /// The session that keeps the login is given up if it is dead.
     pub(super) fn release_dead_anchor(&self) {
         self.lock().anchor.take_if(|anchor| anchor.logged_in().is_err());
+    }
+
+    /// Whether a session keeps the login.
+    pub(super) fn has_anchor(&self) -> bool {
+        self.lock().anchor.is_some()
     }
 
     /// The session that keeps the login is closed.

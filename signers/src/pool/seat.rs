@@ -3,28 +3,32 @@
 //! A session that failed once is not used again, whatever the device called its trouble: a vendor's code may well mean a dead session. The
 //! first reopening happens at once and unseen by callers; the same bytes are tried once more, if the device made nothing of them. When that
 //! fails the thread joins those who wait for the device to return (`Shared::turn_to_probe`). A session that was called into doubt
-//! (`Shared::distrust_sessions`) is replaced before it signs again.
+//! (`Shared::distrust_sessions`) is replaced before it signs again. After a loss only a session that signs a probe counts as open: many a
+//! library opens sessions of a device that is gone.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use super::job::Queued;
 use super::state::{Seat, Shared, Wake};
+use crate::probe::Proof;
 use crate::{Device, Failure, SignError};
 
 struct Session {
     device: Box<dyn Device>,
     generation: u64,
+    /// Losses of other seats that it has heard of.
+    losses: u64,
 }
 
 impl Session {
-    fn open(shared: &Shared, seat: usize) -> Result<Self, SignError> {
+    fn open(shared: &Shared, seat: usize, proof: Proof) -> Result<Self, SignError> {
         // Asked first: a doubt that is raised meanwhile holds for this session, too.
-        let generation = shared.generation();
+        let (generation, losses) = (shared.generation(), shared.losses());
         shared.enter(seat, Instant::now() + shared.options.open_limit);
-        let device = shared.source.open();
+        let device = shared.source.open(proof);
         shared.leave(seat);
-        Ok(Self { device: device?, generation })
+        Ok(Self { device: device?, generation, losses })
     }
 
     fn is_doubtful(&self, shared: &Shared) -> bool {
@@ -34,7 +38,7 @@ impl Session {
 
 /// The life of a thread. `device` is `None` where it has to open its own.
 pub(super) fn run(shared: &Shared, seat: usize, device: Option<Box<dyn Device>>) {
-    let mut first = device.map(|device| Session { device, generation: 0 });
+    let mut first = device.map(|device| Session { device, generation: 0, losses: 0 });
     let mut was_lost = false;
     // A panic inside a device library's wrapper costs one job and one session, not the thread.
     while catch_unwind(AssertUnwindSafe(|| live(shared, seat, first.take(), was_lost))).is_err() {
@@ -48,8 +52,8 @@ pub(super) fn run(shared: &Shared, seat: usize, device: Option<Box<dyn Device>>)
 fn live(shared: &Shared, seat: usize, first: Option<Session>, mut was_lost: bool) {
     let mut device = first;
     loop {
-        let Some(session) = device.take() else {
-            match reopen(shared, seat) {
+        let Some(mut session) = device.take() else {
+            match reopen(shared, seat, if was_lost { Proof::Signature } else { Proof::None }) {
                 Some(session) => device = Some(session),
                 None => return,
             }
@@ -60,22 +64,25 @@ fn live(shared: &Shared, seat: usize, first: Option<Session>, mut was_lost: bool
             continue;
         };
         was_lost = true;
-        device = match shared.next() {
+        device = match shared.next(session.losses) {
             Wake::Stop => return,
             Wake::Job(job) => serve(shared, seat, session, job),
-            Wake::Idle => check(shared, seat, session),
+            Wake::Check(losses) => {
+                session.losses = losses;
+                check(shared, seat, session)
+            }
         };
     }
 }
 
 /// Waits for its turn, tries, and so on until there is a session or the pool is closed.
-fn reopen(shared: &Shared, seat: usize) -> Option<Session> {
+fn reopen(shared: &Shared, seat: usize, proof: Proof) -> Option<Session> {
     loop {
         if !shared.turn_to_probe() {
             return None;
         }
         // A panic here would leave the turn taken for ever.
-        let opened = catch_unwind(AssertUnwindSafe(|| Session::open(shared, seat)));
+        let opened = catch_unwind(AssertUnwindSafe(|| Session::open(shared, seat, proof)));
         shared.leave(seat);
         match opened.unwrap_or_else(|_| Err(SignError::Lost("opening the device failed".into()))) {
             Ok(session) => {
@@ -100,15 +107,15 @@ fn check(shared: &Shared, seat: usize, mut session: Session) -> Option<Session> 
         Err(error) => {
             tracing::warn!(uri = %shared.source.uri(), seat, %error, "an idle session was lost");
             drop(session);
-            renew(shared, seat).ok()
+            renew(shared, seat, Proof::Signature).ok()
         }
     }
 }
 
 /// The first reopening after a loss: at once, and jobs meanwhile wait for it.
-fn renew(shared: &Shared, seat: usize) -> Result<Session, SignError> {
+fn renew(shared: &Shared, seat: usize, proof: Proof) -> Result<Session, SignError> {
     shared.set(seat, Seat::Renewing);
-    match Session::open(shared, seat) {
+    match Session::open(shared, seat, proof) {
         Ok(session) => {
             shared.set(seat, Seat::Serving);
             tracing::info!(uri = %shared.source.uri(), seat, "a session was opened again");
@@ -130,7 +137,7 @@ fn serve(shared: &Shared, seat: usize, mut session: Session, mut job: Queued) ->
     if session.is_doubtful(shared) {
         tracing::warn!(uri = %shared.source.uri(), seat, "a signature did not verify: the session is opened anew and its key compared");
         drop(session);
-        return retry(shared, seat, job);
+        return retry(shared, seat, job, Proof::Signature);
     }
     match attempt(shared, seat, &mut session, &mut job) {
         Attempt::Dropped => Some(session),
@@ -145,17 +152,18 @@ fn serve(shared: &Shared, seat: usize, mut session: Session, mut job: Queued) ->
         Attempt::Failed(error, failure) => {
             drop(session);
             if failure.worth_a_retry {
-                return retry(shared, seat, job);
+                // The bytes are proof enough.
+                return retry(shared, seat, job, Proof::None);
             }
             job.fail(error);
-            renew(shared, seat).ok()
+            renew(shared, seat, Proof::Signature).ok()
         }
     }
 }
 
 /// The bytes on a new session: once more, or for the first time where the old one was in doubt.
-fn retry(shared: &Shared, seat: usize, mut job: Queued) -> Option<Session> {
-    let mut session = match renew(shared, seat) {
+fn retry(shared: &Shared, seat: usize, mut job: Queued, proof: Proof) -> Option<Session> {
+    let mut session = match renew(shared, seat, proof) {
         Ok(session) => session,
         Err(error) => {
             job.fail(error);

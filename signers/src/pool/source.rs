@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use crate::file::FileDevice;
 use crate::pkcs11::{KnownKey, LoginOrder};
+use crate::probe::{Proof, prove};
 use crate::{Device, KeyUri, PublicKey, SignError, pkcs11};
 
 /// A key that can be opened any number of times.
@@ -39,16 +40,22 @@ impl Source {
     }
 
     /// One more session with the key. A key other than the known one is `WrongKey`.
-    pub(super) fn open(&self) -> Result<Box<dyn Device>, SignError> {
+    pub(super) fn open(&self, proof: Proof) -> Result<Box<dyn Device>, SignError> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (device, id): (Box<dyn Device>, _) = match &self.uri {
             KeyUri::Pkcs11(uri) => {
                 let key = KnownKey { id: known.id.as_deref(), public_key: known.public_key.as_ref() };
-                let device = pkcs11::open_device_as_ordered(uri, key, self.last_order())?;
+                let device = pkcs11::open_device_as_ordered(uri, key, self.last_order(), proof)?;
                 let id = device.id().to_vec();
                 (Box::new(device), Some(id))
             }
-            KeyUri::File(path) => (Box::new(FileDevice::open(path)?), None),
+            KeyUri::File(path) => {
+                let mut device = FileDevice::open(path)?;
+                if proof == Proof::Signature {
+                    prove(&mut device)?;
+                }
+                (Box::new(device), None)
+            }
         };
         let found = device.public_key();
         if let Some(expected) = known.public_key.as_ref().filter(|expected| *expected != found) {

@@ -42,6 +42,8 @@ pub(super) struct State {
     /// Why the last try to open failed.
     pub(super) trouble: Option<SignError>,
     probing: bool,
+    /// How often a seat has lost its session: the others look at theirs then.
+    losses: u64,
     failures: u32,
     next_try: Instant,
 }
@@ -62,7 +64,8 @@ pub(super) enum Seat {
 /// What a waiting thread is woken for.
 pub(super) enum Wake {
     Job(Queued),
-    Idle,
+    /// To look at its session: it was idle, or another was lost; so many have been until now.
+    Check(u64),
     Stop,
 }
 
@@ -80,6 +83,7 @@ impl Shared {
             locked: false,
             trouble: None,
             probing: false,
+            losses: 0,
             failures: 0,
             next_try: now,
         };
@@ -147,12 +151,15 @@ impl Shared {
         late.into_iter().for_each(Queued::fail_late);
     }
 
-    /// Waits for a job.
-    pub(super) fn next(&self) -> Wake {
+    /// Waits for a job; `losses` is how many it has heard of.
+    pub(super) fn next(&self, losses: u64) -> Wake {
         let mut state = self.lock();
         loop {
             if state.closed {
                 return Wake::Stop;
+            }
+            if state.losses != losses {
+                return Wake::Check(state.losses);
             }
             if let Some(job) = state.jobs.pop_front() {
                 let depth = state.jobs.len();
@@ -163,7 +170,7 @@ impl Shared {
             let (guard, waited) = self.job_arrived.wait_timeout(state, self.options.idle_check).unwrap_or_else(PoisonError::into_inner);
             state = guard;
             if waited.timed_out() && state.jobs.is_empty() && !state.closed {
-                return Wake::Idle;
+                return Wake::Check(losses);
             }
         }
     }
@@ -179,11 +186,13 @@ impl Shared {
     pub(super) fn lost(&self, seat: usize, error: &SignError) {
         let mut state = self.lock();
         state.seats[seat] = Seat::Lost;
+        state.losses += 1;
         state.failed(error, self.options.longest_pause);
         let stranded = if state.anyone_able() { VecDeque::new() } else { std::mem::take(&mut state.jobs) };
         let answer = state.out_of_order();
         drop(state);
         self.recovery_changed.notify_all();
+        self.job_arrived.notify_all();
         if !stranded.is_empty() {
             self.options.observer.queue_depth(0);
         }
@@ -255,6 +264,10 @@ impl Shared {
         state.next_try = Instant::now();
         drop(state);
         self.recovery_changed.notify_all();
+    }
+
+    pub(super) fn losses(&self) -> u64 {
+        self.lock().losses
     }
 
     /// No session that was opened before now is used again.

@@ -25,7 +25,8 @@ const TICK: Duration = Duration::from_millis(250);
 /// A process that does not say how it is for so long is taken to hang.
 const SILENT: Duration = Duration::from_secs(2);
 
-/// A process whose keys are all lost for so long is replaced: a library that is loaded anew finds a token that came back.
+/// A process whose keys are all lost for so long is replaced: a library that is loaded anew finds a token that came back, and what signs in
+/// one that only opens sessions.
 const LOST: Duration = Duration::from_secs(3);
 
 /// A process that ends so soon is not replaced without a pause, whatever it has signed.
@@ -159,6 +160,8 @@ enum End {
     Died(String),
     /// It does nothing, or one of its device calls does not return.
     Hung(String),
+    /// None of its keys has a session that signs.
+    Lost,
     /// Somebody asked for it, before these other orders.
     Stop(std::sync::mpsc::Sender<bool>, Vec<Order>),
     /// Nobody has a key of it any more.
@@ -171,7 +174,7 @@ impl Supervisor {
         loop {
             let begun = Instant::now();
             let (end, signed) = self.serve(&mut link, &mut replies).await;
-            let died = matches!(end, End::Died(_));
+            let (died, lost) = (matches!(end, End::Died(_)), matches!(end, End::Lost));
             let tries = match end {
                 End::Stop(done, orders) => {
                     self.leave(Some((link, done)), orders).await;
@@ -189,6 +192,14 @@ impl Supervisor {
                     tracing::error!(why, "the connection to the signer is closed and opened again");
                     TRIES_HUNG
                 }
+                End::Lost => {
+                    tracing::error!(
+                        pid = link.pid(),
+                        why = "its device is lost; the library is loaded anew",
+                        "the signer process is ended and another started"
+                    );
+                    TRIES
+                }
                 End::Died(why) => {
                     let how = link.how_it_ended().await;
                     tracing::error!(pid = link.pid(), why = format!("{why}{how}"), "the signer process has ended; another is started");
@@ -199,7 +210,12 @@ impl Supervisor {
                     TRIES_HUNG
                 }
             };
-            link.kill().await;
+            if lost {
+                // It answers: what is inside its library may finish, for a login that is cut off can leave a token half written.
+                link.stop(STOPPED_WITHIN).await;
+            } else {
+                link.kill().await;
+            }
             // What it has said before its end: a signature that is made need not be made again, and what became of the PIN. A failure of its
             // last moments is not the job's: the next process has it.
             let last_words = async {
@@ -217,6 +233,7 @@ impl Supervisor {
             }
             // One that worked is replaced at once; one after the other that does not, with pauses.
             self.pause = match begun.elapsed() {
+                _ if lost && !signed => self.longer(),
                 lived if lived > LOST || (signed && lived > BRIEF) => Duration::ZERO,
                 _ if signed => FIRST_PAUSE,
                 _ => self.longer(),
@@ -248,8 +265,8 @@ impl Supervisor {
                 // The clock first: it must be heard also while answers never cease.
                 biased;
                 _ = tick.tick() => {
-                    match self.hangs() {
-                        Some(why) => return (End::Hung(why), signed),
+                    match self.unfit() {
+                        Some(end) => return (end, signed),
                         None if self.asked.is_none() => {
                             self.asked = Some(Instant::now());
                             requests.push(Request::Ask);
@@ -359,21 +376,21 @@ impl Supervisor {
     }
 
     /// Why the process must be replaced, as far as is known now.
-    fn hangs(&self) -> Option<String> {
+    fn unfit(&self) -> Option<End> {
         if self.asked.is_some_and(|asked| asked.elapsed() > SILENT) {
-            return Some(format!("it has not said how it is for {} s", SILENT.as_secs()));
+            return Some(End::Hung(format!("it has not said how it is for {} s", SILENT.as_secs())));
         }
         if self.options.way.is_service() {
             return None;
         }
         if self.lost_since.is_some_and(|since| since.elapsed() > LOST) {
-            return Some("its device is lost; the library is loaded anew".to_owned());
+            return Some(End::Lost);
         }
         let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
         let stuck: usize = health.iter().map(|health| health.stuck).sum();
         let (signing, opening) = (self.options.device_limit.as_secs_f32(), self.options.opened_within.as_secs_f32());
-        (stuck > 0)
-            .then(|| format!("{stuck} device calls have not returned within {signing} s for a signature, {opening} s for an opening"))
+        let why = || format!("{stuck} device calls have not returned within {signing} s for a signature, {opening} s for an opening");
+        (stuck > 0).then(|| End::Hung(why()))
     }
 
     /// Jobs that an ended process had: those that are worth another try wait for the next.

@@ -1,6 +1,8 @@
 //! What heals by itself, with no restart and no order: dead sessions under any name, libraries that must be initialised anew, keys whose
 //! handles have moved, sessions that run short.
 
+use std::time::Duration;
+
 use crate::common::in_child;
 use crate::faults::{pool, sign, signed, wait_until, whole};
 use signers::{HealthState, KeyKind, PoolOptions, SignError, Signer, Vault, pkcs11};
@@ -34,6 +36,71 @@ fn a_library_that_has_gone_stale_is_initialised_anew_and_nobody_restarts_anythin
             });
             signed(&signer);
         }
+    });
+}
+
+/// What libraries answer to C_Sign whose connection is broken behind open sessions: CKR_GENERAL_ERROR, FUNCTION_FAILED, DEVICE_ERROR,
+/// DEVICE_MEMORY, DEVICE_REMOVED, TOKEN_NOT_PRESENT, HOST_MEMORY, a vendor's.
+const MUTE: [&str; 8] = ["5", "6", "0x30", "0x31", "0x32", "0xE0", "2", "0x80000001"];
+
+#[test]
+fn a_library_that_opens_sessions_and_signs_nothing_is_initialised_anew() {
+    in_child("healing::a_library_that_opens_sessions_and_signs_nothing_is_initialised_anew", "", |house| {
+        let (signer, control) = (pool(house, 4), house.control());
+        for code in MUTE {
+            let (finalized, logins) = (control.calls("C_Finalize"), control.logins());
+            control.set(&format!("C_SignInit mute {code} count 1")).unwrap();
+            assert!(sign(&signer).is_err(), "{code}");
+            // One call was enough for it to be noticed.
+            wait_until("it was finalised and every session signs", || control.calls("C_Finalize") > finalized && whole(&signer, 4));
+            (0..8).for_each(|_| signed(&signer));
+            assert_eq!(control.logins() - logins, control.calls("C_Finalize") - finalized, "{code}: one login a life");
+        }
+    });
+}
+
+#[test]
+fn a_key_that_nobody_asks_does_not_keep_a_mute_library_from_being_initialised_anew() {
+    in_child("healing::a_key_that_nobody_asks_does_not_keep_a_mute_library_from_being_initialised_anew", "", |house| {
+        house.token();
+        let options = || PoolOptions { threads: 2, idle_check: Duration::from_millis(50), ..PoolOptions::default() };
+        let [asked, idle] = ["asked", "idle"].map(|name| Signer::start(house.key(name, KeyKind::P256), options()).unwrap());
+        let control = house.control();
+        control.set("C_SignInit mute 5 count 1").unwrap();
+        assert!(sign(&asked).is_err());
+        wait_until("both sign", || control.calls("C_Finalize") > 0 && whole(&asked, 2) && whole(&idle, 2));
+        signed(&asked);
+        signed(&idle);
+    });
+}
+
+#[test]
+fn a_session_that_opens_and_does_not_sign_is_not_counted_as_open() {
+    in_child("healing::a_session_that_opens_and_does_not_sign_is_not_counted_as_open", "", |house| {
+        let (signer, control) = (pool(house, 4), house.control());
+        control.set("C_SignInit mute_for_good 0x30 count 1").unwrap();
+        assert!(sign(&signer).is_err());
+        wait_until("it is lost without another job", || signer.health().state == HealthState::Lost);
+        assert!(signer.health().detail.contains("CKR_DEVICE_ERROR"), "{}", signer.health().detail);
+        // Initialising it anew helps nothing: it stays lost, and every attempt has looked at a signature.
+        let finalized = control.calls("C_Finalize");
+        wait_until("it was tried again", || {
+            assert_eq!(signer.health().state, HealthState::Lost);
+            control.calls("C_Finalize") > finalized + 1
+        });
+    });
+}
+
+#[test]
+fn a_session_that_signs_stays_when_another_does_not() {
+    in_child("healing::a_session_that_signs_stays_when_another_does_not", "", |house| {
+        let (signer, control) = (pool(house, 2), house.control());
+        // One job and the probe of the session in its place.
+        control.set("C_Sign rv 0x31 count 2").unwrap();
+        assert!(sign(&signer).is_err());
+        wait_until("both are open", || control.met("C_Sign") == 2 && whole(&signer, 2));
+        assert_eq!(control.calls("C_Finalize"), 0);
+        signed(&signer);
     });
 }
 

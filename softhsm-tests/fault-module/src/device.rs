@@ -13,6 +13,7 @@ pub(crate) struct Device(Mutex<State>);
 #[derive(Default)]
 struct State {
     spell: Spell,
+    mute: Option<Mute>,
     sessions: BTreeMap<CK_SESSION_HANDLE, CK_SLOT_ID>,
     /// Of object handles: how often they were given out anew.
     generation: CK_ULONG,
@@ -30,6 +31,14 @@ enum Spell {
     Forgotten,
     /// This, until C_Finalize.
     Stale(CK_RV),
+}
+
+/// What C_Sign answers while all else goes well.
+#[derive(Clone, Copy, Debug)]
+struct Mute {
+    answer: CK_RV,
+    /// C_Finalize does not end it.
+    for_good: bool,
 }
 
 /// An object handle of a caller.
@@ -65,6 +74,15 @@ impl Device {
         self.lock().spell = Spell::Stale(rv);
     }
 
+    pub(crate) fn fall_mute(&self, answer: CK_RV, for_good: bool) {
+        self.lock().mute = Some(Mute { answer, for_good });
+    }
+
+    /// What C_Sign answers now in place of the real module, if it is mute.
+    pub(crate) fn mute(&self) -> Option<CK_RV> {
+        self.lock().mute.map(|mute| mute.answer)
+    }
+
     /// C_Initialize was called. True if that is all there is to do: the real module never was finalised.
     pub(crate) fn remembers(&self) -> bool {
         let mut state = self.lock();
@@ -82,6 +100,7 @@ impl Device {
             return false;
         }
         state.spell = Spell::None;
+        state.mute = state.mute.filter(|mute| mute.for_good);
         state.sessions.clear();
         true
     }
@@ -160,6 +179,16 @@ mod tests {
         device.go_stale(CKR_DEVICE_REMOVED);
         assert!(!device.remembers() && device.spell() == Some(CKR_DEVICE_REMOVED));
         assert!(device.finalized() && device.spell().is_none());
+    }
+
+    #[test]
+    fn a_mute_device_signs_again_after_c_finalize_unless_it_is_mute_for_good() {
+        let device = Device::default();
+        device.fall_mute(CKR_GENERAL_ERROR, false);
+        assert!(device.mute() == Some(CKR_GENERAL_ERROR) && device.spell().is_none());
+        assert!(device.finalized() && device.mute().is_none());
+        device.fall_mute(CKR_DEVICE_ERROR, true);
+        assert!(device.finalized() && device.mute() == Some(CKR_DEVICE_ERROR));
     }
 
     #[test]

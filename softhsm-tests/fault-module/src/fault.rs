@@ -150,6 +150,7 @@ impl Fault {
                 self.device.forget();
             }
             Some(Action::Stale(rv)) => self.device.go_stale(*rv as CK_RV),
+            Some(Action::Mute { code, for_good }) => self.device.fall_mute(*code as CK_RV, *for_good),
             Some(Action::SwapHandles(id)) => self.device.swap_handles(id),
             Some(action @ (Action::Logout | Action::CloseSessions)) => match on {
                 On::Session(session) if *action == Action::Logout => self.log_out(session),

@@ -309,6 +309,9 @@ function!(
         let mut reached = false;
         let rule = fault.take("C_Sign");
         let rv = fault.apply(rule.as_ref(), On::Session(session), || {
+            if let Some(rv) = fault.device.mute() {
+                return rv;
+            }
             // SAFETY: C_Sign's contract (PKCS#11 v2.40 §5.11) is that `data` points to `length` bytes.
             let input = unsafe { std::slice::from_raw_parts(data, length as usize) };
             // A signature that could not be counted must not be made.

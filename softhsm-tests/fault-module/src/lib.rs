@@ -35,6 +35,8 @@
 //! - `forget`: as libraries do whose device was away: all sessions are closed, and every function answers CKR_CRYPTOKI_NOT_INITIALIZED until
 //!   C_Initialize is called.
 //! - `stale CODE`: as libraries do that never find their device again: every function answers this until C_Finalize is called.
+//! - `mute CODE`: as libraries do whose connection broke behind open sessions: everything goes well but C_Sign, which answers this until
+//!   C_Finalize is called. `mute_for_good CODE`: until the process ends.
 //! - `swap_handles ID`: as after a reset of the device: every object handle that was given out until now names from now on the private key
 //!   with this CKA_ID (hex). Those that C_FindObjects gives out afterwards are right.
 //!

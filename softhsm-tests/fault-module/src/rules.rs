@@ -46,6 +46,7 @@ pub(crate) enum Action {
     CloseSessions,
     Forget,
     Stale(u64),
+    Mute { code: u64, for_good: bool },
     SwapHandles(Vec<u8>),
     Removed,
     NoSlots,
@@ -173,6 +174,8 @@ fn parse_rule(line: &str) -> Option<Rule> {
         (_, "close_sessions") => Action::CloseSessions,
         (_, "forget") => Action::Forget,
         (_, "stale") => Action::Stale(number(words.next()?)?),
+        (_, "mute") => Action::Mute { code: number(words.next()?)?, for_good: false },
+        (_, "mute_for_good") => Action::Mute { code: number(words.next()?)?, for_good: true },
         (_, "swap_handles") => Action::SwapHandles(octets(words.next()?)?),
         ("C_GetSlotList", "no_slots") => Action::NoSlots,
         ("C_OpenSession", "limit") => Action::Limit(number(words.next()?)?),
@@ -222,12 +225,13 @@ mod tests {
         assert_eq!(rules[2], rule("C_Login", Action::Logout, When::Next(2)));
         assert_eq!(rules[3], rule("C_FindObjects", Action::Return(5), When::At(3)));
         let rules =
-            parse("token removed\nC_SignInit swap_handles 0aFF once\nC_Sign short 2 at 1\nC_SignInit stale 0x30\nC_Sign hang").unwrap();
+            parse("token removed\nC_SignInit swap_handles 0aFF once\nC_Sign short 2 at 1\nC_SignInit stale 0x30\nC_Sign hang\nC_Sign mute_for_good 5 once").unwrap();
         assert_eq!(rules[0], rule("token", Action::Removed, When::Always));
         assert_eq!(rules[1], rule("C_SignInit", Action::SwapHandles(vec![10, 255]), When::Once));
         assert_eq!(rules[2], rule("C_Sign", Action::Short(2), When::At(1)));
         assert_eq!(rules[3], rule("C_SignInit", Action::Stale(0x30), When::Always));
         assert_eq!(rules[4], rule("C_Sign", Action::Hang, When::Always));
+        assert_eq!(rules[5], rule("C_Sign", Action::Mute { code: 5, for_good: true }, When::Once));
         for bad in [
             "C_Sign",
             "C_Sign rv",
@@ -250,6 +254,7 @@ mod tests {
             "token",
             "token rv 1",
             "C_Sign removed",
+            "C_Sign mute",
         ] {
             assert_eq!(parse(bad), None, "{bad}");
         }

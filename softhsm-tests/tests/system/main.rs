@@ -28,6 +28,7 @@ mod lifetime;
 mod loadgen;
 mod metadata;
 mod modules;
+mod mute;
 mod operations;
 mod outages;
 mod output;

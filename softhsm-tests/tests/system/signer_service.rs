@@ -24,7 +24,7 @@ const LEAF: &str = "trust_domains = [\"cluster.local\"]\nlongest = \"24h\"\n";
 const SERVING: &str = "names = [\"localhost\", \"127.0.0.1\", \"istiod.istio-system.svc\"]\nlongest = \"24h\"\n";
 
 /// A daemon's config that names the service and no PIN.
-fn by_service() -> Setup {
+pub fn by_service() -> Setup {
     Setup::default()
         .replace("[device.softhsm]\n", "[device.softhsm]\nsocket = \"signer.sock\"\n")
         .replace("&pin-source=file:issuing.pin", "")
@@ -36,7 +36,7 @@ fn us() -> u32 {
 }
 
 /// A service on the issuing key of a daemon's material. Killed when dropped.
-struct Service {
+pub struct Service {
     process: Option<Child>,
     socket: PathBuf,
     alarms: PathBuf,
@@ -71,7 +71,7 @@ impl Service {
     }
 
     /// A service with the usual rules that listens.
-    fn start(material: &Material) -> Self {
+    pub fn start(material: &Material) -> Self {
         let mut service = Self::of(material, LEAF, SERVING);
         service.begin();
         service
@@ -103,7 +103,7 @@ impl Service {
     }
 
     /// Starts it, and waits until it listens.
-    fn begin(&mut self) {
+    pub fn begin(&mut self) {
         let before = self.count_logged("the signer listens");
         self.spawn();
         self.until("listening", |service| service.count_logged("the signer listens") > before);
@@ -117,7 +117,7 @@ impl Service {
         }
     }
 
-    fn log_text(&self) -> String {
+    pub fn log_text(&self) -> String {
         self.log.lock().expect("unpoisoned").join("\n")
     }
 
@@ -142,7 +142,7 @@ impl Service {
     }
 
     /// How it has ended, if it has.
-    fn ended(&mut self) -> Option<ExitStatus> {
+    pub fn ended(&mut self) -> Option<ExitStatus> {
         let status = self.process.as_mut().expect("running").try_wait().expect("waited")?;
         self.process = None;
         Some(status)
@@ -201,7 +201,7 @@ impl Spoken {
 }
 
 /// A daemon that is configured for a service, both with these faults or none, and not started.
-fn material(setup: Setup) -> TestCa {
+pub fn material(setup: Setup) -> TestCa {
     softhsm_tests::crypto();
     TestCa::configured(Material::new(), setup)
 }

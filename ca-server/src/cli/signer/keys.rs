@@ -15,7 +15,7 @@ use crate::issue::PERMITS;
 const GRACE: Duration = Duration::from_secs(1);
 
 /// When all keys are lost for so long, a library that is loaded anew finds a token that came back.
-const LOST: Duration = Duration::from_secs(5);
+const LOST: Duration = Duration::from_secs(3);
 
 /// The longest pause between two attempts to find a lost device.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);

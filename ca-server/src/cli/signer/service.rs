@@ -118,6 +118,8 @@ impl Desk {
         drop((socket, listener));
         if let Some(why) = ended {
             tracing::error!(why, "the signer ends, so that another with a fresh library takes its place");
+            // A login that is cut off can leave a token half written. A call that hangs is waited for two seconds more.
+            stop(&pools);
             return Err(Exit::missing(why));
         }
         tracing::info!("stopping: what is inside the device is finished, the rest is left to the next signer");
