@@ -26,7 +26,7 @@ use crate::clock::Clock;
 use crate::evidence::{Evidence, RequestId};
 use crate::fairness::{Arrival, Fairness, Limits, NotAdmitted};
 use crate::holders::Holders;
-use crate::issuer::{Issuers, is_the_issuers};
+use crate::issuer::{Attempt, Issuers, is_the_issuers};
 use crate::metrics::{Metrics, Step};
 use crate::places::Place;
 use crate::policy::{Asked, Policy, ServingName, Wishes};
@@ -181,7 +181,8 @@ impl Pipeline {
     }
 
     /// Hands the call to the server: intent, signature and outcome run to their end whatever becomes of the caller. An issuer that fails
-    /// leaves the call to the next of `issuers`, with an intent and a serial of its own.
+    /// leaves the call to the next of `issuers`, and a token that signs wrongly to another of the same issuer, each with an intent and a serial
+    /// of its own.
     #[allow(clippy::too_many_arguments, reason = "what the task takes along, each of it once")]
     async fn finish(
         &self,
@@ -195,16 +196,23 @@ impl Pipeline {
     ) -> Result<Issued, Refusal> {
         let (ledger, metrics, clock) = (self.ledger.clone(), self.metrics.clone(), self.clock.clone());
         let task = async move {
-            let mut first = true;
+            let (mut first, mut wrong) = (true, 0);
             let issued = loop {
-                issuers.retain(|issuer| issuer.id() != draft.issuer_id());
-                let spare = (!issuers.is_empty()).then(|| draft.clone());
+                let tokens = ca.issuers.tokens(draft.issuer_id());
+                let spare = (issuers.len() > 1 || tokens > 1).then(|| draft.clone());
                 let recorded = metrics.step(Step::Open, open(&ledger, draft, &evidence, request, &clock)).await?;
                 if std::mem::take(&mut first) {
                     hold.recorded();
                 }
-                let outcome = metrics.step(Step::Sign, ca.issuers.sign(recorded, deadline)).await;
-                let spare = spare.filter(|_| outcome.as_ref().is_err_and(|unsigned| is_the_issuers(unsigned.refusal())));
+                let Attempt { outcome, another_token } = metrics.step(Step::Sign, ca.issuers.sign(recorded, deadline)).await;
+                wrong += usize::from(another_token);
+                if let Some(spare) = &spare
+                    && !(another_token && wrong < tokens)
+                {
+                    issuers.retain(|issuer| issuer.id() != spare.issuer_id());
+                }
+                let fails = outcome.as_ref().is_err_and(|unsigned| is_the_issuers(unsigned.refusal()));
+                let spare = spare.filter(|_| fails && !issuers.is_empty());
                 if spare.is_none() {
                     hold.signed();
                 }

@@ -79,26 +79,50 @@ impl Issuers {
         self.0.iter().find(|issuer| issuer.chain.id() == id).and_then(|issuer| issuer.signer.as_ref())
     }
 
+    /// In how many tokens the key of an issuer is.
+    pub fn tokens(&self, id: &str) -> usize {
+        self.signer(id).map_or(0, Signer::tokens)
+    }
+
     /// Signs a recorded draft with the key of its issuer and checks the signature with the issuer's certificate.
-    pub async fn sign(&self, recorded: Recorded<Draft>, deadline: Instant) -> Result<Signed, Unsigned> {
+    pub async fn sign(&self, recorded: Recorded<Draft>, deadline: Instant) -> Attempt {
         let id = recorded.draft().issuer_id();
         let Some(signer) = self.signer(id) else {
             let refusal = Refusal::new(Reason::Internal, format_args!("issuer {id} has no signer"));
-            return Err(recorded.failed(refusal));
+            return Attempt::last(Err(recorded.failed(refusal)));
         };
         let job = Job { purpose: recorded.draft().purpose(), deadline, message: recorded.draft().to_be_signed().to_vec() };
         match signer.sign(job).await {
             Ok(signature) => match recorded.draft().complete(signature.octets.clone()) {
-                Ok(certificate) => recorded.signed(certificate),
+                Ok(certificate) => {
+                    signer.signature_was_good(&signature);
+                    Attempt::last(recorded.signed(certificate))
+                }
                 Err(error) => {
                     // A handle that came to name another key would go on to sign with it.
-                    signer.signature_was_wrong(&signature);
-                    Err(recorded.unknown(Refusal::new(Reason::Internal, error)))
+                    let another_token = signer.signature_was_wrong(&signature);
+                    Attempt { outcome: Err(recorded.unknown(Refusal::new(Reason::Internal, error))), another_token }
                 }
             },
-            Err(failure) if failure.reached_device => Err(recorded.unknown(refusal(&failure))),
-            Err(failure) => Err(recorded.failed(refusal(&failure))),
+            Err(failure) if failure.reached_device => Attempt::last(Err(recorded.unknown(refusal(&failure)))),
+            Err(failure) => Attempt::last(Err(recorded.failed(refusal(&failure)))),
         }
+    }
+}
+
+/// What became of a recorded draft.
+#[derive(Debug)]
+pub struct Attempt {
+    /// The certificate, or why there is none.
+    pub outcome: Result<Signed, Unsigned>,
+    /// The signature was wrong, and another token with the same key may be asked for one of another draft.
+    pub another_token: bool,
+}
+
+impl Attempt {
+    /// Every token that could be asked for this draft's signature was.
+    fn last(outcome: Result<Signed, Unsigned>) -> Self {
+        Self { outcome, another_token: false }
     }
 }
 

@@ -153,12 +153,28 @@ impl Signer {
         self.0.iter().for_each(|token| token.retry_login_ordered_at(ordered_at));
     }
 
-    /// A caller found that a signature is not this key's. A handle that came to name another key looks just like that, so no session of that
-    /// token signs again before it was opened anew and its key compared. Never waits.
-    pub fn signature_was_wrong(&self, signature: &Signature) {
+    /// A caller verified a signature. Never waits.
+    pub fn signature_was_good(&self, signature: &Signature) {
         if let Some(token) = self.0.get(signature.token) {
-            token.signature_was_wrong();
+            token.signature_was_good();
         }
+    }
+
+    /// A caller found that a signature is not this key's, which is a failure of its token. A handle that came to name another key looks just like
+    /// that, so no session of that token signs again before it was opened anew and its key compared; and where other tokens can sign it is left
+    /// alone from now on, until a probe verifies. Never waits. Whether another token can be asked, for bytes of its own: of these a signature
+    /// exists.
+    pub fn signature_was_wrong(&self, signature: &Signature) -> bool {
+        let another_signs = self.choose(&[signature.token]).is_some();
+        if let Some(token) = self.0.get(signature.token) {
+            token.signature_was_wrong(another_signs);
+        }
+        another_signs
+    }
+
+    /// How many tokens hold the key.
+    pub fn tokens(&self) -> usize {
+        self.0.len()
     }
 
     /// Refuses new jobs, fails the queued ones with `Stopped`, and waits at most two seconds for those inside the device. True if everything

@@ -1,5 +1,5 @@
-//! Whether a token is asked at all. After several failures in a row it is not, until a throw-away signature of it verifies: calls then go
-//! elsewhere, or are refused at once, and do not each wait for the same dead device.
+//! Whether a token is asked at all. After several failures in a row, or wrong signatures, it is not, until a throw-away signature of it
+//! verifies: calls then go elsewhere, or are refused at once, and do not each wait for the same dead device.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -10,6 +10,8 @@ const OPENS_AFTER: u32 = 3;
 #[derive(Debug, Default)]
 pub(super) struct Circuit {
     failures: AtomicU32,
+    /// Signatures in a row that did not verify. Whoever gets one has taken it for a success first, so they are counted apart.
+    wrong: AtomicU32,
     open: AtomicBool,
 }
 
@@ -18,20 +20,46 @@ impl Circuit {
         self.open.load(Ordering::Acquire)
     }
 
+    /// The token gave a signature.
     pub(super) fn succeeded(&self) {
-        if self.failures.load(Ordering::Relaxed) != 0 {
-            self.failures.store(0, Ordering::Relaxed);
-        }
+        reset(&self.failures);
+    }
+
+    /// The signature verifies.
+    pub(super) fn verified(&self) {
+        reset(&self.wrong);
     }
 
     /// True for the one failure that opens it: whoever hears that probes the token.
     pub(super) fn failed(&self) -> bool {
-        self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= OPENS_AFTER && !self.open.swap(true, Ordering::AcqRel)
+        count(&self.failures) >= OPENS_AFTER && self.open()
+    }
+
+    /// The same for a signature that does not verify. Where another token can sign, one is enough.
+    pub(super) fn was_wrong(&self, another_signs: bool) -> bool {
+        let wrong = count(&self.wrong);
+        (another_signs || wrong >= OPENS_AFTER) && self.open()
+    }
+
+    fn open(&self) -> bool {
+        !self.open.swap(true, Ordering::AcqRel)
     }
 
     pub(super) fn close(&self) {
-        self.failures.store(0, Ordering::Relaxed);
+        reset(&self.failures);
+        reset(&self.wrong);
         self.open.store(false, Ordering::Release);
+    }
+}
+
+fn count(counter: &AtomicU32) -> u32 {
+    counter.fetch_add(1, Ordering::Relaxed).saturating_add(1)
+}
+
+/// Read first: every signature does this, and writing is dear where many threads do.
+fn reset(counter: &AtomicU32) {
+    if counter.load(Ordering::Relaxed) != 0 {
+        counter.store(0, Ordering::Relaxed);
     }
 }
 
@@ -49,5 +77,20 @@ mod tests {
         assert!(!circuit.failed(), "only one failure opens it");
         circuit.close();
         assert!(!circuit.is_open() && !circuit.failed(), "it begins anew");
+    }
+
+    #[test]
+    fn wrong_signatures_open_it_although_each_was_a_success_at_first() {
+        let circuit = Circuit::default();
+        let wrong = |another_signs| {
+            circuit.succeeded();
+            circuit.was_wrong(another_signs)
+        };
+        assert!(!wrong(false) && !wrong(false));
+        circuit.verified();
+        assert!(!wrong(false) && !wrong(false) && wrong(false), "the third in a row");
+        assert!(circuit.is_open() && !wrong(false), "only one opens it");
+        circuit.close();
+        assert!(wrong(true) && circuit.is_open(), "one is enough where another token signs");
     }
 }

@@ -142,9 +142,13 @@ impl Token {
         let Ok(runtime) = Handle::try_current() else { return };
         if self.circuit.failed() {
             tracing::warn!(uri = self.uri().without_secrets(), %error, "signatures of this token fail one after the other; it is probed until one succeeds");
-            *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
-            runtime.spawn(probe_until_back(Arc::downgrade(self)));
+            self.leave_alone(&runtime, error.clone());
         }
+    }
+
+    fn leave_alone(self: &Arc<Self>, runtime: &Handle, because: SignError) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(because);
+        runtime.spawn(probe_until_back(Arc::downgrade(self)));
     }
 
     /// Whether a throw-away signature verifies.
@@ -190,9 +194,19 @@ impl Token {
         }
     }
 
-    pub(super) fn signature_was_wrong(self: &Arc<Self>) {
+    pub(super) fn signature_was_good(&self) {
+        self.circuit.verified();
+    }
+
+    /// `another_signs`: nobody has to wait while this one is left alone.
+    pub(super) fn signature_was_wrong(self: &Arc<Self>, another_signs: bool) {
         self.distrust();
-        self.failed(&SignError::Rejected("a signature does not verify".into()));
+        let Ok(runtime) = Handle::try_current() else { return };
+        if self.circuit.was_wrong(another_signs) {
+            let error = SignError::Rejected("a signature does not verify".into());
+            tracing::error!(uri = self.uri().without_secrets(), %error, "this token signs wrongly; it is left alone and probed until a signature verifies");
+            self.leave_alone(&runtime, error);
+        }
     }
 
     fn distrust(&self) {

@@ -152,6 +152,33 @@ async fn a_token_that_is_taken_away_from_beside_another_costs_nothing_but_time()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_of_two_tokens_that_signs_wrongly_costs_no_call_and_is_left_alone() {
+    let (ca, second) = with_two_tokens().await;
+    ca.until("whole", || async { signer_detail(&ca).await.1.starts_with("healthy: token 1 is healthy: ") }).await;
+    let mut load = Load::on(&ca, 8);
+    load.until_issued(&ca, 50).await;
+    second.control.set("C_Sign corrupt").expect("writable");
+    let state = "ca_server_token_state{issuer=\"quickstart\",state=\"reconnecting\",token=\"2\"}";
+    ca.until("seen", || async { ca.metric(state).await == 1.0 && signer_detail(&ca).await.1.contains("token 2 is reconnecting") }).await;
+    load.until_issued(&ca, 200).await;
+    assert_eq!(ca.get("/healthz/ready").await.0, 200, "one that signs is enough");
+    second.control.clear().expect("writable");
+    ca.until("healthy", || async { signer_detail(&ca).await.1.starts_with("healthy") }).await;
+    let unknown = ca.export().count("unknown");
+    assert!((1..=16).contains(&unknown), "{unknown} intents were signed wrongly");
+    // One that signs wrongly now and then is told by each time.
+    second.control.set("C_Sign corrupt at 3").expect("writable");
+    ca.until("met", || async { second.control.met("C_Sign") > 0 && ca.export().count("unknown") > unknown }).await;
+    ca.until("healthy", || async { signer_detail(&ca).await.1.starts_with("healthy") }).await;
+    load.until_issued(&ca, 50).await;
+    load.stop().await;
+    assert!(load.refused().is_empty() && load.unanswered().is_empty(), "{:?} {:?}", load.refused(), load.unanswered());
+    ca.until("closed", || async { ca.open_intents(&ca.export()) == 0 }).await;
+    let ledger = ca.check();
+    assert_eq!(ledger.count("intent"), ledger.count("issued") + ledger.count("unknown"), "each try has an intent of its own");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_of_two_tokens_whose_process_is_killed_fifty_times_costs_no_call() {
     let (ca, second) = with_two_tokens().await;
     let mut load = Load::on(&ca, 4);
