@@ -29,6 +29,8 @@ pub use raw::SessionLimit;
 pub use throw_away::{ThrowAwayDevice, throw_away_device};
 pub use vault::{Pkcs11Vault, init_token, list_tokens, open_vault, open_vault_for_reading};
 
+pub use login_watch::LoginEvent;
+
 pub(crate) use login_watch::{LoginOrder, watch_logins};
 
 use crate::probe::Proof;

@@ -1,24 +1,36 @@
-//! Who must know that this process is inside C_Login: whoever would replace it if it ended there. What the token made of the PIN is then
-//! unknown, and may have been a try. And who may try a PIN at all.
+//! Who must know of each C_Login of this process: whoever would replace it if it ended. What the token made of a PIN whose C_Login never
+//! returned is unknown and may have been a try, and a refused one must not be tried again by the next process. And who may try a PIN at all.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-type Watch = Arc<dyn Fn(bool) + Send + Sync>;
+/// What becomes of a C_Login.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LoginEvent {
+    /// It is about to be called.
+    Begun,
+    /// It has returned and cost no try of the PIN.
+    Ended,
+    /// The token may have counted a wrong PIN: why nobody tries again without an order.
+    Refused(String),
+}
+
+type Watch = Arc<dyn Fn(Instant, LoginEvent) + Send + Sync>;
 
 static WATCH: Mutex<Option<Watch>> = Mutex::new(None);
 
-/// From now on `watch` is told of each C_Login of this process: true before the call, false when it has returned and was not refused. It must
-/// not wait.
-pub(crate) fn watch_logins(watch: impl Fn(bool) + Send + Sync + 'static) {
+/// From now on `watch` is told of each C_Login of this process and of when its try began: orders that came later are not carried out by it. It
+/// must not wait.
+pub(crate) fn watch_logins(watch: impl Fn(Instant, LoginEvent) + Send + Sync + 'static) {
     *WATCH.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(watch));
 }
 
-/// A C_Login is about to be called, or has returned and cost no try of the PIN. One that was refused is told of in another way, and stays
-/// under way until then: this process could end before.
-pub(super) fn login_is_under_way(now: bool) {
+/// Something has become of the C_Login whose try began at `tried_at`.
+pub(super) fn tell(tried_at: Instant, event: LoginEvent) {
     let watch = WATCH.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    watch.iter().for_each(|watch| watch(now));
+    if let Some(watch) = watch {
+        watch(tried_at, event);
+    }
 }
 
 /// Whether a PIN may be tried where something speaks against it.

@@ -17,7 +17,7 @@ use cryptoki_sys::CKF_USER_PIN_FINAL_TRY;
 use super::error::{handle_gone, may_have_cost_a_try, name, sign_error};
 use super::life::{Library, Member};
 use super::login_mark::LoginMark;
-use super::login_watch::{LoginOrder, MayTry, first_try, login_is_under_way};
+use super::login_watch::{LoginEvent, LoginOrder, MayTry, first_try, tell};
 use crate::{SignError, TokenFacts, read_pin};
 
 /// One token, wherever it sits.
@@ -172,6 +172,7 @@ impl Token {
         let pin = read_pin(pin_source)?;
         let mark = match self.not_in_vain(library, slot, pin_source, login.may) {
             Err(SignError::Locked(text)) => {
+                tell(tried_at, LoginEvent::Refused(text.clone()));
                 login.refused = Some(Refusal { tried_at, text: text.clone() });
                 return Err(SignError::Locked(text));
             }
@@ -180,7 +181,7 @@ impl Token {
         login.may = MayTry::Carefully;
         let answer = match &login.anchor {
             Some(anchor) => anchor.get().and_then(|session| {
-                login_is_under_way(true);
+                tell(tried_at, LoginEvent::Begun);
                 session.login(UserType::User, Some(&pin))
             }),
             None => return Err(SignError::Lost(format!("token {:?} has no session", self.facts.label))),
@@ -191,7 +192,7 @@ impl Token {
         }
         match answer {
             Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {
-                login_is_under_way(false);
+                tell(tried_at, LoginEvent::Ended);
                 Ok(())
             }
             Err(Error::Pkcs11(rv, _)) if refused => {
@@ -201,11 +202,12 @@ impl Token {
                     name(rv),
                     pin_source.display()
                 );
+                tell(tried_at, LoginEvent::Refused(text.clone()));
                 login.refused = Some(Refusal { tried_at, text: text.clone() });
                 Err(SignError::Locked(text))
             }
             Err(e) => {
-                login_is_under_way(false);
+                tell(tried_at, LoginEvent::Ended);
                 if let Some(anchor) = &mut login.anchor {
                     anchor.after(&e);
                 }

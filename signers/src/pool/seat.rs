@@ -43,7 +43,7 @@ pub(super) fn run(shared: &Shared, seat: usize, device: Option<Box<dyn Device>>)
     // A panic inside a device library's wrapper costs one job and one session, not the thread.
     while catch_unwind(AssertUnwindSafe(|| live(shared, seat, first.take(), was_lost))).is_err() {
         shared.leave(seat);
-        shared.lost(seat, &SignError::Lost("the signer thread failed".into()));
+        shared.lost(seat, &SignError::Lost("the signer thread failed".into()), shared.orders());
         was_lost = true;
     }
     shared.set(seat, Seat::Ended);
@@ -81,23 +81,27 @@ fn reopen(shared: &Shared, seat: usize, proof: Proof) -> Option<Session> {
         if !shared.turn_to_probe() {
             return None;
         }
+        let orders = shared.orders();
         // A panic here would leave the turn taken for ever.
         let opened = catch_unwind(AssertUnwindSafe(|| Session::open(shared, seat, proof)));
         shared.leave(seat);
         match opened.unwrap_or_else(|_| Err(SignError::Lost("opening the device failed".into()))) {
             Ok(session) => {
-                shared.probed(seat, Ok(()));
+                shared.probed(seat, Ok(()), orders);
                 return Some(session);
             }
             Err(error) => {
                 tracing::warn!(uri = %shared.source.uri(), seat, %error, "the device could not be opened");
-                shared.probed(seat, Err(&error));
+                shared.probed(seat, Err(&error), orders);
             }
         }
     }
 }
 
 fn check(shared: &Shared, seat: usize, mut session: Session) -> Option<Session> {
+    if session.is_doubtful(shared) {
+        return distrusted(shared, seat, session).ok();
+    }
     // A device may hang here too: then this thread shows as stuck.
     shared.enter(seat, Instant::now() + shared.options.idle_check);
     let checked = session.device.check();
@@ -115,6 +119,7 @@ fn check(shared: &Shared, seat: usize, mut session: Session) -> Option<Session> 
 /// The first reopening after a loss: at once, and jobs meanwhile wait for it.
 fn renew(shared: &Shared, seat: usize, proof: Proof) -> Result<Session, SignError> {
     shared.set(seat, Seat::Renewing);
+    let orders = shared.orders();
     match Session::open(shared, seat, proof) {
         Ok(session) => {
             shared.set(seat, Seat::Serving);
@@ -124,7 +129,7 @@ fn renew(shared: &Shared, seat: usize, proof: Proof) -> Result<Session, SignErro
         }
         Err(error) => {
             tracing::warn!(uri = %shared.source.uri(), seat, %error, "the device is lost");
-            shared.lost(seat, &error);
+            shared.lost(seat, &error, orders);
             Err(error)
         }
     }
@@ -135,9 +140,13 @@ fn serve(shared: &Shared, seat: usize, mut session: Session, mut job: Queued) ->
     job.timing.waited = job.since.elapsed();
     shared.options.observer.waited(job.timing.waited);
     if session.is_doubtful(shared) {
-        tracing::warn!(uri = %shared.source.uri(), seat, "a signature did not verify: the session is opened anew and its key compared");
-        drop(session);
-        return retry(shared, seat, job, Proof::Signature);
+        session = match distrusted(shared, seat, session) {
+            Ok(session) => session,
+            Err(error) => {
+                job.fail(error);
+                return None;
+            }
+        };
     }
     match attempt(shared, seat, &mut session, &mut job) {
         Attempt::Dropped => Some(session),
@@ -152,8 +161,7 @@ fn serve(shared: &Shared, seat: usize, mut session: Session, mut job: Queued) ->
         Attempt::Failed(error, failure) => {
             drop(session);
             if failure.worth_a_retry {
-                // The bytes are proof enough.
-                return retry(shared, seat, job, Proof::None);
+                return retry(shared, seat, job);
             }
             job.fail(error);
             renew(shared, seat, Proof::Signature).ok()
@@ -161,9 +169,16 @@ fn serve(shared: &Shared, seat: usize, mut session: Session, mut job: Queued) ->
     }
 }
 
-/// The bytes on a new session: once more, or for the first time where the old one was in doubt.
-fn retry(shared: &Shared, seat: usize, mut job: Queued, proof: Proof) -> Option<Session> {
-    let mut session = match renew(shared, seat, proof) {
+/// Another session in the place of one that was called into doubt.
+fn distrusted(shared: &Shared, seat: usize, session: Session) -> Result<Session, SignError> {
+    tracing::warn!(uri = %shared.source.uri(), seat, "a signature did not verify: the session is opened anew and its key compared");
+    drop(session);
+    renew(shared, seat, Proof::Signature)
+}
+
+/// The same bytes once more, on a new session of which they are the proof.
+fn retry(shared: &Shared, seat: usize, mut job: Queued) -> Option<Session> {
+    let mut session = match renew(shared, seat, Proof::None) {
         Ok(session) => session,
         Err(error) => {
             job.fail(error);
@@ -184,7 +199,7 @@ fn retry(shared: &Shared, seat: usize, mut job: Queued, proof: Proof) -> Option<
             drop(session);
             job.fail(error.clone());
             // Twice in a row: no hurry any more.
-            shared.lost(seat, &error);
+            shared.lost(seat, &error, shared.orders());
             None
         }
     }

@@ -44,6 +44,8 @@ pub(super) struct State {
     probing: bool,
     /// How often a seat has lost its session: the others look at theirs then.
     losses: u64,
+    /// An operator's orders so far. A PIN that was refused in a try from before the last of them may be tried again.
+    orders: u64,
     failures: u32,
     next_try: Instant,
 }
@@ -84,6 +86,7 @@ impl Shared {
             trouble: None,
             probing: false,
             losses: 0,
+            orders: 0,
             failures: 0,
             next_try: now,
         };
@@ -183,11 +186,12 @@ impl Shared {
     }
 
     /// A seat could not get a session. When it was the last with hope, the waiting jobs fail now rather than at their deadlines.
-    pub(super) fn lost(&self, seat: usize, error: &SignError) {
+    /// `orders` is how many had come when it tried.
+    pub(super) fn lost(&self, seat: usize, error: &SignError, orders: u64) {
         let mut state = self.lock();
         state.seats[seat] = Seat::Lost;
         state.losses += 1;
-        state.failed(error, self.options.longest_pause);
+        state.failed(error, orders, self.options.longest_pause);
         let stranded = if state.anyone_able() { VecDeque::new() } else { std::mem::take(&mut state.jobs) };
         let answer = state.out_of_order();
         drop(state);
@@ -221,8 +225,8 @@ impl Shared {
         }
     }
 
-    /// The turn is over, with or without a session.
-    pub(super) fn probed(&self, seat: usize, result: Result<(), &SignError>) {
+    /// The turn is over, with or without a session; `orders` is how many had come when it began.
+    pub(super) fn probed(&self, seat: usize, result: Result<(), &SignError>, orders: u64) {
         let mut state = self.lock();
         state.probing = false;
         match result {
@@ -232,7 +236,7 @@ impl Shared {
                 state.failures = 0;
                 state.next_try = Instant::now();
             }
-            Err(error) => state.failed(error, self.options.longest_pause),
+            Err(error) => state.failed(error, orders, self.options.longest_pause),
         }
         drop(state);
         self.recovery_changed.notify_all();
@@ -259,11 +263,18 @@ impl Shared {
     pub(super) fn retry_login(&self, ordered_at: Instant) {
         self.source.order(ordered_at);
         let mut state = self.lock();
+        state.orders += 1;
         state.locked = false;
+        // What was refused is no answer to calls any more: the order decides.
+        state.trouble.take_if(|trouble| matches!(trouble, SignError::Locked(_)));
         state.failures = 0;
         state.next_try = Instant::now();
         drop(state);
         self.recovery_changed.notify_all();
+    }
+
+    pub(super) fn orders(&self) -> u64 {
+        self.lock().orders
     }
 
     pub(super) fn losses(&self) -> u64 {
@@ -273,6 +284,9 @@ impl Shared {
     /// No session that was opened before now is used again.
     pub(super) fn distrust_sessions(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
+        // Idle ones are opened anew at once: whoever asks how it is must not wait for a call to hear it.
+        self.lock().losses += 1;
+        self.job_arrived.notify_all();
     }
 
     /// A session was opened again after a loss.
@@ -361,9 +375,14 @@ impl State {
         }
     }
 
-    fn failed(&mut self, error: &SignError, longest_pause: Duration) {
-        self.locked |= matches!(error, SignError::Locked(_));
+    fn failed(&mut self, error: &SignError, orders: u64, longest_pause: Duration) {
         self.trouble = Some(error.clone());
+        if orders != self.orders {
+            // An order came meanwhile: it is carried out now.
+            self.next_try = Instant::now();
+            return;
+        }
+        self.locked |= matches!(error, SignError::Locked(_));
         self.next_try = Instant::now() + pause(self.failures, longest_pause);
         self.failures = self.failures.saturating_add(1);
     }

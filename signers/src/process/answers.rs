@@ -145,10 +145,11 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::pkcs11::LoginEvent;
     use crate::process::wire::length;
 
-    fn health(number: usize) -> Reply {
-        Reply::LoggingIn(number.is_multiple_of(2))
+    fn reply(number: usize) -> Reply {
+        Reply::Login { order: number as u64, event: LoginEvent::Begun }
     }
 
     #[test]
@@ -156,19 +157,21 @@ mod tests {
         const COUNT: usize = 20_000;
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let answers = Answers::over(ours).unwrap();
-        (0..COUNT).for_each(|number| answers.send(&health(number)).unwrap());
+        (0..COUNT).for_each(|number| answers.send(&reply(number)).unwrap());
         for number in 0..COUNT {
             let mut header = [0; 4];
             theirs.read_exact(&mut header).unwrap();
             let mut body = vec![0; length(header).unwrap()];
             theirs.read_exact(&mut body).unwrap();
-            assert_eq!(format!("{:?}", Reply::read(&body).unwrap()), format!("{:?}", health(number)));
+            assert_eq!(format!("{:?}", Reply::read(&body).unwrap()), format!("{:?}", reply(number)));
         }
-        answers.send_and_wait(&health(0));
-        theirs.read_exact(&mut [0; 6]).unwrap();
+        answers.send_and_wait(&reply(0));
+        let mut frame = Vec::new();
+        reply(0).write(&mut frame);
+        theirs.read_exact(&mut vec![0; frame.len()]).unwrap();
         answers.end();
         assert_eq!(theirs.read(&mut [0; 1]).unwrap(), 0);
-        assert!(answers.send(&health(0)).is_err());
+        assert!(answers.send(&reply(0)).is_err());
     }
 
     #[test]
@@ -177,9 +180,9 @@ mod tests {
         ours.set_write_timeout(Some(Duration::from_secs(3600))).unwrap();
         let answers = Answers::over(ours).unwrap();
         // Were one of them to wait, it would wait for an hour.
-        let sent = (0..BACKLOG).position(|number| answers.send(&health(number)).is_err());
+        let sent = (0..BACKLOG).position(|number| answers.send(&reply(number)).is_err());
         assert!(sent.is_some_and(|sent| sent < BACKLOG), "there is a limit");
-        answers.send_and_wait(&health(0));
+        answers.send_and_wait(&reply(0));
         drop(theirs);
     }
 }

@@ -4,8 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,6 +15,7 @@ use tokio::process::{Child, Command};
 use super::options::{KeyOfProcess, Way};
 use super::wire::{Malformed, Reply, Request, Setup, VERSION, length};
 use crate::SignError;
+use crate::pkcs11::LoginEvent;
 
 /// How long a killed process is waited for.
 const KILLED_WITHIN: Duration = Duration::from_secs(1);
@@ -25,6 +25,46 @@ const LONGEST_LINE: usize = 512;
 
 /// How much is read at once.
 const READ: usize = 64 * 1024;
+
+/// What a process has said of its C_Logins; noted also while it is only being opened.
+#[derive(Clone, Default)]
+pub(super) struct LoginRecord(Arc<Mutex<Told>>);
+
+#[derive(Default)]
+struct Told {
+    under_way: bool,
+    /// The last refusal, and the last order that had come when its try began.
+    refused: Option<(u64, String)>,
+}
+
+impl LoginRecord {
+    fn lock(&self) -> MutexGuard<'_, Told> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, order: u64, event: LoginEvent) {
+        let mut told = self.lock();
+        told.under_way = event == LoginEvent::Begun;
+        if let LoginEvent::Refused(text) = event {
+            told.refused = Some((order, text));
+        }
+    }
+
+    /// Whether a C_Login was begun and never ended.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.lock().under_way
+    }
+
+    /// Why the PIN is not tried again; `None` where the last of so many orders came after that try had begun.
+    pub(super) fn refused(&self, orders: u64) -> Option<String> {
+        self.lock().refused.as_ref().filter(|(order, _)| *order >= orders).map(|(_, text)| text.clone())
+    }
+
+    /// Another process begins.
+    pub(super) fn forget(&self) {
+        *self.lock() = Told::default();
+    }
+}
 
 /// What the daemon writes to.
 pub(super) struct Link {
@@ -38,7 +78,7 @@ pub(super) struct Replies {
     read: OwnedReadHalf,
     buffer: Vec<u8>,
     ready: std::ops::Range<usize>,
-    logging_in: Arc<AtomicBool>,
+    logins: LoginRecord,
 }
 
 /// Starts, or finds, a signer and waits until its keys are open and are the expected ones; what of them is not open is said of each. Whoever
@@ -47,7 +87,7 @@ pub(super) async fn open(
     way: &Way,
     setup: Option<Setup>,
     keys: &[KeyOfProcess],
-    logging_in: Arc<AtomicBool>,
+    logins: LoginRecord,
 ) -> Result<(Link, Replies, Vec<Option<SignError>>), SignError> {
     let lost = |what: &str, error: io::Error| SignError::Lost(format!("{what}: {error}"));
     let (stream, child) = match way {
@@ -59,7 +99,7 @@ pub(super) async fn open(
         }
     };
     let (read, write) = stream.into_split();
-    let (mut link, mut replies) = (Link { write, child }, Replies { read, buffer: vec![0; READ], ready: 0..0, logging_in });
+    let (mut link, mut replies) = (Link { write, child }, Replies { read, buffer: vec![0; READ], ready: 0..0, logins });
     link.send(&[Request::Begin { version: VERSION, setup }]).await.map_err(|error| lost("the signer ended at its start", error))?;
     let ready = match replies.next().await {
         Ok(Some(Reply::Ready { version: VERSION, keys })) => keys,
@@ -198,7 +238,7 @@ impl Replies {
             let reply = Reply::read(body)?;
             self.ready.start += 4 + body.len();
             match reply {
-                Reply::LoggingIn(under_way) => self.logging_in.store(under_way, Ordering::Relaxed),
+                Reply::Login { order, event } => self.logins.note(order, event),
                 reply => return Ok(Some(reply)),
             }
         }

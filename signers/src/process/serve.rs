@@ -59,13 +59,29 @@ pub struct Keys {
 }
 
 /// How a daemon hears of this process's C_Logins.
-pub struct Logins(Answers);
+pub struct Logins(Answers, Orders);
 
 impl Logins {
     /// From now on the daemon is told before each C_Login and after it. For a process that the daemon has started and replaces: it must not
-    /// spend a try of the PIN with each that ends inside.
+    /// spend a try of the PIN with each that ends inside, nor try one again that was refused.
     pub fn are_told(self) {
-        watch_logins(move |under_way| self.0.send_and_wait(&Reply::LoggingIn(under_way)));
+        watch_logins(move |tried_at, event| self.0.send_and_wait(&Reply::Login { order: self.1.before(tried_at), event }));
+    }
+}
+
+/// The daemon's orders to log in, and when they came.
+#[derive(Clone, Default)]
+struct Orders(Arc<Mutex<Vec<(Instant, u64)>>>);
+
+impl Orders {
+    fn came(&self, at: Instant, order: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((at, order));
+    }
+
+    /// The last one that had come by then.
+    fn before(&self, at: Instant) -> u64 {
+        let orders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        orders.iter().rev().find(|(came, _)| *came <= at).map_or(0, |(_, order)| *order)
     }
 }
 
@@ -78,8 +94,9 @@ pub fn serve(stream: UnixStream, open: impl FnOnce(Option<Setup>, Logins) -> Res
     let Some(Request::Begin { version, setup }) = frames.next()? else {
         return Err(Malformed.into());
     };
+    let orders = Orders::default();
     let opened = match version {
-        VERSION => open(setup, Logins(answers.clone())),
+        VERSION => open(setup, Logins(answers.clone(), orders.clone())),
         other => Err(SignError::Rejected(format!("the daemon speaks version {other} of the signer's protocol, this signer {VERSION}"))),
     };
     let keys = match opened {
@@ -103,11 +120,12 @@ pub fn serve(stream: UnixStream, open: impl FnOnce(Option<Setup>, Logins) -> Res
             Request::Sign { id, key, purpose, time_left, message } => {
                 sign(&keys, &connection, id, Wanted { key, purpose, time_left, message });
             }
-            Request::LogIn if !keys.guard.lets_daemon_order_login() => {
+            Request::LogIn { .. } if !keys.guard.lets_daemon_order_login() => {
                 tracing::debug!("a daemon's order to log in is left to this signer's own operator");
             }
-            Request::LogIn => {
+            Request::LogIn { order } => {
                 let ordered = Instant::now();
+                orders.came(ordered, order);
                 keys.pools.iter().for_each(|pool| pool.retry_login_ordered_at(ordered));
             }
             Request::Distrust { key } => {

@@ -2,14 +2,13 @@
 //! kills it when it hangs and replaces it when it ends. Jobs that an ended process had are given to the next one, within their deadlines.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::link::{self, Link, Replies};
+use super::link::{self, Link, LoginRecord, Replies};
 use super::options::{ProcessOptions, Way};
 use super::order::{Order, RemoteJob};
 use super::remote::RemoteKey;
@@ -99,8 +98,8 @@ pub fn begin(mut options: ProcessOptions, ordered_at: Instant) -> Begun {
         next_id: 0,
         asked: None,
         lost_since: None,
-        locked: false,
-        logging_in: Arc::default(),
+        logins: LoginRecord::default(),
+        orders: 0,
         died_logging_in: 0,
         ordered_at: Some(ordered_at),
         pause: Duration::ZERO,
@@ -137,10 +136,10 @@ struct Supervisor {
     asked: Option<Instant>,
     /// Since when no key has a session.
     lost_since: Option<Instant>,
-    /// The token refused our PIN: no other process tries it until an operator says so.
-    locked: bool,
-    /// Whether the process is inside C_Login, as it last said.
-    logging_in: Arc<AtomicBool>,
+    /// What the process has said of its C_Logins. A PIN that was refused no other process tries until an operator says so.
+    logins: LoginRecord,
+    /// Orders to log in since the process was started: what began after the last of them decides.
+    orders: u64,
     /// How many processes have died there since one came through.
     died_logging_in: u32,
     ordered_at: Option<Instant>,
@@ -220,7 +219,6 @@ impl Supervisor {
             // last moments is not the job's: the next process has it.
             let last_words = async {
                 while let Ok(Some(reply)) = replies.next().await {
-                    self.locked |= says_locked(&reply);
                     if let Reply::Signed { .. } = reply {
                         self.heard(reply);
                     }
@@ -228,7 +226,7 @@ impl Supervisor {
             };
             let _ = timeout(LAST_WORDS, last_words).await;
             self.take_back(tries);
-            if self.logging_in.swap(false, Ordering::Relaxed) && died {
+            if self.logins.is_under_way() && died {
                 self.died_logging_in += 1;
             }
             // One that worked is replaced at once; one after the other that does not, with pauses.
@@ -253,6 +251,8 @@ impl Supervisor {
         let (mut orders, mut signed) = (Vec::with_capacity(BATCH), false);
         let left = std::mem::take(&mut self.waiting);
         let mut requests: Vec<Request> = left.into_iter().filter_map(|job| self.request(job)).collect();
+        // Those that came while it opened its keys.
+        requests.extend((self.orders > 0).then_some(Request::LogIn { order: self.orders }));
         loop {
             if !requests.is_empty() {
                 match timeout(SILENT, link.send(&requests)).await {
@@ -298,8 +298,8 @@ impl Supervisor {
                             Order::Sign(job) => requests.extend(self.request(job)),
                             Order::LogIn(at) => {
                                 if self.is_new(at) {
-                                    self.locked = false;
-                                    requests.push(Request::LogIn);
+                                    self.orders += 1;
+                                    requests.push(Request::LogIn { order: self.orders });
                                 }
                             }
                             Order::Distrust(key) => requests.push(Request::Distrust { key }),
@@ -327,8 +327,6 @@ impl Supervisor {
 
     /// Whether it was a signature.
     fn heard(&mut self, reply: Reply) -> bool {
-        // One that still has a session says nothing of the log-in that it cannot repeat; only an order makes it forgotten.
-        self.locked |= says_locked(&reply);
         match reply {
             Reply::Signed { id, timing, signature } => self.answer(id, timing, Ok(signature)),
             Reply::NotSigned { id, timing, failure } => self.answer(id, timing, Err(failure)),
@@ -337,7 +335,7 @@ impl Supervisor {
                 self.report(keys);
                 false
             }
-            Reply::Ready { .. } | Reply::NotReady(_) | Reply::LoggingIn(_) => false,
+            Reply::Ready { .. } | Reply::NotReady(_) | Reply::Login { .. } => false,
         }
     }
 
@@ -413,7 +411,7 @@ impl Supervisor {
 
     /// What it means that a process could not begin: that it waits for an operator, where one after the other died inside C_Login.
     fn could_not_begin(&mut self, error: SignError) -> SignError {
-        if !self.logging_in.swap(false, Ordering::Relaxed) || matches!(error, SignError::Locked(_)) {
+        if !self.logins.is_under_way() || matches!(error, SignError::Locked(_)) {
             return error;
         }
         self.died_logging_in += 1;
@@ -445,16 +443,14 @@ impl Supervisor {
     async fn reopen(&mut self) -> Option<(Link, Replies)> {
         let begun = Instant::now();
         // A service knows for itself that it is locked, and connecting to it tries no PIN.
-        self.locked &= !self.options.way.is_service();
-        let mut trouble = self.locked.then(|| {
-            let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
-            SignError::Locked(health.iter().map(|health| health.detail.as_str()).next().unwrap_or_default().to_owned())
-        });
-        match trouble {
+        let ours = !self.options.way.is_service();
+        let mut trouble = self.logins.refused(self.orders).filter(|_| ours).map(SignError::Locked);
+        let mut locked = trouble.is_some();
+        match &trouble {
+            Some(refused) => self.tell(HealthState::Locked, &refused.to_string()),
             // Calls do not wait for a device that may be long away: another may have them.
             None if self.first.is_some() => trouble = Some(SignError::Lost(BEGINS.to_owned())),
             None => self.tell(HealthState::Restarting, "its process is being replaced"),
-            Some(_) => {}
         }
         let mut may_try = self.may_try();
         loop {
@@ -462,24 +458,29 @@ impl Supervisor {
                 self.give_up_waiting(trouble);
             }
             // A token that refused our PIN must not be asked again before an operator says so.
-            let pause = if self.locked { Duration::MAX } else { self.pause };
+            let pause = if locked { Duration::MAX } else { self.pause };
+            // An order ends the pause, too.
             if !self.until(tokio::time::sleep(pause.min(Duration::from_secs(1 << 30))), trouble.as_ref()).await? {
-                self.locked = false;
                 may_try = MayTry::Ordered;
             }
             let setup = self.setup.clone().map(|setup| Setup { may_try, ..setup });
             let (way, keys, limit) = (self.options.way.clone(), self.options.keys.clone(), self.options.opened_within);
             self.options.may_try = MayTry::Carefully;
             may_try = self.may_try();
-            let logging_in = self.logging_in.clone();
-            let opening = async move { timeout(limit, link::open(&way, setup, &keys, logging_in)).await };
+            self.logins.forget();
+            self.orders = 0;
+            let logins = self.logins.clone();
+            let opening = async move { timeout(limit, link::open(&way, setup, &keys, logins)).await };
             let (tell, mut told) = oneshot::channel();
             let attempt = async {
                 let _ = tell.send(opening.await);
             };
             let mut attempt = Box::pin(attempt);
-            // Orders are heard meanwhile; an operator's does not hurry what is under way.
-            while !self.until(&mut attempt, trouble.as_ref()).await? {}
+            // An operator's order does not hurry what is under way.
+            while !self.until(&mut attempt, trouble.as_ref()).await? {
+                self.orders += 1;
+                may_try = MayTry::Ordered;
+            }
             drop(attempt);
             let error = match told.try_recv() {
                 Ok(Ok(Ok((link, replies, troubles)))) => {
@@ -506,21 +507,21 @@ impl Supervisor {
                     continue;
                 }
                 Ok(Ok(Err(error))) => self.could_not_begin(error),
-                Ok(Err(_)) | Err(_) => {
-                    self.logging_in.store(false, Ordering::Relaxed);
-                    not_opened_within(limit)
-                }
+                Ok(Err(_)) | Err(_) => not_opened_within(limit),
             };
+            // It may have ended before it could say so again.
+            let error = self.logins.refused(self.orders).filter(|_| ours).map_or(error, SignError::Locked);
             tracing::warn!(%error, "no signer process serves");
-            let locked = matches!(error, SignError::Locked(_));
-            self.locked = locked && !self.options.way.is_service();
-            self.tell(if locked { HealthState::Locked } else { HealthState::Lost }, &error.to_string());
+            let refused = matches!(error, SignError::Locked(_));
+            // An order that came meanwhile is worth another attempt.
+            locked = refused && ours && self.orders == 0;
+            self.tell(if refused { HealthState::Locked } else { HealthState::Lost }, &error.to_string());
             if let Some(first) = self.first.take() {
                 // Nobody may wait any more.
                 let _ = first.send(vec![Some(error.clone()); self.options.keys.len()]);
             }
             trouble = Some(error);
-            self.pause = self.longer();
+            self.pause = if self.orders > 0 { Duration::ZERO } else { self.longer() };
         }
     }
 
@@ -593,15 +594,6 @@ impl Supervisor {
         for done in first.into_iter().chain(others) {
             let _ = done.send(in_time);
         }
-    }
-}
-
-/// Whether the token refused the PIN.
-fn says_locked(reply: &Reply) -> bool {
-    match reply {
-        Reply::NotSigned { failure, .. } => matches!(failure.error, SignError::Locked(_)),
-        Reply::Health(keys) => keys.iter().any(|key| key.state == HealthState::Locked),
-        Reply::Ready { .. } | Reply::NotReady(_) | Reply::Signed { .. } | Reply::LoggingIn(_) => false,
     }
 }
 

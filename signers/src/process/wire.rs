@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::pkcs11::MayTry;
+use crate::pkcs11::{LoginEvent, MayTry};
 use crate::pool::job::Timing;
 use crate::{HealthState, Purpose, SignError, SignFailure};
 
@@ -38,7 +38,10 @@ pub enum Request {
         message: Vec<u8>,
     },
     /// An operator's order: a refused PIN may be tried once more.
-    LogIn,
+    LogIn {
+        /// Counted from 1 on each connection.
+        order: u64,
+    },
     /// A signature of this key was wrong: its sessions are opened anew.
     Distrust {
         /// Which key.
@@ -106,8 +109,13 @@ pub enum Reply {
     },
     /// How each key is.
     Health(Vec<KeyHealth>),
-    /// From a spawned signer: C_Login is about to be called, or has returned.
-    LoggingIn(bool),
+    /// From a spawned signer: what becomes of a C_Login.
+    Login {
+        /// The last order that had come when the try began; 0 before the first. A later one is still to be carried out.
+        order: u64,
+        /// What.
+        event: LoginEvent,
+    },
 }
 
 /// A key of a signer that begins to serve.
@@ -176,8 +184,8 @@ impl Request {
                 let purpose = PURPOSES.iter().position(|one| one == purpose).expect("all are listed");
                 frame.byte(2).long(*id).short((*key).into()).byte(purpose as u8).millis(*time_left).bytes(message);
             }
-            Self::LogIn => {
-                frame.byte(3);
+            Self::LogIn { order } => {
+                frame.byte(3).long(*order);
             }
             Self::Distrust { key } => {
                 frame.byte(4).short((*key).into());
@@ -222,7 +230,7 @@ impl Request {
                 time_left: body.millis()?,
                 message: body.bytes()?.to_vec(),
             },
-            3 => Self::LogIn,
+            3 => Self::LogIn { order: body.long()? },
             4 => Self::Distrust { key: body.short()? },
             5 => Self::Ask,
             _ => return Err(Malformed),
@@ -263,8 +271,13 @@ impl Reply {
                     frame.long(key.queued.into()).long(key.reopened).bytes(key.detail.as_bytes());
                 }
             }
-            Self::LoggingIn(under_way) => {
-                frame.byte(6).byte(u8::from(*under_way));
+            Self::Login { order, event } => {
+                let (kind, text) = match event {
+                    LoginEvent::Begun => (0, ""),
+                    LoginEvent::Ended => (1, ""),
+                    LoginEvent::Refused(text) => (2, text.as_str()),
+                };
+                frame.byte(6).long(*order).byte(kind).bytes(text.as_bytes());
             }
         }
         frame.end();
@@ -303,7 +316,16 @@ impl Reply {
                 });
                 Self::Health(keys.collect::<Result<_, _>>()?)
             }
-            6 => Self::LoggingIn(body.flag()?),
+            6 => {
+                let (order, kind, text) = (body.long()?, body.byte()?, body.text()?);
+                let event = match (kind, text.as_str()) {
+                    (0, "") => LoginEvent::Begun,
+                    (1, "") => LoginEvent::Ended,
+                    (2, _) => LoginEvent::Refused(text),
+                    _ => return Err(Malformed),
+                };
+                Self::Login { order, event }
+            }
             _ => return Err(Malformed),
         };
         body.end(reply)
@@ -465,7 +487,7 @@ mod tests {
                 setup: Some(Setup { keys: vec![key.clone(), key], rules: b"{}".to_vec(), may_try: MayTry::Ordered }),
             },
             Request::Sign { id: 7, key: 1, purpose: Purpose::Leaf, time_left: Duration::from_millis(1500), message: vec![1; 600] },
-            Request::LogIn,
+            Request::LogIn { order: 3 },
             Request::Distrust { key: 3 },
             Request::Ask,
         ]
@@ -499,7 +521,9 @@ mod tests {
             Reply::Signed { id: 9, timing, signature: vec![2; 71] },
             Reply::NotSigned { id: 9, timing, failure },
             Reply::Health(vec![health.clone(), health]),
-            Reply::LoggingIn(true),
+            Reply::Login { order: 0, event: LoginEvent::Begun },
+            Reply::Login { order: 1, event: LoginEvent::Ended },
+            Reply::Login { order: 2, event: LoginEvent::Refused("PIN".into()) },
         ] {
             let mut frame = Vec::new();
             reply.write(&mut frame);

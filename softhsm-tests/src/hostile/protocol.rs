@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use signers::pkcs11::MayTry;
+use signers::pkcs11::{LoginEvent, MayTry};
 use signers::process::wire::{BegunKey, KeyHealth, KeySetup, Reply, Request, Setup, VERSION};
 use signers::{HealthState, Purpose, SignError, SignFailure, Timing};
 
@@ -43,7 +43,7 @@ pub fn requests() -> Vec<Body> {
         ("sign-crl", sign(Purpose::Crl, b"message")),
         ("sign-probe", sign(Purpose::Probe, b"")),
         ("sign-extreme", Request::Sign { id: u64::MAX, key: u16::MAX, purpose: Purpose::Leaf, time_left: longest, message: vec![0; 3] }),
-        ("log-in", Request::LogIn),
+        ("log-in", Request::LogIn { order: 1 }),
         ("distrust", Request::Distrust { key: 3 }),
         ("ask", Request::Ask),
     ];
@@ -92,8 +92,9 @@ pub fn replies() -> Vec<Body> {
         ("health", Reply::Health(all.into_iter().map(|state| health(state, "4 of 4 sessions open")).collect())),
         ("health-none", Reply::Health(Vec::new())),
         ("health-empty-detail", Reply::Health(vec![health(HealthState::Ready, "")])),
-        ("logging-in", Reply::LoggingIn(true)),
-        ("logged-in", Reply::LoggingIn(false)),
+        ("logging-in", Reply::Login { order: 0, event: LoginEvent::Begun }),
+        ("logged-in", Reply::Login { order: 1, event: LoginEvent::Ended }),
+        ("log-in-refused", Reply::Login { order: 2, event: LoginEvent::Refused("the token refused the PIN".to_owned()) }),
     ];
     let good: Vec<Body> = good.into_iter().map(|(name, reply)| (format!("good-{name}"), body(|to| reply.write(to)))).collect();
     let of = |name: &str| good.iter().find(|(of, _)| of.strip_prefix("good-") == Some(name)).expect("one of them").1.clone();
@@ -101,7 +102,7 @@ pub fn replies() -> Vec<Body> {
     // Kind, id, two times: the two flags and the kind of error follow.
     bad.push(with(of("busy"), "flag", 25, &[2]));
     bad.push(with(of("busy"), "unknown-error", 27, &[8]));
-    bad.push(with(of("logging-in"), "neither-in-nor-out", 1, &[2]));
+    bad.push(with(of("logging-in"), "neither-in-nor-out", 9, &[3]));
     bad.push(with(of("busy"), "stopped-with-a-cause", 27, &[6]));
     bad.push(with(of("busy"), "text-length-lies", 28, &[0xff; 4]));
     bad.push(with(of("busy"), "not-text", 32, &[0xff]));

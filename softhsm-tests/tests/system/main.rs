@@ -26,6 +26,7 @@ mod hardening;
 mod ledger_errors;
 mod lifetime;
 mod loadgen;
+mod login_orders;
 mod metadata;
 mod modules;
 mod mute;

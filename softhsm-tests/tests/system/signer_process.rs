@@ -159,7 +159,7 @@ impl Spoken {
             let mut body = vec![0; length(header).expect("a frame")];
             self.stream.read_exact(&mut body).expect("it answers");
             match Reply::read(&body).expect("a reply") {
-                Reply::LoggingIn(_) => {}
+                Reply::Login { .. } => {}
                 reply => return reply,
             }
         }

@@ -391,7 +391,7 @@ async fn what_a_daemon_says_beside_its_wishes_changes_nothing_and_nonsense_costs
     // Orders of an operator who is not this service's.
     let (mut orders, logins) = (service.connect(), ca.faults().logins());
     assert!(matches!(orders.begin(), Some(Reply::Ready { .. })));
-    (0..10).for_each(|_| orders.say(&Request::LogIn));
+    (1..=10).for_each(|order| orders.say(&Request::LogIn { order }));
     orders.say(&Request::Ask);
     assert!(matches!(orders.hear(), Some(Reply::Health(_))));
     assert_eq!(ca.faults().logins(), logins);
