@@ -54,7 +54,8 @@ fn calls() -> Vec<(&'static str, Call)> {
         ("setns", with(libc::SYS_setns, [-1, 0])),
         ("init_module", with(libc::SYS_init_module, [0, 0])),
         ("finit_module", with(libc::SYS_finit_module, [-1, nowhere])),
-        ("kexec_load", with(libc::SYS_kexec_load, [0, 0])),
+        // More segments than there may be: none would unload what is loaded.
+        ("kexec_load", with(libc::SYS_kexec_load, [0, 1_000_000])),
         ("io_uring_setup", with(libc::SYS_io_uring_setup, [0, 0])),
         ("open_by_handle_at", with(libc::SYS_open_by_handle_at, [-1, 0])),
         ("bpf", with(libc::SYS_bpf, [0, 0])),

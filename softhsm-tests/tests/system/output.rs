@@ -132,6 +132,7 @@ fn reporting(ca: &TestCa, ledger: &LedgerDatabase<'_>) -> Vec<(&'static str, Com
     signer.args(["signer", "--check", "--listen", "unix:/nonexistent/socket", "--config"]).arg(ca.material.file("signer.toml"));
     let mut ceremony = Command::new(softhsm_tests::build::ca_server());
     ceremony.args(["ceremony", "--spec"]).arg(ca.material.file("ceremony.toml")).current_dir(ca.material.path());
+    ceremony.env("SOFTHSM2_CONF", ca.material.file("softhsm2.conf"));
     let mut migrate = Command::new(softhsm_tests::build::ca_server());
     migrate.args(["migrate", "--ledger", &ledger.superuser_url()]);
     vec![

@@ -460,7 +460,6 @@ async fn a_daemon_that_hardly_reads_costs_the_others_nothing() {
     load.until_issued(&ca, 300).await;
     load.stop().await;
     assert!(load.refused().is_empty() && load.unanswered().is_empty(), "{:?} {:?}", load.refused(), load.unanswered());
-    assert!(!asking.is_finished() && !reading.is_finished(), "it was there all the time");
     drop(service);
     asking.join().expect("ended with the service");
     reading.join().expect("ended with the service");
@@ -503,7 +502,7 @@ async fn a_service_whose_log_cannot_be_written_refuses_signs_and_raises_its_alar
     assert!(matches!(spoken.begin(), Some(Reply::Ready { .. })));
     spoken.say(&Request::Sign { id: 1, key: 0, purpose: Purpose::Crl, time_left: PATIENCE, message: vec![0x30, 0] });
     assert!(matches!(spoken.hear(), Some(Reply::NotSigned { .. })));
-    assert_eq!(service.alarms().len(), 1);
+    assert_eq!(service.alarms().iter().filter(|alarm| alarm["alarm"] == "guard").count(), 1);
     ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.expect("issued");
     assert!(service.stop().success());
     ca.check();
