@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{SendFlags, send};
 
-/// How long a line waits for a reader that is slow. After one that was lost the next does not wait at all.
+/// How long a line waits for a reader that is slow. After one that was lost the next does not wait at all, and within a second of one that
+/// waited no other does: else a reader that takes a line now and then would hold up whoever has something to say.
 const PATIENCE: Duration = Duration::from_millis(100);
+const WAITS_EVERY: Duration = Duration::from_secs(1);
 
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -111,9 +113,9 @@ fn locked() -> MutexGuard<'static, Option<StandardError>> {
 enum Way {
     /// A socket, such as a service manager's: the kernel is told with each write.
     Socket,
-    /// A pipe, opened once more: the one that we were given is shared with others, who expect it to wait.
-    Pipe(File),
-    /// A file or a terminal, and a pipe that we may not open.
+    /// A pipe or a terminal, opened once more: the one that we were given is shared with others, who expect it to wait.
+    Opened(File),
+    /// A file, and a pipe that we may not open.
     Plain,
 }
 
@@ -121,6 +123,8 @@ struct StandardError {
     way: Way,
     /// The last line was lost.
     stuck: bool,
+    /// When a line last waited.
+    waited: Option<Instant>,
     /// A part of the last line was written.
     torn: bool,
 }
@@ -131,18 +135,19 @@ impl StandardError {
         let kind = std::fs::metadata(&path).map(|found| found.file_type());
         let way = match kind {
             Ok(kind) if kind.is_socket() => Way::Socket,
-            Ok(kind) if kind.is_fifo() => {
-                let opened = File::options().write(true).custom_flags(libc::O_NONBLOCK).open(path);
-                opened.map_or(Way::Plain, Way::Pipe)
+            Ok(kind) if kind.is_fifo() || kind.is_char_device() => {
+                let opened = File::options().write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
+                opened.map_or(Way::Plain, Way::Opened)
             }
             _ => Way::Plain,
         };
-        Self { way, stuck: false, torn: false }
+        Self { way, stuck: false, waited: None, torn: false }
     }
 
     /// Whether the whole line was written.
     fn write(&mut self, line: &[u8]) -> bool {
-        let until = Instant::now() + if self.stuck { Duration::ZERO } else { PATIENCE };
+        let waits = !self.stuck && self.waited.is_none_or(|waited| waited.elapsed() >= WAITS_EVERY);
+        let until = Instant::now() + if waits { PATIENCE } else { Duration::ZERO };
         let begin: &[u8] = if self.torn { b"\n" } else { b"" };
         let line = [begin, line].concat();
         let mut rest = line.as_slice();
@@ -150,7 +155,10 @@ impl StandardError {
             match self.way.write(&rest[..rest.len().min(PIECE)]) {
                 Ok(written) if written > 0 => rest = &rest[written..],
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < until => std::thread::sleep(PAUSE),
+                Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < until => {
+                    std::thread::sleep(PAUSE);
+                    self.waited = Some(Instant::now());
+                }
                 Ok(_) | Err(_) => break,
             }
         }
@@ -165,7 +173,7 @@ impl Way {
     fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
         match self {
             Self::Socket => Ok(send(descriptor(), piece, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?),
-            Self::Pipe(pipe) => pipe.write(piece),
+            Self::Opened(file) => file.write(piece),
             Self::Plain => Ok(rustix::io::write(descriptor(), piece)?),
         }
     }
