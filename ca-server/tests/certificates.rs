@@ -189,3 +189,55 @@ fn a_chain_is_named_where_it_breaks() {
     let said = refused(&format!("{}{lower}{issuing}", read("lowest.pem")));
     assert!(said.contains("CN=lower,O=Kinds: its path length does not allow 1"), "{said}");
 }
+
+/// openssl as if it were another time, such as `-40d`.
+fn openssl_at(directory: &Path, time: &str, arguments: &[&str]) {
+    let output = Command::new("faketime").args(["-f", time, "openssl"]).args(arguments).current_dir(directory).output();
+    let output = output.expect("faketime is installed by ./run-tests");
+    assert!(output.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Certifies `name` anew under the root that `make` made, from then on and for thirty days.
+fn certify_at(directory: &Path, time: &str, name: &str, issuer: &str, extensions: &str, out: &str) {
+    std::fs::write(directory.join("extensions"), extensions).unwrap();
+    let (request, ca, key) = (format!("{name}.csr"), format!("{issuer}.pem"), format!("{issuer}.key"));
+    let sign = ["x509", "-req", "-in", &request, "-CA", &ca, "-CAkey", &key, "-days", "30", "-set_serial", "9", "-out", out];
+    openssl_at(directory, time, &[&sign[..], &["-extfile", "extensions", "-sha256"]].concat());
+}
+
+#[test]
+fn an_issuer_is_judged_also_before_its_time_has_come() {
+    for (extensions, why) in [(with(""), None), (with("extendedKeyUsage=clientAuth"), Some("does not include serverAuth"))] {
+        let directory = tempfile::tempdir().unwrap();
+        make(directory.path(), &PLAIN);
+        certify_at(directory.path(), "+1d", "issuing", "root", &extensions, "chain.pem");
+        let said = judged(directory.path());
+        assert_eq!(said.as_ref().err().is_some_and(|said| why.is_some_and(|why| said.contains(why))), why.is_some(), "{said:?}");
+    }
+}
+
+#[test]
+fn a_ca_that_two_roots_certified_is_used_by_whichever_certificate_is_in_date() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path();
+    make(at, &PLAIN);
+    for (from, to) in [("root.pem", "one.pem"), ("root.key", "one.key")] {
+        std::fs::copy(at.join(from), at.join(to)).unwrap();
+    }
+    make(at, &PLAIN);
+    let middle = ISSUING.replace("pathlen:0", "pathlen:1");
+    issue(at, "middle", "root", "-sha256", &middle);
+    certify_at(at, "-40d", "middle", "one", &middle, "ended.pem");
+    issue(at, "issuing", "middle", "-sha256", ISSUING);
+    let read = |name: &str| std::fs::read(at.join(name)).unwrap();
+    let roots = [read("one.pem"), read("root.pem")].concat();
+    let now = Clock::default().now();
+    for middle in [["ended.pem", "middle.pem"], ["middle.pem", "ended.pem"]] {
+        let chain = [read("issuing.pem"), read(middle[0]), read(middle[1])].concat();
+        let chain = ca_server::x509::chain::IssuerChain::parse("kinds", &chain, &roots).unwrap();
+        assert!(chain.may_sign_at(now), "from {} to {}", chain.begins(), chain.ends());
+        assert_eq!(chain.out_of_date(now).len(), 1, "{:?}", chain.out_of_date(now));
+    }
+    let alone = [read("issuing.pem"), read("ended.pem")].concat();
+    assert!(!ca_server::x509::chain::IssuerChain::parse("kinds", &alone, &roots).unwrap().may_sign_at(now));
+}

@@ -50,6 +50,17 @@ fn bad(why: impl std::fmt::Display) -> BadChain {
     BadChain(why.to_string())
 }
 
+/// From when to when each CA of a chain has a certificate. Above the issuing one, whose own certificate alone counts, a CA may stand there twice,
+/// as two roots certified it: then either will do.
+fn spans(chain: &[Listed]) -> impl Iterator<Item = (Timestamp, Timestamp)> {
+    let is_twin = |one: &Listed, other: &Listed| (one.subject(), one.spki()) == (other.subject(), other.spki());
+    chain.iter().enumerate().map(move |(at, one)| {
+        let twins = chain.iter().skip(1).filter(|other| at > 0 && is_twin(one, other));
+        let span = |(begins, ends): (Timestamp, Timestamp), other: &Listed| (begins.min(other.begins()), ends.max(other.ends()));
+        twins.fold((one.begins(), one.ends()), span)
+    })
+}
+
 impl IssuerChain {
     /// Reads and checks an issuer's PEM files. A self-signed issuer stands in both.
     pub fn parse(id: &str, chain_pem: &[u8], roots_pem: &[u8]) -> Result<Self, BadChain> {
@@ -90,8 +101,8 @@ impl IssuerChain {
             public_key: PublicKey::from_spki_der(key.spki()).map_err(|error| unfit(&error))?,
             intermediates: sent.iter().map(|one| one.der().to_vec()).collect(),
             intermediates_pem: sent.iter().map(|one| pem::certificate(one.der())).collect(),
-            begins: chain.iter().map(|one| one.begins()).max().expect("not empty").max(root_begins),
-            ends: chain.iter().map(|one| one.ends()).min().expect("not empty").min(root_ends),
+            begins: spans(&chain).map(|(begins, _)| begins).max().expect("not empty").max(root_begins),
+            ends: spans(&chain).map(|(_, ends)| ends).min().expect("not empty").min(root_ends),
             issuing_ends: issuing.ends(),
             root_ends,
             anchors: of_roots(&roots)?,
