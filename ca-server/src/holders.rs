@@ -220,7 +220,7 @@ mod tests {
         for number in 0..2 * HOLDERS {
             holder(number).holds(at(9), at(0));
         }
-        assert_eq!(holder(0).standing(None, at(0)), Standing::First);
+        assert_eq!(holder(0).standing(None, at(8)), Standing::First);
         assert_eq!(holder(2 * HOLDERS - 1).standing(None, at(8)), Standing::Renewal { until: at(9) });
     }
 }

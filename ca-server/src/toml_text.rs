@@ -16,9 +16,9 @@ pub fn sentence(text: &str, error: &toml::de::Error) -> String {
     key + &message.replace("expected a duration", "expected a duration such as \"5s\" or \"24h\"")
 }
 
-/// A word that may be one of our keys; base64 and hexadecimal of a key's length are none.
+/// A word that may be one of our keys, which are small letters: base64, hexadecimal and most passwords are none.
 fn is_key(word: &str) -> bool {
-    let letter = |letter: u8| letter.is_ascii_lowercase() || letter.is_ascii_digit() || matches!(letter, b'_' | b'-' | b'.');
+    let letter = |letter: u8| letter.is_ascii_lowercase() || matches!(letter, b'_' | b'-' | b'.');
     (1..=32).contains(&word.len()) && word.bytes().all(letter)
 }
 
@@ -103,6 +103,8 @@ mod tests {
             "kind = \"c4nary\"",
             "C4NARY+/c4nary==",
             "C4NARYc4nary = 1",
+            "c4narysecret=x y",
+            "c4nary4821deadbeef0123456789abcd = 1",
             "\"C4NARY c4nary\" = 1",
             "time = \"c4nary\"",
             "name = \"a\"\nname = \"c4nary\"",

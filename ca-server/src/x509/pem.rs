@@ -145,6 +145,9 @@ struct Marks<'a> {
 
 const DASHES: &[u8] = b"-----";
 
+/// Longer than any label, in octets.
+const LONGEST_LABEL: usize = 64;
+
 impl<'a> Iterator for Marks<'a> {
     type Item = Mark<'a>;
 
@@ -157,7 +160,9 @@ impl<'a> Iterator for Marks<'a> {
                     (None, Some(rest)) => (true, rest),
                     (None, None) => return None,
                 };
-                let line = &rest[..rest.iter().position(|octet| matches!(octet, b'\n' | b'\r')).unwrap_or(rest.len())];
+                // No label is as long, and a line may be: it must not be read to its end for each mark on it.
+                let line = &rest[..rest.len().min(LONGEST_LABEL + DASHES.len())];
+                let line = &line[..line.iter().position(|octet| matches!(octet, b'\n' | b'\r')).unwrap_or(line.len())];
                 Some((ends, &line[..line.windows(DASHES.len()).position(|dashes| dashes == DASHES)?]))
             });
             if let Some((ends, label)) = named {

@@ -52,8 +52,8 @@ impl Constraint {
         }
         let Some(host) = host(uri) else { return false };
         let permitted = self.permitted.as_ref().is_none_or(|permitted| permitted.iter().any(|base| fits(base, &host)));
-        // An empty base permits nothing and excludes everything: programs differ on what it means.
-        permitted && !self.excluded.iter().any(|base| base.is_empty() || fits(base, &host))
+        // A base that is no host permits nothing and excludes everything: programs differ on what it means.
+        permitted && !self.excluded.iter().any(|base| !is_host(base) || fits(base, &host))
     }
 }
 
@@ -64,6 +64,13 @@ fn host(uri: &str) -> Option<String> {
     let host = if host.starts_with('[') { return None } else { host.split(':').next()? };
     let is_address = host.parse::<std::net::Ipv4Addr>().is_ok();
     (!host.is_empty() && !is_address).then(|| host.to_ascii_lowercase())
+}
+
+/// Whether it is a host, or a dot and a host.
+fn is_host(base: &str) -> bool {
+    let labels = base.strip_prefix('.').unwrap_or(base);
+    let letter = |letter: u8| letter.is_ascii_alphanumeric() || matches!(letter, b'-' | b'_');
+    labels.split('.').all(|label| !label.is_empty() && label.bytes().all(letter))
 }
 
 fn fits(base: &str, host: &str) -> bool {
@@ -99,6 +106,9 @@ mod tests {
             (None, &[".local"], false),
             (None, &[".cluster.local", "local"], true),
             (None, &[""], false),
+            (None, &["spiffe://other"], false),
+            (None, &["."], false),
+            (None, &["other."], false),
             (Some(&["cluster.local"]), &[".local"], false),
         ] {
             assert_eq!(constraint(permitted, excluded).allows(uri), allowed, "{permitted:?} {excluded:?}");
