@@ -9,7 +9,7 @@ use super::options::LedgerOptions;
 use super::schema::DatabaseError;
 use super::status::{State, Status, is_behind};
 use super::survey::{DeadChain, Free, SurveyError, survey};
-use super::writer::Writer;
+use super::writer::{LOCK_IS_GONE, Writer};
 use crate::clock::Clock;
 use crate::timestamp::Timestamp;
 
@@ -85,6 +85,9 @@ impl Writer {
             && !self.options.accept_clock
         {
             return;
+        }
+        if !self.keeps_others_out() {
+            self.lose_database(&LOCK_IS_GONE).await;
         }
         let Some(database) = &mut self.database else { return };
         // Where several processes write, those beside this one may have lost the database with it.

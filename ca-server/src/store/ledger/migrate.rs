@@ -12,9 +12,11 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row as _};
 
 pub(super) use self::partitions::{FENCE, table};
 use super::location::{Location, Servers};
+use super::lock::{self, WriterLock};
 use super::postgres::{SCHEMA, Session, connect, statements};
 use super::schema::{DatabaseError, POSTGRES, SQLITE, applied, latest, may_write, oldest_writer};
 use super::sqlite;
+use super::sqlite::whole::{Wholeness, examine};
 use crate::timestamp::{Period, Timestamp};
 
 pub(super) const SESSION: Session = Session { name: "ca-server migrate", settings: &[("search_path", SCHEMA)], unchecked: &[] };
@@ -70,6 +72,13 @@ pub async fn migrate(location: &Location, logins: &Logins, now: Timestamp) -> Re
     let unavailable = |error: &dyn fmt::Display| MigrationError::Unavailable(location.to_string(), error.to_string());
     match location {
         Location::Sqlite(path) => {
+            let path = &lock::resolve(path).map_err(|error| unavailable(&error))?;
+            let held = WriterLock::take(path).map_err(|error| unavailable(&error))?;
+            let _held = held.ok_or_else(|| MigrationError::Refused(format!("{location} is written by a daemon; stop it first")))?;
+            // Closing it would copy a log that is not its own into it.
+            if let Wholeness::Broken(cause) = examine(path).await {
+                return Err(MigrationError::Refused(format!("{location} is left as it is: {cause}")));
+            }
             let mut database = sqlite::Database::writer(path).await.map_err(|error| unavailable(&error))?;
             database.prepare_schema().await.map_err(|error| MigrationError::Refused(error.to_string()))?;
             let version = latest(&SQLITE);

@@ -17,7 +17,7 @@ use super::refusals::Refusals;
 use super::sqlite::whole::{Wholeness, examine};
 use super::status::{State, Status};
 use super::survey::{Free, SurveyError};
-use super::writer::Writer;
+use super::writer::{LOCK_IS_GONE, Writer};
 use super::{Ledger, TOO_LONG};
 use crate::clock::Clock;
 
@@ -151,6 +151,10 @@ impl Prepared {
             Some(database) => database,
             None => Database::writer(&self.options.location).await?,
         };
+        // A lock file that was removed while the devices were opened keeps nobody out: then a living process would be taken for dead.
+        if self.lock.as_ref().is_some_and(|lock| !lock.holds()) {
+            return Err(SurveyError::Database(std::io::Error::other(LOCK_IS_GONE).into()));
+        }
         let begun = begin(&mut database, &self.options, status, &self.clock, Free::IsDead).await;
         self.database = Some(database);
         begun

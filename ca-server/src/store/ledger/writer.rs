@@ -39,7 +39,7 @@ const YIELDS: usize = 4;
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// Why a ledger that could be written is not.
-const LOCK_IS_GONE: &str = "the lock file beside the database was removed or replaced";
+pub(super) const LOCK_IS_GONE: &str = "the lock file beside the database was removed or replaced";
 
 pub(super) struct Writer {
     pub(super) options: LedgerOptions,

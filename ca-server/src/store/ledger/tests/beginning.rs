@@ -3,6 +3,7 @@
 use super::world;
 use crate::evidence::Evidence;
 use crate::refusal::{Reason, Refusal};
+use crate::store::ledger::body::decode;
 use crate::store::ledger::database::Database;
 use crate::store::ledger::event::{ChainId, Event, RowRef, Why};
 use crate::store::ledger::fixture::{NOON, evidence, options, request, start};
@@ -57,6 +58,20 @@ async fn an_outcome_closes_the_intent_of_its_own_chain_and_no_other_at_the_same_
     assert_eq!((world.holds().await.open, world.holds().await.unknown), (0, 2));
     let since = Timestamp::from_seconds(NOON + 30);
     assert_eq!(world.findings_from(Begin::Since(since)).await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn an_intent_that_cannot_be_read_is_closed_also_as_the_last_row_of_a_dead_chain() {
+    let world = world();
+    let mut dead = world.forge(1, Vec::new());
+    let orphan = dead.row(Event::Intent(world.make_now().intent()));
+    dead.write().await;
+    world.drop_triggers().await;
+    world.execute("UPDATE event SET body = x'ff' WHERE kind = 'intent'").await.unwrap();
+    world.start().await.shutdown().await;
+    let rows = world.rows().await;
+    let closed = rows.iter().filter_map(|row| decode(&row.body).ok()?.1.closes());
+    assert_eq!(closed.map(|intent| (intent.chain, intent.place)).collect::<Vec<_>>(), [(orphan.chain, orphan.place)]);
 }
 
 #[tokio::test]

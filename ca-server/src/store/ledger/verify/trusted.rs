@@ -3,9 +3,6 @@
 
 use std::collections::BTreeSet;
 
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
-
 use super::super::event::{Hash, IssuerFacts};
 use crate::digest::sha256;
 use crate::x509::chain::IssuerChain;
@@ -21,9 +18,9 @@ pub struct TrustedRoots {
 impl TrustedRoots {
     /// Reads PEM certificates; the error is one sentence.
     pub fn parse(pem: &[u8]) -> Result<Self, String> {
-        let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-        let fingerprints: BTreeSet<Hash> = read.map_err(|_| "is not PEM")?.iter().map(|der| sha256(der)).collect();
-        if fingerprints.is_empty() { Err("holds no certificate in PEM".into()) } else { Ok(Self { pem: pem.to_owned(), fingerprints }) }
+        let read = pem::certificates(pem).map_err(|why| format!("cannot be used: {why}"))?;
+        let fingerprints = read.iter().map(|block| sha256(&block.der)).collect();
+        Ok(Self { pem: pem.to_owned(), fingerprints })
     }
 
     /// SHA-256 over those of the certificates: by which roots a checkpoint's rows were judged.
