@@ -20,7 +20,7 @@ type Watch = Arc<dyn Fn(Instant, LoginEvent) + Send + Sync>;
 static WATCH: Mutex<Option<Watch>> = Mutex::new(None);
 
 /// From now on `watch` is told of each C_Login of this process and of when its try began: orders that came later are not carried out by it. It
-/// must not wait.
+/// may wait until that is said, for a child has nobody else to serve meanwhile and is ended by its daemon if it waits too long.
 pub(crate) fn watch_logins(watch: impl Fn(Instant, LoginEvent) + Send + Sync + 'static) {
     *WATCH.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(watch));
 }

@@ -507,6 +507,8 @@ impl Supervisor {
                     continue;
                 }
                 Ok(Ok(Err(error))) => self.could_not_begin(error),
+                // Until one came through, nobody has seen this PIN accepted: who hangs inside C_Login counts as one that died there.
+                Ok(Err(_)) if !self.came_through => self.could_not_begin(not_opened_within(limit)),
                 Ok(Err(_)) | Err(_) => not_opened_within(limit),
             };
             // It may have ended before it could say so again.

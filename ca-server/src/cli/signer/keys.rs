@@ -80,14 +80,14 @@ impl Watch {
         let health: Vec<_> = pools.iter().map(Pool::health).collect();
         let lost = health.iter().all(|health| health.state == HealthState::Lost);
         self.lost_since = if lost { self.lost_since.or_else(|| Some(Instant::now())) } else { None };
-        // Another process would try the PIN once more.
-        if health.iter().any(|health| health.state == HealthState::Locked) {
-            return None;
-        }
         let hangs = |(pool, key): (&Pool, &Key)| pool.longest_overdue() > key.device_limit + GRACE;
         if let Some((pool, key)) = pools.iter().zip(keys).find(|pair| hangs(*pair)) {
             let limit = key.device_limit.as_secs_f32();
             return Some(format!("a device call for {} has not returned long after its limit of {limit} s", pool.uri()));
+        }
+        // For what is merely lost nobody should try a refused PIN once more.
+        if health.iter().any(|health| health.state == HealthState::Locked) {
+            return None;
         }
         let detail = || health.first().map(|health| health.detail.clone()).unwrap_or_default();
         self.lost_since.is_some_and(|since| since.elapsed() > LOST).then(|| format!("every key is lost: {}", detail()))
