@@ -1,5 +1,5 @@
-//! The public keys of a token issuer (RFC 7517 §5), from a file. Read at start, and again at most once an interval when no key of the set
-//! verifies a token. The last good set stays in force when a later one cannot be read. Errors name what is wrong and where, and quote nothing of the file.
+//! The public keys of a token issuer (RFC 7517 §5), from a file. Read at start, and again at most once an interval when the set has no key
+//! that a token may mean. The last good set stays in force when a later one cannot be read. Errors name what is wrong and where, and quote nothing of the file.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -79,9 +79,13 @@ impl Jwks {
 impl Inner {
     fn read_again(&self) -> Result<(), String> {
         let set = read(&self.path).inspect_err(|error| tracing::warn!(%error, "JWKS cannot be read; the former keys stay in force"))?;
-        tracing::info!(path = %self.path.display(), keys = set.keys.len(), "JWKS read again: no key of it verified a token");
-        for warning in set.warnings() {
-            tracing::warn!(path = %self.path.display(), "{warning}");
+        // Anybody can have it read again, so only what is new in it is worth lines of the log.
+        let ids = |keys: &[Arc<VerifyKey>]| keys.iter().map(|key| key.id.clone()).collect::<Vec<_>>();
+        if ids(&set.keys) != ids(&self.keys.load()) {
+            tracing::info!(path = %self.path.display(), keys = set.keys.len(), "JWKS read again, with other keys");
+            for warning in set.warnings() {
+                tracing::warn!(path = %self.path.display(), "{warning}");
+            }
         }
         self.keys.store(Arc::new(set.keys));
         Ok(())
