@@ -14,6 +14,7 @@ use crate::field::{Case, Serving};
 /// Every key of a file's shape that names a file, and the files in which a canary is put for it. `None` is a directory that is only written.
 const CONFIG: &[(&str, Option<&str>)] = &[
     ("Device.socket", Some("socket")),
+    ("File.state_dir", None),
     ("Issuer.chain", Some("chain.pem")),
     ("Issuer.roots", Some("roots.pem")),
     ("Issuer.transcript", Some("transcript.jsonl")),

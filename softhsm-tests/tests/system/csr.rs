@@ -29,7 +29,7 @@ async fn cases_28_29_30_a_malformed_or_unproven_csr_is_refused_with_the_reason()
     for (csr, expected) in [
         ("", "empty"),
         ("not PEM at all", "PEM"),
-        ("-----BEGIN CERTIFICATE REQUEST-----\n!!!\n-----END CERTIFICATE REQUEST-----\n", "PEM"),
+        ("-----BEGIN CERTIFICATE REQUEST-----\n!!!\n-----END CERTIFICATE REQUEST-----\n", "not base64"),
         (&armoured(b""), "malformed"),
         (&armoured(b"\x30\x80\0\0"), "malformed"),
         (&truncated, "malformed"),
