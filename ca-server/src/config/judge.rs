@@ -104,7 +104,8 @@ impl Judge<'_> {
             issuers: chain.chain().iter().take(1).map(hex::encode).collect(),
             templates: vec![template::VERSION],
             trust_domains: vec![domain.to_string()],
-            longest: longest.as_secs(),
+            // A certificate's times are whole seconds, each rounded down by itself, so it may last a second longer than the grant.
+            longest: longest.as_secs() + 1,
             serving_names: self.names.iter().map(text).collect(),
         })?;
         // Any legal key will do; the issuer's own is at hand.

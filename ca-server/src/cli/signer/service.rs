@@ -24,7 +24,7 @@ use crate::cli::{self, Exit};
 use crate::clock::Clock;
 use crate::digest::sha256;
 use crate::guard::Guard;
-use crate::{hardening, telemetry};
+use crate::{hardening, output, telemetry};
 
 /// Daemons that are connected at a time.
 const CONNECTIONS: usize = 16;
@@ -45,6 +45,7 @@ pub(super) fn run(address: &str, file: Option<&Path>, only_check: bool) -> Resul
     if only_check {
         return cli::print(format_args!("{} is good: {} key(s)\n", file.display(), rules.keys.len()));
     }
+    output::keep_apart_from_a_library().map_err(|error| Exit::missing(format_args!("standard error: {error}")))?;
     telemetry::start(&rules.log).map_err(Exit::config)?;
     let alarms = Alarms::open(&rules.alarms, Clock::default())
         .map_err(|error| Exit::missing(format_args!("alarms cannot be written to {}: {error}", rules.alarms.display())))?;
