@@ -206,17 +206,6 @@ fn certify_at(directory: &Path, time: &str, name: &str, issuer: &str, extensions
 }
 
 #[test]
-fn an_issuer_is_judged_also_before_its_time_has_come() {
-    for (extensions, why) in [(with(""), None), (with("extendedKeyUsage=clientAuth"), Some("does not include serverAuth"))] {
-        let directory = tempfile::tempdir().unwrap();
-        make(directory.path(), &PLAIN);
-        certify_at(directory.path(), "+1d", "issuing", "root", &extensions, "chain.pem");
-        let said = judged(directory.path());
-        assert_eq!(said.as_ref().err().is_some_and(|said| why.is_some_and(|why| said.contains(why))), why.is_some(), "{said:?}");
-    }
-}
-
-#[test]
 fn a_ca_that_two_roots_certified_is_used_by_whichever_certificate_is_in_date() {
     let directory = tempfile::tempdir().unwrap();
     let at = directory.path();

@@ -26,14 +26,14 @@ pub(super) struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    /// Judges each issuer whose time is not over, as of when it may first sign. The error is the id of an active one that will not do, and why; of one that signs no more that is
+    /// Judges each issuer whose time it is. The error is the id of an active one that will not do, and why; of one that signs no more that is
     /// a warning.
     pub(super) fn all(&self, issuers: &[IssuerConfig]) -> Result<Vec<String>, (String, String)> {
         let is_active = |issuer: &IssuerConfig| !issuer.keys.is_empty();
         let members: Vec<_> = issuers.iter().map(IssuerConfig::member).collect();
         let default = default_group(&members);
         let mut warnings = Vec::new();
-        for (place, issuer) in issuers.iter().enumerate().filter(|(_, issuer)| issuer.chain.may_sign_at(self.first_use(&issuer.chain))) {
+        for (place, issuer) in issuers.iter().enumerate().filter(|(_, issuer)| issuer.chain.may_sign_at(self.now)) {
             let id = issuer.chain.id();
             // The daemon's own certificate comes from the default group.
             let serves = default.contains(&place);
@@ -45,11 +45,6 @@ impl Judge<'_> {
             warnings.extend(self.aliases(&issuer.chain).into_iter().map(|why| format!("issuer {id}: {why}")));
         }
         Ok(warnings)
-    }
-
-    /// Nothing is read again when an issuer's time comes, so it is judged as of then.
-    fn first_use(&self, chain: &IssuerChain) -> Timestamp {
-        self.now.max(chain.begins())
     }
 
     /// Judges one issuer; `serves` if the daemon's own certificate comes from it.
