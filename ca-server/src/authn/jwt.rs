@@ -308,8 +308,8 @@ struct RawClaims {
     kubernetes: Option<Kubernetes>,
 }
 
-/// RFC 7519 §2: seconds since 1970, perhaps with a fraction. Kept in microseconds, of which a fraction may lose some; what lies beyond all times is
-/// the last or first.
+/// RFC 7519 §2: seconds since 1970, perhaps with a fraction. Kept in microseconds, of which a fraction may lose some. What 64 bits of
+/// seconds do not hold is no date.
 #[derive(Clone, Copy, Debug)]
 struct NumericDate(i64);
 
@@ -326,8 +326,8 @@ impl<'de> Deserialize<'de> for NumericDate {
             (Some(seconds), _) => seconds.saturating_mul(1_000_000),
             // A cast ends at the limits of its type, and a JSON number is finite.
             #[allow(clippy::cast_possible_truncation, reason = "whole microseconds are meant")]
-            (None, Some(seconds)) => (seconds * 1e6).floor() as i64,
-            (None, None) => return Err(serde::de::Error::custom("no number of seconds")),
+            (None, Some(seconds)) if seconds.abs() < i64::MAX as f64 => (seconds * 1e6).floor() as i64,
+            (None, _) => return Err(serde::de::Error::custom("no number of seconds")),
         };
         Ok(Self(micros))
     }
