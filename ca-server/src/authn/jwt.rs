@@ -161,8 +161,9 @@ impl<'a> Unverified<'a> {
         }
         let (signed, signature) = token.rsplit_once('.').ok_or("it does not have three parts")?;
         let (header, payload) = signed.split_once('.').ok_or("it does not have three parts")?;
-        let header: RawHeader = serde_json::from_slice(&part(header, "header")?).map_err(|_| "its header is not what RFC 7515 §4 wants")?;
-        let payload = part(payload, "payload")?;
+        let header = object(part(header, "header")?, "header")?;
+        let header: RawHeader = serde_json::from_slice(&header).map_err(|_| "its header is not what RFC 7515 §4 wants")?;
+        let payload = object(part(payload, "payload")?, "payload")?;
         let claims = serde_json::from_slice(&payload).map_err(|_| fault_of_claims(&payload))?;
         let signature = part(signature, "signature")?;
         if header.crit.is_some() {
@@ -236,6 +237,11 @@ fn part(text: &str, name: &str) -> Result<Vec<u8>, String> {
     BASE64_URL_SAFE_NO_PAD.decode(text).map_err(|_| format!("its {name} is not base64url"))
 }
 
+/// JSON of an object. A list, which would be read member by member in the order of our own fields, is none.
+fn object(json: Vec<u8>, name: &str) -> Result<Vec<u8>, String> {
+    if json.trim_ascii_start().starts_with(b"{") { Ok(json) } else { Err(format!("its {name} is no JSON object")) }
+}
+
 /// A caller's text as a refusal shows it.
 fn quoted(text: &str) -> String {
     match text.char_indices().nth(QUOTED) {
@@ -250,8 +256,7 @@ fn list(texts: &[String]) -> String {
 
 /// Which claim is not what it must be; asked only when they could not be read.
 fn fault_of_claims(payload: &[u8]) -> String {
-    let Ok(claims) = serde_json::from_slice::<Value>(payload) else { return "its payload is no JSON".to_owned() };
-    let Value::Object(claims) = claims else { return "its payload is no JSON object".to_owned() };
+    let Ok(Value::Object(claims)) = serde_json::from_slice(payload) else { return "its payload is no JSON".to_owned() };
     type IsGood = fn(&Value) -> bool;
     let reads: [(&str, bool, &str, IsGood); 7] = [
         ("iss", true, "a text", Value::is_string),

@@ -29,7 +29,7 @@ const CONFIG: &[(&str, Option<&str>)] = &[
 ];
 
 /// The same for a signer's own file.
-const SIGNER: &[(&str, Option<&str>)] = &[("File.alarms", None), ("KeyFile.issuer", Some("chain.pem"))];
+const SIGNER: &[(&str, Option<&str>)] = &[("File.alarms", None), ("File.state_dir", None), ("KeyFile.issuer", Some("chain.pem"))];
 
 /// The same for a ceremony's spec.
 const CEREMONY: &[(&str, Option<&str>)] = &[("File.output", None)];

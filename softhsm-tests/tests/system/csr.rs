@@ -34,7 +34,7 @@ async fn cases_28_29_30_a_malformed_or_unproven_csr_is_refused_with_the_reason()
         (&armoured(b"\x30\x80\0\0"), "malformed"),
         (&truncated, "malformed"),
         (&trailing, "malformed"),
-        (&certificate, "PEM"),
+        (&certificate, "a block CERTIFICATE"),
         (&changed(0), "proof of possession"),
         (&"A".repeat(70_000), "70000 bytes"),
     ] {
