@@ -106,10 +106,11 @@ fn blocks(text: &[u8], wanted: &[&str]) -> Result<Vec<Block>, BadPem> {
         other_form(text)?;
     }
     let mut found = Vec::new();
-    let mut outside = 0;
+    // Where the text outside of blocks goes on, and on which line.
+    let (mut outside, mut line) = (0, 1);
     let mut marks = marks.into_iter();
     while let Some(begin) = marks.next() {
-        no_stray(text, outside..begin.start)?;
+        no_stray(&text[outside..begin.start], line)?;
         if begin.ends {
             return Err(at(begin.line, "an END mark without a BEGIN mark before it"));
         }
@@ -122,9 +123,9 @@ fn blocks(text: &[u8], wanted: &[&str]) -> Result<Vec<Block>, BadPem> {
             return Err(at(begin.line, unread(begin.label)));
         }
         found.push(Block { der: body(&text[begin.end..end.start], begin.line)?, line: begin.line });
-        outside = end.end;
+        (outside, line) = (end.end, end.line);
     }
-    no_stray(text, outside..text.len())?;
+    no_stray(&text[outside..], line)?;
     Ok(found)
 }
 
@@ -178,9 +179,8 @@ impl<'a> Iterator for Marks<'a> {
 }
 
 /// Text between blocks is for people (RFC 7468 §2), unless it looks like what should have been a block.
-fn no_stray(text: &[u8], part: std::ops::Range<usize>) -> Result<(), BadPem> {
-    let first = line_of(text, part.start);
-    for (number, line) in text[part].split(|octet| *octet == b'\n').enumerate() {
+fn no_stray(text: &[u8], first: usize) -> Result<(), BadPem> {
+    for (number, line) in text.split(|octet| *octet == b'\n').enumerate() {
         let line = line.trim_ascii();
         let capitals = line.to_ascii_uppercase();
         let dash = |dash: &&[u8]| line.starts_with(dash) || line.ends_with(dash);
