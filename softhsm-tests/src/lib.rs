@@ -8,6 +8,7 @@ pub mod build;
 pub mod check;
 pub mod client;
 pub mod daemon;
+pub mod disk;
 pub mod hostile;
 pub mod ledger_database;
 pub mod load;
