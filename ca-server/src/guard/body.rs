@@ -6,8 +6,8 @@ use std::net::IpAddr;
 
 use super::Violation;
 use super::der::{
-    BIT_STRING, BOOLEAN, INTEGER, NULL, OBJECT_IDENTIFIER, OCTET_STRING, SEQUENCE, Value, Values, constructed, instant, primitive,
-    sequence, time, value,
+    BIT_STRING, BOOLEAN, EC_PUBLIC_KEY, ED25519, INTEGER, NULL, OBJECT_IDENTIFIER, OCTET_STRING, P256, P384, RSA_ENCRYPTION, SEQUENCE,
+    Value, Values, constructed, extension_oid, extension_value, instant, primitive, sequence, time, value,
 };
 use super::issuer::Issuer;
 use crate::digest::sha256;
@@ -86,12 +86,7 @@ impl<'a> Free<'a> {
         let key = key.ok_or_else(|| missing("their public key is of no kind, size or form that this CA certifies"))?;
         let extensions = fields.take(constructed(3)).and_then(Values::of_sequence).and_then(Values::all);
         let extensions = extensions.ok_or_else(|| missing("their extensions cannot be read"))?;
-        let names = extensions.iter().find_map(|extension| {
-            let mut parts = Values::of(extension.content);
-            (parts.take(OBJECT_IDENTIFIER)? == extension_oid(SUBJECT_ALT_NAME)).then_some(())?;
-            parts.take(BOOLEAN);
-            Values::of_sequence(parts.take(OCTET_STRING)?)?.all()
-        });
+        let names = extension_value(&extensions, SUBJECT_ALT_NAME).and_then(Values::of_sequence).and_then(Values::all);
         let names = names.ok_or_else(|| missing("they have no subject alternative name that can be read"))?;
         let names: Option<Vec<Name>> = names.iter().map(Name::read).collect();
         let names = names.ok_or_else(|| missing("a name is no URI, DNS name or address"))?;
@@ -185,10 +180,6 @@ fn first_that_differs(found: &[Value<'_>], right: &[Value<'_>]) -> Option<usize>
     found.iter().zip(right).position(|(found, right)| found != right)
 }
 
-fn extension_oid(number: u8) -> [u8; 3] {
-    [0x55, 0x1d, number]
-}
-
 /// One Extension (RFC 5280 §4.2), 2.5.29.`number`; DER omits the default of `critical`.
 fn extension(number: u8, critical: bool, content: &[u8]) -> Vec<u8> {
     let oid = value(OBJECT_IDENTIFIER, &[&extension_oid(number)]);
@@ -222,12 +213,6 @@ impl Name {
         }
     }
 }
-
-const RSA_ENCRYPTION: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
-const EC_PUBLIC_KEY: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
-const P256: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
-const P384: &[u8] = &[0x2b, 0x81, 0x04, 0x00, 0x22];
-const ED25519: &[u8] = &[0x2b, 0x65, 0x70];
 
 impl<'a> Key<'a> {
     /// Of the content of a SubjectPublicKeyInfo (RFC 5280 §4.1.2.7).

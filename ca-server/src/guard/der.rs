@@ -30,6 +30,28 @@ pub(super) const UTC_TIME: u8 = 0x17;
 pub(super) const GENERALIZED_TIME: u8 = 0x18;
 pub(super) const SEQUENCE: u8 = 0x30;
 
+/// Kinds of keys and curves, the content of their OBJECT IDENTIFIER (RFC 8017 §A.1, RFC 5480 §2.1.1, RFC 8410 §3).
+pub(super) const RSA_ENCRYPTION: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
+pub(super) const EC_PUBLIC_KEY: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
+pub(super) const P256: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
+pub(super) const P384: &[u8] = &[0x2b, 0x81, 0x04, 0x00, 0x22];
+pub(super) const ED25519: &[u8] = &[0x2b, 0x65, 0x70];
+
+/// The content of 2.5.29.`number`, an extension's OBJECT IDENTIFIER (RFC 5280 §4.2.1).
+pub(super) fn extension_oid(number: u8) -> [u8; 3] {
+    [0x55, 0x1d, number]
+}
+
+/// The value of the extension 2.5.29.`number` among these, each an Extension (RFC 5280 §4.2).
+pub(super) fn extension_value<'a>(extensions: &[Value<'a>], number: u8) -> Option<&'a [u8]> {
+    extensions.iter().find_map(|extension| {
+        let mut parts = Values::of(extension.content);
+        let found = parts.take(OBJECT_IDENTIFIER)? == extension_oid(number);
+        parts.take(BOOLEAN);
+        parts.take(OCTET_STRING).filter(|_| found)
+    })
+}
+
 /// `[number]`, constructed.
 pub(super) const fn constructed(number: u8) -> u8 {
     0xa0 | number

@@ -2,21 +2,15 @@
 
 use super::Violation;
 use super::der::{
-    BIT_STRING, BOOLEAN, INTEGER, NULL, OBJECT_IDENTIFIER, OCTET_STRING, SEQUENCE, Value, Values, constructed, instant, sequence, value,
+    BIT_STRING, BOOLEAN, EC_PUBLIC_KEY, INTEGER, NULL, OBJECT_IDENTIFIER, OCTET_STRING, P256, P384, RSA_ENCRYPTION, SEQUENCE, Value,
+    Values, constructed, extension_value, instant, sequence, value,
 };
 use crate::digest::sha256;
 use crate::timestamp::Timestamp;
 
-/// Octets of 2.5.29.N but for the last (RFC 5280 §4.2.1).
-const EXTENSION: [u8; 2] = [0x55, 0x1d];
-
 /// So that what is written of it stays within the lengths that are written here.
 const LARGEST: usize = 16 * 1024;
 
-const EC_PUBLIC_KEY: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
-const RSA_ENCRYPTION: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
-const P256: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
-const P384: &[u8] = &[0x2b, 0x81, 0x04, 0x00, 0x22];
 const ECDSA_WITH_SHA256: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
 const ECDSA_WITH_SHA384: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x03];
 const SHA256_WITH_RSA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0b];
@@ -56,7 +50,7 @@ impl Issuer {
         let rest = fields.all().ok_or_else(unreadable)?;
         let extensions = rest.iter().find(|value| value.tag == constructed(3)).map(|value| value.content);
         let extensions = extensions.and_then(Values::of_sequence).and_then(Values::all).ok_or_else(unreadable)?;
-        let extension = |number| find(&extensions, number);
+        let extension = |number| extension_value(&extensions, number);
         // RFC 5280 §4.2.1.9 asks a CA to mark it critical, and nobody to refuse one that has not.
         if !matches!(extension(19), Some([SEQUENCE, _, BOOLEAN, 1, 0xff, ..])) {
             return Err(Violation("the issuer is no CA (RFC 5280 §4.2.1.9)".into()));
@@ -103,16 +97,6 @@ impl Issuer {
     pub(super) fn validity(&self) -> (Timestamp, Timestamp) {
         (self.begins, self.ends)
     }
-}
-
-/// The value of the extension 2.5.29.`number`.
-fn find<'a>(extensions: &[Value<'a>], number: u8) -> Option<&'a [u8]> {
-    extensions.iter().find_map(|extension| {
-        let mut parts = Values::of(extension.content);
-        let found = parts.take(OBJECT_IDENTIFIER)? == [EXTENSION[0], EXTENSION[1], number];
-        parts.take(BOOLEAN);
-        parts.take(OCTET_STRING).filter(|_| found)
-    })
 }
 
 /// What the BIT STRING of a SubjectPublicKeyInfo holds.
