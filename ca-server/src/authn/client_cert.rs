@@ -105,9 +105,7 @@ impl ClientCertVerifier for Verifier {
         others: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let now = Timestamp::from_seconds(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
-        let checked = path::verify(leaf, others, &self.anchors, Usage::Client, now);
-        checked.map(|()| ClientCertVerified::assertion()).map_err(BadPath::in_tls)
+        path::verify_in_tls(leaf, others, &self.anchors, Usage::Client, now).map(|()| ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(

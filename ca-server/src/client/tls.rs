@@ -13,8 +13,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
 use super::Target;
-use crate::timestamp::Timestamp;
-use crate::x509::path::{self, Anchors, BadPath, Usage};
+use crate::x509::path::{self, Anchors, Usage};
 use crate::x509::pem;
 
 /// A name, certificate or key that TLS cannot use.
@@ -91,8 +90,7 @@ impl ServerCertVerifier for Verifier {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let now = Timestamp::from_seconds(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
-        path::verify(leaf, others, &self.anchors, Usage::Server, now).map_err(BadPath::in_tls)?;
+        path::verify_in_tls(leaf, others, &self.anchors, Usage::Server, now)?;
         verify_server_name(&ParsedCertificate::try_from(leaf)?, name)?;
         Ok(ServerCertVerified::assertion())
     }

@@ -71,7 +71,7 @@ pub enum BadPath {
 
 impl BadPath {
     /// What decides which alert the peer sees in a handshake (RFC 8446 §6.2).
-    pub fn in_tls(self) -> rustls::Error {
+    fn in_tls(self) -> rustls::Error {
         rustls::Error::InvalidCertificate(match self {
             Self::Unreadable => CertificateError::BadEncoding,
             Self::Expired => CertificateError::Expired,
@@ -121,7 +121,19 @@ pub fn verify(leaf: &[u8], others: &[CertificateDer<'_>], anchors: &Anchors, usa
     walk(leaf, others, anchors, usage, now, true)
 }
 
-/// The same for a certificate that nobody has signed yet: every signature counts but its own.
+/// `verify` as rustls asks for it in a handshake.
+pub fn verify_in_tls(
+    leaf: &CertificateDer<'_>,
+    others: &[CertificateDer<'_>],
+    anchors: &Anchors,
+    usage: Usage,
+    now: UnixTime,
+) -> Result<(), rustls::Error> {
+    let now = Timestamp::from_seconds(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+    verify(leaf, others, anchors, usage, now).map_err(BadPath::in_tls)
+}
+
+/// `verify` for a certificate that nobody has signed yet: every signature counts but its own.
 pub(super) fn verify_unsigned(
     leaf: &[u8],
     others: &[CertificateDer<'_>],
@@ -142,15 +154,10 @@ fn walk(
 ) -> Result<(), BadPath> {
     let original = Certificate::read(leaf).map_err(|_| BadPath::Unreadable)?;
     let (hidden, uris) = hide_uris(leaf).map_err(|_| BadPath::Unreadable)?;
-    let read = Certificate::read(&hidden).map_err(|_| BadPath::Unreadable)?;
+    let read = body(&hidden).map_err(|_| BadPath::Unreadable)?;
     let algorithms: Vec<Algorithm<'_>> = algorithms()
         .iter()
-        .map(|real| Algorithm {
-            real: *real,
-            short_keys: &anchors.short_keys,
-            read: read.to_be_signed(),
-            signed: is_signed.then_some(original.to_be_signed()),
-        })
+        .map(|real| Algorithm { real: *real, short_keys: &anchors.short_keys, read, signed: is_signed.then_some(original.to_be_signed()) })
         .collect();
     let algorithms: Vec<&dyn SignatureVerificationAlgorithm> = algorithms.iter().map(|one| one as _).collect();
     let allows = |path: &VerifiedPath<'_>| uris_allowed(path, &uris);
@@ -159,9 +166,14 @@ fn walk(
         Usage::Server => KeyUsage::server_auth(),
     };
     let now = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now.seconds()).unwrap_or(0)));
-    let hidden = CertificateDer::from(hidden);
+    let hidden = CertificateDer::from(hidden.as_slice());
     let end = EndEntityCert::try_from(&hidden)?;
     end.verify_for_usage(&algorithms, &anchors.anchors, others, now, usage, None, Some(&allows)).map(drop).map_err(BadPath::from)
+}
+
+/// The octets of a certificate that its issuer signs.
+fn body(certificate: &[u8]) -> Result<&[u8], der::Error> {
+    Ok(elements(content(certificate)?)?.first().copied().unwrap_or_default())
 }
 
 /// The certificate with each URI of its names under the tag of a registeredID, for which nothing is constrained, and the URIs. The library
@@ -170,8 +182,7 @@ fn hide_uris(leaf: &[u8]) -> Result<(Vec<u8>, Vec<String>), der::Error> {
     const URI: u8 = 0x86;
     const REGISTERED_ID: u8 = 0x88;
     let (mut hidden, mut uris) = (leaf.to_vec(), Vec::new());
-    let body = elements(content(leaf)?)?.first().copied().unwrap_or_default();
-    let fields = elements(content(body)?)?;
+    let fields = elements(content(body(leaf)?)?)?;
     let Some(extensions) = fields.iter().find(|field| field.first() == Some(&0xa3)) else { return Ok((hidden, uris)) };
     for extension in elements(content(content(extensions)?)?)? {
         let parts = elements(content(extension)?)?;
