@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::net::{SendFlags, send};
@@ -27,7 +27,8 @@ const PIECE: usize = 4096;
 static LOST: AtomicU64 = AtomicU64::new(0);
 /// Where our own lines go, where that is not descriptor 2.
 static APART: OnceLock<OwnedFd> = OnceLock::new();
-static ERROR: Mutex<Option<StandardError>> = Mutex::new(None);
+/// Opened when it is first used.
+static ERROR: LazyLock<Mutex<StandardError>> = LazyLock::new(|| Mutex::new(StandardError::open()));
 
 /// Writes to standard output, and at once.
 pub fn print(text: impl Display) -> io::Result<()> {
@@ -85,14 +86,14 @@ pub struct Log;
 impl Log {
     /// Opens it. Call before the process gives up what opening takes.
     pub fn open() -> Self {
-        drop(locked());
+        LazyLock::force(&ERROR);
         Self
     }
 }
 
 impl Write for Log {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if !locked().get_or_insert_with(StandardError::open).write(line) {
+        if !ERROR.lock().unwrap_or_else(PoisonError::into_inner).write(line) {
             LOST.fetch_add(1, Ordering::Relaxed);
         }
         Ok(line.len())
@@ -101,12 +102,6 @@ impl Write for Log {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-fn locked() -> MutexGuard<'static, Option<StandardError>> {
-    let mut error = ERROR.lock().unwrap_or_else(PoisonError::into_inner);
-    error.get_or_insert_with(StandardError::open);
-    error
 }
 
 /// How it is written to without being waited for.
