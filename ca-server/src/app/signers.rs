@@ -20,7 +20,7 @@ use crate::guard::Rules;
 use crate::issue::{PERMITS, Snapshot};
 use crate::issuer::{Issuer, Issuers, OpenedKey};
 use crate::metrics::{Metrics, SignerMetrics};
-use crate::policy::{BACKDATED_AT_MOST, ServingName};
+use crate::policy::BACKDATED_AT_MOST;
 use crate::timestamp::Timestamp;
 use crate::x509::chain::IssuerChain;
 use crate::x509::template;
@@ -67,18 +67,17 @@ pub(super) async fn open(
     }
     // Started together, they are waited for together; and where a call can be signed, only a moment longer for the others.
     let longest = config.issuers.iter().flat_map(|issuer| &issuer.keys).map(|key| key.device.open_timeout).max().unwrap_or_default();
-    let mut others_until = None;
+    let mut until = tokio::time::Instant::now() + 2 * longest;
     loop {
-        if others_until.is_none() && outlook.signs() {
-            others_until = Some(tokio::time::Instant::now() + OTHERS_WITHIN);
+        if outlook.signs() {
+            until = until.min(tokio::time::Instant::now() + OTHERS_WITHIN);
         }
-        let too_long = tokio::time::sleep_until(others_until.unwrap_or_else(|| tokio::time::Instant::now() + 2 * longest));
         tokio::select! {
             first = firsts.next() => match first {
                 Some(first) => first.into_iter().for_each(|(place, trouble)| outlook.first(place, trouble)),
                 None => break,
             },
-            () = too_long => break,
+            () = tokio::time::sleep_until(until) => break,
         }
     }
     drop(firsts);
@@ -259,17 +258,13 @@ impl<'a> Wanted<'a> {
 
 /// A guard's rules for keys of these issuers: what the config's policy may grant. Each is the value that policy itself goes by.
 fn rules<'a>(config: &Config, issuers: impl Iterator<Item = &'a IssuerChain>) -> Rules {
-    let name = |name: &ServingName| match name {
-        ServingName::Dns(name) => name.clone(),
-        ServingName::Ip(address) => address.to_string(),
-    };
     let domains = [&config.trust_domains.own].into_iter().chain(&config.trust_domains.aliases);
     Rules {
         templates: vec![template::VERSION],
         issuers: issuers.map(|issuer| issuer.chain().first().map(hex::encode).unwrap_or_default()).collect(),
         trust_domains: domains.map(ToString::to_string).collect(),
         longest: (config.profile.maximum + BACKDATED_AT_MOST).as_secs(),
-        serving_names: config.names.iter().map(name).collect(),
+        serving_names: config.names.iter().map(ToString::to_string).collect(),
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use signers::KeyUri;
 
+use super::device::unfit;
 use super::file::{Device, File, Isolation, Issuer, IssuerState, Jwt, Key, Ledger, Profile as ProfileFile, San};
 use super::judge::Judge;
 use super::{Config, ConfigError, DeviceConfig, Files, IssuerConfig, JwtConfig, KeyConfig, RequestDefaults};
@@ -19,15 +20,6 @@ use crate::spiffe::TrustDomain;
 use crate::store::ledger::{Location, ServerFiles, StartFact};
 use crate::timestamp::Timestamp;
 use crate::x509::chain::IssuerChain;
-
-/// Limits on a device's `timeout`.
-const DEVICE_TIMEOUT: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
-
-/// Limits on a device's `open_timeout`.
-const OPEN_TIMEOUT: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
-
-/// Limits on a device's `sessions`.
-const SESSIONS: std::ops::RangeInclusive<u16> = 1..=64;
 
 /// Limits on `csr.call_timeout`.
 const CALL_TIMEOUT: std::ops::RangeInclusive<u64> = 100..=60_000;
@@ -281,11 +273,10 @@ impl<'a> Checker<'a> {
 
     /// One issuer of those that sign for calls which name none must be good for signatures, now or when its time comes.
     fn default_issuers(&self, issuers: &[IssuerConfig], now: Timestamp) -> Result<(), ConfigError> {
-        let members: Vec<_> = issuers.iter().map(IssuerConfig::member).collect();
-        let default: Vec<_> = default_group(&members).into_iter().map(|place| &issuers[place].chain).collect();
-        let over = |chain: &Arc<IssuerChain>| !chain.may_sign_at(now) && chain.begins() <= now;
+        let default = default_group(issuers.iter().map(IssuerConfig::member));
+        let default: Vec<_> = default.into_iter().map(|place| &issuers[place].chain).collect();
         match default.first() {
-            Some(first) if default.iter().all(|chain| over(chain)) => {
+            Some(first) if default.iter().all(|chain| chain.is_over_at(now)) => {
                 let siblings = if default.len() > 1 { ", and its siblings' time is over, too" } else { "" };
                 let why = format_args!("{}{siblings}; renew it, or set state = \"retiring\"", validity(first, now));
                 Err(self.bad(&format!("issuer.{}.chain", first.id()), why))
@@ -339,17 +330,8 @@ impl<'a> Checker<'a> {
         if device.socket.is_some() && device.isolation == Isolation::Thread {
             return Err(self.bad(&of("socket"), "contradicts isolation = \"thread\""));
         }
-        if !DEVICE_TIMEOUT.contains(&device.timeout) {
-            return Err(self.bad(&of("timeout"), "lies outside 100ms–60s"));
-        }
-        if !OPEN_TIMEOUT.contains(&device.open_timeout) {
-            return Err(self.bad(&of("open_timeout"), "lies outside 1s–10m"));
-        }
-        if device.init_string.as_ref().is_some_and(|text| text.contains('\0')) {
-            return Err(self.bad(&of("init_string"), "holds a NUL"));
-        }
-        if !SESSIONS.contains(&device.sessions) {
-            return Err(self.bad(&of("sessions"), "lies outside 1–64"));
+        if let Some((key, why)) = unfit(device.timeout, device.open_timeout, device.init_string.as_deref(), device.sessions) {
+            return Err(self.bad(&of(key), why));
         }
         let legal = |(name, value): (&String, &String)| !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
         if !device.env.iter().all(legal) {

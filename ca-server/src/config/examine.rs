@@ -165,7 +165,7 @@ impl Parts<'_> {
         let is_active = |issuer: &Issuer| matches!(issuer.state, IssuerState::Active);
         let members =
             issuers.iter().map(|issuer| Member { id: &issuer.id, active: is_active(issuer), sibling_of: issuer.sibling_of.as_deref() });
-        let default = default_group(&members.collect::<Vec<_>>());
+        let default = default_group(members);
         let own = self.text("trust_domain").and_then(TrustDomain::parse);
         let trust_domains = own.map(|own| TrustDomains { own, aliases: Vec::new() });
         let judge = trust_domains.as_ref().zip(profile).map(|(trust_domains, profile)| Judge { profile, trust_domains, names, now });

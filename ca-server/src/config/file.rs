@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::device;
 use crate::fairness::Limits;
 
 /// The whole file.
@@ -116,14 +117,14 @@ pub(super) struct Device {
     #[serde(default)]
     pub isolation: Isolation,
     pub socket: Option<PathBuf>,
-    #[serde(default = "two_seconds", with = "humantime_serde")]
+    #[serde(default = "device::timeout", with = "humantime_serde")]
     pub timeout: Duration,
-    #[serde(default = "ten_seconds", with = "humantime_serde")]
+    #[serde(default = "device::open_timeout", with = "humantime_serde")]
     pub open_timeout: Duration,
     pub init_string: Option<String>,
     #[serde(default)]
     pub network: bool,
-    #[serde(default = "four")]
+    #[serde(default = "device::sessions")]
     pub sessions: u16,
 }
 
@@ -133,11 +134,11 @@ impl Default for Device {
             env: BTreeMap::new(),
             isolation: Isolation::default(),
             socket: None,
-            timeout: two_seconds(),
-            open_timeout: ten_seconds(),
+            timeout: device::timeout(),
+            open_timeout: device::open_timeout(),
             init_string: None,
             network: false,
-            sessions: four(),
+            sessions: device::sessions(),
         }
     }
 }
@@ -264,14 +265,6 @@ pub(super) struct Jwt {
 
 fn info() -> String {
     "info".to_owned()
-}
-
-fn four() -> u16 {
-    4
-}
-
-fn two_seconds() -> Duration {
-    Duration::from_secs(2)
 }
 
 fn five_seconds() -> Duration {

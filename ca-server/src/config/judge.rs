@@ -30,8 +30,7 @@ impl Judge<'_> {
     /// a warning.
     pub(super) fn all(&self, issuers: &[IssuerConfig]) -> Result<Vec<String>, (String, String)> {
         let is_active = |issuer: &IssuerConfig| !issuer.keys.is_empty();
-        let members: Vec<_> = issuers.iter().map(IssuerConfig::member).collect();
-        let default = default_group(&members);
+        let default = default_group(issuers.iter().map(IssuerConfig::member));
         let mut warnings = Vec::new();
         for (place, issuer) in issuers.iter().enumerate().filter(|(_, issuer)| issuer.chain.may_sign_at(self.now)) {
             let id = issuer.chain.id();
@@ -73,7 +72,7 @@ impl Judge<'_> {
         judged(self.names).map_err(|why| {
             // One name may be in the way of all.
             let name = self.names.iter().find(|name| judged(std::slice::from_ref(name)).is_err());
-            let name = name.map(|name| format!(" for {}", text(name))).unwrap_or_default();
+            let name = name.map(|name| format!(" for {name}")).unwrap_or_default();
             format!("the daemon's own certificate{name} would not be accepted: {why}")
         })
     }
@@ -101,7 +100,7 @@ impl Judge<'_> {
             trust_domains: vec![domain.to_string()],
             // A certificate's times are whole seconds, each rounded down by itself, so it may last a second longer than the grant.
             longest: longest.as_secs() + 1,
-            serving_names: self.names.iter().map(text).collect(),
+            serving_names: self.names.iter().map(ToString::to_string).collect(),
         })?;
         // Any legal key will do; the issuer's own is at hand.
         let key = SubjectKey::from_spki(chain.public_key().spki_der()).map_err(|error| error.to_string())?;
@@ -112,12 +111,5 @@ impl Judge<'_> {
         read.map_err(|violation| violation.to_string())?;
         let certificate = lint::certificate(draft.to_be_signed(), &[0]).ok_or("it cannot be put together")?;
         usages.iter().try_for_each(|usage| chain.would_verify(&certificate, *usage, self.now)).map_err(|why| why.to_string())
-    }
-}
-
-fn text(name: &ServingName) -> String {
-    match name {
-        ServingName::Dns(name) => name.clone(),
-        ServingName::Ip(address) => address.to_string(),
     }
 }

@@ -2,6 +2,7 @@
 //! directory. An error names file, key and remedy in one line; nothing half-read ever leaves this room.
 
 mod check;
+pub(crate) mod device;
 mod examine;
 mod file;
 mod judge;

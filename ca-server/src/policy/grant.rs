@@ -1,5 +1,6 @@
 //! What policy has decided about one certificate. Only `policy` makes a `Grant`; a template writes nothing that is not in it.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +41,16 @@ impl ServingName {
         };
         let host = text.strip_prefix("*.").unwrap_or(text);
         (text.len() <= 253 && host.split('.').all(label)).then(|| Self::Dns(text.to_ascii_lowercase()))
+    }
+}
+
+/// As a config writes it.
+impl fmt::Display for ServingName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dns(name) => f.write_str(name),
+            Self::Ip(address) => address.fmt(f),
+        }
     }
 }
 

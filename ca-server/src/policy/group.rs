@@ -21,7 +21,8 @@ impl<'a> Member<'a> {
 /// The places, among `issuers`, of those that sign for calls that name no issuer: the active members of the first group that has any. Groups
 /// come in the order of the issuers that give them their names, and so do members: that issuer first, then its siblings. Empty only where
 /// none is active.
-pub fn default_group(issuers: &[Member<'_>]) -> Vec<usize> {
+pub fn default_group<'a>(issuers: impl IntoIterator<Item = Member<'a>>) -> Vec<usize> {
+    let issuers: Vec<Member<'a>> = issuers.into_iter().collect();
     let of = |group| issuers.iter().enumerate().filter(move |(_, member)| member.active && member.group() == group);
     let mut names = issuers.iter().filter(|issuer| issuer.sibling_of.is_none()).map(|issuer| issuer.id);
     let Some(group) = names.find(|group| of(*group).next().is_some()) else { return Vec::new() };
@@ -50,7 +51,7 @@ mod tests {
             ([b_of_a(on), a(on), c(on)], vec![1, 0]),
             ([b_of_a(on), c(off), a(off)], vec![0]),
         ] {
-            assert_eq!(default_group(&issuers), expected, "{issuers:?}");
+            assert_eq!(default_group(issuers), expected, "{issuers:?}");
         }
     }
 }

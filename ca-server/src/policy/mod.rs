@@ -71,8 +71,7 @@ pub struct Policy {
 impl Policy {
     /// Rules over these issuers.
     pub fn new(profile: Profile, issuers: Vec<Choice>) -> Self {
-        let members: Vec<_> = issuers.iter().map(Choice::member).collect();
-        let default = default_group(&members).into_iter().map(|place| issuers[place].chain.clone()).collect();
+        let default = default_group(issuers.iter().map(Choice::member)).into_iter().map(|place| issuers[place].chain.clone()).collect();
         Self { profile, issuers, default }
     }
 

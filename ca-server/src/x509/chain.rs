@@ -202,6 +202,11 @@ impl IssuerChain {
         self.begins <= now && now.plus(LAST_MINUTE) <= self.ends
     }
 
+    /// Whether it will not be asked for a signature any more: one whose time has yet to come will.
+    pub fn is_over_at(&self, now: Timestamp) -> bool {
+        self.begins <= now && !self.may_sign_at(now)
+    }
+
     /// NotAfter of the issuing certificate, for the metric dashboards know.
     pub fn issuing_ends(&self) -> Timestamp {
         self.issuing_ends

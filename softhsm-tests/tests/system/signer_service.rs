@@ -600,6 +600,7 @@ async fn a_signer_starts_only_on_a_file_a_socket_and_a_directory_that_are_its_ow
         ("uids = [", "templates = [1, 9]\nuids = [", "there is no template 9"),
         ("\"localhost\"", "\"*.local host\"", "no DNS name and no IP address"),
         ("timeout = \"500ms\"", "timeout = \"2h\"", "lies outside"),
+        ("timeout = \"500ms\"", "timeout = \"500ms\"\ninit_string = \"a\\u0000b\"", "holds a NUL"),
         (&format!("uids = [{}]", us()), "uids = []", "nobody could connect"),
         ("pin-source=file:issuing.pin", "pin-value=1234", "pin-value"),
     ] {

@@ -30,8 +30,7 @@ enum Known {
 
 impl<'a> Outlook<'a> {
     pub(super) fn of(config: &'a Config, now: Timestamp) -> Self {
-        let members: Vec<_> = config.issuers.iter().map(IssuerConfig::member).collect();
-        Self { config, now, default: default_group(&members), known: Vec::new() }
+        Self { config, now, default: default_group(config.issuers.iter().map(IssuerConfig::member)), known: Vec::new() }
     }
 
     /// A signer was taken over.
@@ -63,10 +62,7 @@ impl<'a> Outlook<'a> {
         let keys = |issuer: usize| self.config.issuers[issuer].keys.len();
         let hopeless =
             |issuer: usize| troubles().filter(|(place, error)| place.issuer == issuer && !comes_back(place, error)).count() == keys(issuer);
-        let over = |issuer: usize| {
-            let chain = &self.config.issuers[issuer].chain;
-            chain.begins() <= self.now && !chain.may_sign_at(self.now)
-        };
+        let over = |issuer: usize| self.config.issuers[issuer].chain.is_over_at(self.now);
         if self.default.iter().all(|issuer| over(*issuer) || hopeless(*issuer)) {
             let of: Vec<_> = troubles().filter(|(place, _)| self.default.contains(&place.issuer)).collect();
             let sentence = of.iter().map(|trouble| about(*trouble)).collect::<Vec<_>>().join("; ");

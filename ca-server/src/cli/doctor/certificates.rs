@@ -78,12 +78,8 @@ fn of_chain(
 
 /// The daemon's own certificate comes from the default issuer, under the names that agents dial.
 fn serving(findings: &mut Findings, names: &[ServingName]) {
-    let name = |name: &ServingName| match name {
-        ServingName::Dns(name) => name.clone(),
-        ServingName::Ip(address) => address.to_string(),
-    };
     if !names.is_empty() {
-        let names: Vec<String> = names.iter().map(name).collect();
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         findings.about("serving").ok("names", format!("the daemon's own certificate carries {}", names.join(", ")));
     }
 }

@@ -11,22 +11,13 @@ use serde::de::IgnoredAny;
 use signers::{KeyUri, PublicKey};
 
 use crate::cli::Exit;
-use crate::config::{self, Log};
+use crate::config::{self, Log, device};
 use crate::guard::key_rules::{BACKDATED_AT_MOST, KeyRules, LeafRules, ServingRules};
 use crate::guard::pattern::IdentityPattern;
 use crate::guard::{Issuer, Name, Templates};
 use crate::policy::ServingName;
 use crate::spiffe::TrustDomain;
 use crate::x509::pem;
-
-/// Limits on a key's `timeout`.
-const DEVICE_TIMEOUT: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
-
-/// Limits on a key's `open_timeout`.
-const OPEN_TIMEOUT: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
-
-/// Limits on a key's `sessions`.
-const SESSIONS: std::ops::RangeInclusive<u16> = 1..=64;
 
 /// The whole file, checked.
 pub(super) struct RulesFile {
@@ -88,11 +79,11 @@ struct File {
 struct KeyFile {
     uri: String,
     issuer: PathBuf,
-    #[serde(default = "four")]
+    #[serde(default = "device::sessions")]
     sessions: u16,
-    #[serde(default = "two_seconds", with = "humantime_serde")]
+    #[serde(default = "device::timeout", with = "humantime_serde")]
     timeout: Duration,
-    #[serde(default = "ten_seconds", with = "humantime_serde")]
+    #[serde(default = "device::open_timeout", with = "humantime_serde")]
     open_timeout: Duration,
     init_string: Option<String>,
     leaf: Option<LeafFile>,
@@ -120,18 +111,6 @@ struct ServingFile {
     // Of a former version; a sentence says that they are gone.
     key_usages: Option<IgnoredAny>,
     extensions: Option<IgnoredAny>,
-}
-
-fn four() -> u16 {
-    4
-}
-
-fn ten_seconds() -> Duration {
-    Duration::from_secs(10)
-}
-
-fn two_seconds() -> Duration {
-    Duration::from_secs(2)
 }
 
 impl RulesFile {
@@ -211,14 +190,8 @@ impl Checker<'_> {
         if let Some(pin) = uri.pin_source() {
             signers::check_secret_file(pin, "PIN").map_err(|error| self.bad(of, format_args!("`uri` has a bad pin-source: {error}")))?;
         }
-        if !SESSIONS.contains(&key.sessions) {
-            return Err(self.bad(of, "`sessions` lies outside 1–64"));
-        }
-        if !DEVICE_TIMEOUT.contains(&key.timeout) {
-            return Err(self.bad(of, "`timeout` lies outside 100ms–60s"));
-        }
-        if !OPEN_TIMEOUT.contains(&key.open_timeout) {
-            return Err(self.bad(of, "`open_timeout` lies outside 1s–10m"));
+        if let Some((setting, why)) = device::unfit(key.timeout, key.open_timeout, key.init_string.as_deref(), key.sessions) {
+            return Err(self.bad(of, format_args!("`{setting}` {why}")));
         }
         let path = self.directory.join(&key.issuer);
         let issuer = self.issuer(&path).map_err(|why| self.bad(of, format_args!("`issuer` names {}: {why}", path.display())))?;
@@ -272,7 +245,7 @@ impl Checker<'_> {
             return Err(self.bad(of, "`names` is empty; write those of the daemon's `csr.names`"));
         }
         let names = serving.names.iter().map(|text| match ServingName::parse(text) {
-            Some(ServingName::Dns(name)) => Ok(Name::Dns(name.to_ascii_lowercase())),
+            Some(ServingName::Dns(name)) => Ok(Name::Dns(name)),
             Some(ServingName::Ip(address)) => Ok(Name::Address(address)),
             None => Err(self.bad(of, format_args!("`names` holds {text:?}, no DNS name and no IP address"))),
         });
