@@ -88,7 +88,6 @@ pub fn begin(mut options: ProcessOptions, ordered_at: Instant) -> Begun {
     });
     let (signers, (tell, first)) = (keys.collect(), oneshot::channel());
     let supervisor = Supervisor {
-        setup: setup(&options),
         reopened: vec![None; options.keys.len()],
         options,
         inbox,
@@ -110,7 +109,8 @@ pub fn begin(mut options: ProcessOptions, ordered_at: Instant) -> Begun {
     Begun { signers, first }
 }
 
-fn setup(options: &ProcessOptions) -> Option<Setup> {
+/// What a process of ours is begun with; a service has its own.
+fn setup(options: &ProcessOptions, may_try: MayTry) -> Option<Setup> {
     let Way::Spawn { .. } = options.way else { return None };
     let keys = options.keys.iter().map(|key| KeySetup {
         uri: key.uri.to_string(),
@@ -119,12 +119,11 @@ fn setup(options: &ProcessOptions) -> Option<Setup> {
         device_limit: options.device_limit,
         open_limit: options.opened_within,
     });
-    Some(Setup { keys: keys.collect(), rules: options.rules.clone(), may_try: options.may_try })
+    Some(Setup { keys: keys.collect(), rules: options.rules.clone(), may_try })
 }
 
 struct Supervisor {
     options: ProcessOptions,
-    setup: Option<Setup>,
     inbox: mpsc::UnboundedReceiver<Order>,
     health: Arc<Mutex<Vec<Health>>>,
     /// What the process has been asked for and has not answered.
@@ -416,7 +415,7 @@ impl Supervisor {
         }
         self.died_logging_in += 1;
         // Before the first came through nobody has seen this PIN accepted, and whoever starts the daemon again would try it again.
-        let enough = if self.first.is_some() { 1 } else { DEATHS_INSIDE_LOGIN };
+        let enough = if self.came_through { DEATHS_INSIDE_LOGIN } else { 1 };
         if self.died_logging_in < enough { error } else { died_inside_login(self.died_logging_in, &error) }
     }
 
@@ -460,30 +459,31 @@ impl Supervisor {
             // A token that refused our PIN must not be asked again before an operator says so.
             let pause = if locked { Duration::MAX } else { self.pause };
             // An order ends the pause, too.
-            if !self.until(tokio::time::sleep(pause.min(Duration::from_secs(1 << 30))), trouble.as_ref()).await? {
+            if self.until(tokio::time::sleep(pause.min(Duration::from_secs(1 << 30))), trouble.as_ref()).await?.is_none() {
                 may_try = MayTry::Ordered;
             }
-            let setup = self.setup.clone().map(|setup| Setup { may_try, ..setup });
+            let setup = setup(&self.options, may_try);
             let (way, keys, limit) = (self.options.way.clone(), self.options.keys.clone(), self.options.opened_within);
             self.options.may_try = MayTry::Carefully;
             may_try = self.may_try();
             self.logins.forget();
             self.orders = 0;
             let logins = self.logins.clone();
-            let opening = async move { timeout(limit, link::open(&way, setup, &keys, logins)).await };
-            let (tell, mut told) = oneshot::channel();
-            let attempt = async {
-                let _ = tell.send(opening.await);
+            let mut attempt = Box::pin(async move { timeout(limit, link::open(&way, setup, &keys, logins)).await });
+            let opened = loop {
+                match self.until(&mut attempt, trouble.as_ref()).await? {
+                    Some(opened) => break opened,
+                    // An operator's order does not hurry what is under way.
+                    None => {
+                        self.orders += 1;
+                        may_try = MayTry::Ordered;
+                    }
+                }
             };
-            let mut attempt = Box::pin(attempt);
-            // An operator's order does not hurry what is under way.
-            while !self.until(&mut attempt, trouble.as_ref()).await? {
-                self.orders += 1;
-                may_try = MayTry::Ordered;
-            }
+            // Where it took too long, its process goes with it.
             drop(attempt);
-            let error = match told.try_recv() {
-                Ok(Ok(Ok((link, replies, troubles)))) => {
+            let error = match opened {
+                Ok(Ok((link, replies, troubles))) => {
                     (self.pause, self.died_logging_in, self.came_through) = (Duration::ZERO, 0, true);
                     self.reopened.fill(None);
                     let keys = self.options.keys.iter().zip(&troubles);
@@ -502,14 +502,14 @@ impl Supervisor {
                     }
                     return Some((link, replies));
                 }
-                Ok(Ok(Err(SignError::Lost(_)))) if self.first.is_none() && self.may_return(begun) => {
+                Ok(Err(SignError::Lost(_))) if self.first.is_none() && self.may_return(begun) => {
                     self.pause = self.longer().min(SERVICE_PAUSE);
                     continue;
                 }
-                Ok(Ok(Err(error))) => self.could_not_begin(error),
+                Ok(Err(error)) => self.could_not_begin(error),
                 // Until one came through, nobody has seen this PIN accepted: who hangs inside C_Login counts as one that died there.
-                Ok(Err(_)) if !self.came_through => self.could_not_begin(not_opened_within(limit)),
-                Ok(Err(_)) | Err(_) => not_opened_within(limit),
+                Err(_) if !self.came_through => self.could_not_begin(not_opened_within(limit)),
+                Err(_) => not_opened_within(limit),
             };
             // It may have ended before it could say so again.
             let error = self.logins.refused(self.orders).filter(|_| ours).map_or(error, SignError::Locked);
@@ -532,12 +532,12 @@ impl Supervisor {
         self.options.way.is_service() && since.elapsed() < SERVICE_RETURNS_WITHIN
     }
 
-    /// Hears orders until `done`. False when an operator's order came first, `None` when the process is wanted no more.
-    async fn until(&mut self, done: impl Future<Output = ()>, trouble: Option<&SignError>) -> Option<bool> {
+    /// Hears orders until `done`, and gives what that gave, nothing when an operator's order came first. `None` when the process is wanted no more.
+    async fn until<T>(&mut self, done: impl Future<Output = T>, trouble: Option<&SignError>) -> Option<Option<T>> {
         let mut done = std::pin::pin!(done);
         loop {
             tokio::select! {
-                () = &mut done => return Some(true),
+                done = &mut done => return Some(Some(done)),
                 order = self.inbox.recv() => match order? {
                     Order::Sign(job) => match trouble {
                         None if job.only => self.waiting.push_back(job),
@@ -546,7 +546,7 @@ impl Supervisor {
                     },
                     Order::LogIn(at) => {
                         if self.is_new(at) {
-                            return Some(false);
+                            return Some(None);
                         }
                     }
                     // A new process has new sessions.

@@ -172,6 +172,21 @@ async fn a_library_that_keeps_dying_inside_the_login_is_tried_twice_and_then_onc
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pin_that_nobody_has_seen_accepted_costs_one_try_also_where_the_token_was_away_at_first() {
+    let mut ca = TestCa::configured(Material::new(), Setup::default().with_faults());
+    ca.command_faults("C_OpenSession rv 0xE0 once\nC_Login segfault");
+    ca.spawn();
+    ca.until("locked", || async { ca.get("/healthz/ready").await.1.contains("died inside C_Login: 1, the last") }).await;
+    assert_eq!(ca.faults().logins(), 1);
+    ca.command_faults("");
+    ca.reload().await;
+    ca.until_ready().await;
+    assert_eq!(ca.faults().logins(), 2, "nobody tried without an order");
+    ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.expect("it is served");
+    ca.check();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_library_that_hangs_while_it_signs_is_killed_and_the_call_given_to_the_next() {
     let mut daemon = Daemon::start(Setup::default().replace("env = {", "timeout = \"500ms\"\nenv = {")).await;
     for rules in ["C_Sign hang once", "C_SignInit hang once", "C_Sign hang at 3"] {
