@@ -163,7 +163,8 @@ pub struct FileVault;
 impl FileVault {
     fn facts(path: &Path, public_key: PublicKey) -> KeyFacts {
         let label = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        KeyFacts { public_key, id: Vec::new(), label, sensitive: false, never_extractable: false, local: false, other_uses: Vec::new() }
+        let (public_key, id, other_uses) = (Some(public_key), Vec::new(), Vec::new());
+        KeyFacts { public_key, id, label, sensitive: false, never_extractable: false, local: false, other_uses }
     }
 }
 
@@ -237,7 +238,7 @@ mod tests {
     fn a_key_is_read_as_people_have_it_and_what_is_none_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let uri = key_in(&dir);
-        let key = FileVault.generate(&uri, KeyKind::P256).unwrap().public_key;
+        let key = FileVault.generate(&uri, KeyKind::P256).unwrap().told_public_key(&uri).unwrap().clone();
         let path = path_of(&uri).unwrap();
         let pem = fs::read_to_string(path).unwrap();
         let parameters = "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----";

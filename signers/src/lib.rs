@@ -179,8 +179,8 @@ impl Observer for Unobserved {
 /// Facts about a key, read back from its token (PKCS#11 v2.40 §4.9 and §4.10) or known of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyFacts {
-    /// The public key.
-    pub public_key: PublicKey,
+    /// The public key; `None` where the token tells none.
+    pub public_key: Option<PublicKey>,
     /// CKA_ID.
     pub id: Vec<u8>,
     /// CKA_LABEL.
@@ -193,6 +193,13 @@ pub struct KeyFacts {
     pub local: bool,
     /// What it may be used for beside signing, as `CKA_DECRYPT`; empty for a file.
     pub other_uses: Vec<String>,
+}
+
+impl KeyFacts {
+    /// The public key of the key that `uri` names; `Rejected`, with the remedy, where the token tells none.
+    pub fn told_public_key(&self, uri: &KeyUri) -> Result<&PublicKey, SignError> {
+        self.public_key.as_ref().ok_or_else(|| pkcs11::untold(&uri.to_string()))
+    }
 }
 
 /// Facts about a token, from C_GetTokenInfo.
@@ -215,6 +222,7 @@ pub trait Vault {
     /// The key that `uri` names, `None` if there is none; two keys of that name are `Rejected`.
     fn describe(&mut self, uri: &KeyUri) -> Result<Option<KeyFacts>, SignError>;
     /// Generates a key pair inside the device under the URI's label and a fresh random CKA_ID: sensitive, never extractable, sign only. Refuses if one is there.
+    /// What comes back has a public key.
     fn generate(&mut self, uri: &KeyUri, kind: KeyKind) -> Result<KeyFacts, SignError>;
     /// Opens the key for signing.
     fn open(&mut self, uri: &KeyUri) -> Result<Box<dyn Device>, SignError>;

@@ -31,6 +31,7 @@ pub use vault::{Pkcs11Vault, init_token, list_tokens, open_vault, open_vault_for
 
 pub use login_watch::LoginEvent;
 
+pub(crate) use key::untold;
 pub(crate) use login_watch::{LoginOrder, watch_logins};
 
 use crate::probe::Proof;
@@ -63,10 +64,7 @@ fn open(uri: &Pkcs11Uri, known: KnownKey<'_>, order: Option<LoginOrder>, proof: 
         let session = token.session(module.library(), slot, uri.pin_source.as_deref(), Access::ReadOnly)?;
         Pkcs11Device::find(&module, slot, session, uri, known)
     };
-    module.opening_proven(find, |device| match proof {
-        Proof::None => Ok(()),
-        Proof::Signature => device.prove_it_signs(),
-    })
+    module.opening_proven(find, |device| device.prove(proof))
 }
 
 /// SoftHSM 2 where distributions install it.

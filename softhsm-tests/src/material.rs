@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 use tempfile::TempDir;
@@ -51,6 +51,19 @@ impl Material {
     /// A file's text.
     pub fn read(&self, name: &str) -> String {
         fs::read_to_string(self.file(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    /// What another program sees in a token, or does to it, logged in as the user.
+    pub fn pkcs11_tool(&self, token: &str, arguments: &[&str]) -> Output {
+        Command::new("pkcs11-tool")
+            .arg("--module")
+            .arg(signers::pkcs11::find_softhsm().expect("SoftHSM is installed by ./run-tests"))
+            .args(["--token-label", token, "--login", "--pin", "env:CA_TEST_PIN"])
+            .args(arguments)
+            .env("CA_TEST_PIN", self.read(&format!("{token}.pin")).trim())
+            .env("SOFTHSM2_CONF", self.file("softhsm2.conf"))
+            .output()
+            .expect("pkcs11-tool is installed by ./run-tests")
     }
 
     /// Adds or replaces a file.

@@ -18,7 +18,7 @@ pub(super) struct Entry<'a> {
     pub(super) certificate: Option<CaCertificate>,
     vault: Box<dyn Vault>,
     token: TokenFacts,
-    key: Option<KeyFacts>,
+    key: Option<(KeyFacts, PublicKey)>,
 }
 
 impl<'a> Entry<'a> {
@@ -27,7 +27,13 @@ impl<'a> Entry<'a> {
         let device = |error: SignError| Failure::unavailable(format!("the {name} key {}: {error}", spec.key));
         let mut vault = signers::open_vault(&spec.key).map_err(device)?;
         let token = vault.token().map_err(device)?;
-        let key = vault.describe(&spec.key).map_err(device)?;
+        let key = match vault.describe(&spec.key).map_err(device)? {
+            Some(facts) => {
+                let public_key = facts.told_public_key(&spec.key).map_err(device)?.clone();
+                Some((facts, public_key))
+            }
+            None => None,
+        };
         let certificate = CaCertificate::read(file).map_err(|error| Failure::unavailable(format!("{}: {error}", file.display())))?;
         Ok(Self { name, spec, file: file.to_owned(), certificate, vault, token, key })
     }
@@ -39,17 +45,17 @@ impl<'a> Entry<'a> {
         given: &Surroundings<'_>,
         made: &mut Vec<String>,
     ) -> Result<PublicKey, Failure> {
-        let Some(facts) = &self.key else { return self.generate(transcript, given, made) };
-        if !super::certificate::is_of_kind(&facts.public_key, self.spec.kind) {
+        let Some((facts, public_key)) = &self.key else { return self.generate(transcript, given, made) };
+        if !super::certificate::is_of_kind(public_key, self.spec.kind) {
             return Err(Failure::spec(format!(
                 "the {} key {} is not of the kind {}, which the spec asks for",
                 self.name, self.spec.key, self.spec.kind
             )));
         }
         if self.certificate.is_none() {
-            self.adopt(facts, transcript, given)?;
+            self.adopt(facts, public_key, transcript, given)?;
         }
-        Ok(facts.public_key.clone())
+        Ok(public_key.clone())
     }
 
     fn generate(&mut self, transcript: &mut Transcript, given: &Surroundings<'_>, made: &mut Vec<String>) -> Result<PublicKey, Failure> {
@@ -63,8 +69,9 @@ impl<'a> Entry<'a> {
         (given.progress)(&format!("generating the {} key", self.name));
         transcript.record((given.now)(), Step::token(self.name, self.token.clone()))?;
         let facts = self.vault.generate(&self.spec.key, self.spec.kind).map_err(|error| self.device(&error))?;
+        let public_key = facts.told_public_key(&self.spec.key).map_err(|error| self.device(&error))?;
         made.push(format!("the {} key {} (CKA_ID {})", self.name, self.spec.key, hex::encode(&facts.id)));
-        transcript.record((given.now)(), Step::KeyGenerated(Key::new(self.name, &self.spec.key.without_secrets(), &facts)))?;
+        transcript.record((given.now)(), Step::KeyGenerated(Key::new(self.name, &self.spec.key.without_secrets(), &facts, public_key)))?;
         let is_held = facts.sensitive && facts.never_extractable && facts.local;
         if !(is_held || self.spec.key.is_file()) {
             return Err(Failure::unavailable(format!(
@@ -72,22 +79,28 @@ impl<'a> Entry<'a> {
                 self.name
             )));
         }
-        Ok(facts.public_key)
+        Ok(public_key.clone())
     }
 
-    fn adopt(&self, facts: &KeyFacts, transcript: &mut Transcript, given: &Surroundings<'_>) -> Result<(), Failure> {
+    fn adopt(
+        &self,
+        facts: &KeyFacts,
+        public_key: &PublicKey,
+        transcript: &mut Transcript,
+        given: &Surroundings<'_>,
+    ) -> Result<(), Failure> {
         let refused = |why: &str| {
             let advice = "name another key in the spec, or remove this one if you know that nothing needs it";
             Failure::unavailable(format!("the {} key {} is there without a certificate, and {why}: {advice}", self.name, self.spec.key))
         };
-        if !transcript.recorded_generation(self.name, facts)? {
+        if !transcript.recorded_generation(self.name, facts, public_key)? {
             return Err(refused("the transcript does not record that it was generated here"));
         }
         if !(facts.sensitive && facts.local && facts.never_extractable) {
             return Err(refused("it does not read back as sensitive, local and never extractable"));
         }
         transcript.record((given.now)(), Step::token(self.name, self.token.clone()))?;
-        transcript.record((given.now)(), Step::KeyAdopted(Key::new(self.name, &self.spec.key.without_secrets(), facts)))
+        transcript.record((given.now)(), Step::KeyAdopted(Key::new(self.name, &self.spec.key.without_secrets(), facts, public_key)))
     }
 
     /// A certificate that was there, once it is known to match. A run that was killed between writing it and recording that is made good

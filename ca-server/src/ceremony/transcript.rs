@@ -6,7 +6,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use signers::{KeyFacts, TokenFacts};
+use signers::{KeyFacts, PublicKey, TokenFacts};
 
 use super::{Failure, files};
 use crate::timestamp::Timestamp;
@@ -45,13 +45,13 @@ pub(super) struct Key {
 }
 
 impl Key {
-    pub(super) fn new(entry: &str, uri: &str, facts: &KeyFacts) -> Self {
+    pub(super) fn new(entry: &str, uri: &str, facts: &KeyFacts, public_key: &PublicKey) -> Self {
         Self {
             entry: entry.to_owned(),
             uri: uri.to_owned(),
             label: facts.label.clone(),
             id: hex::encode(&facts.id),
-            public_key_sha256: facts.public_key.fingerprint(),
+            public_key_sha256: public_key.fingerprint(),
             sensitive: facts.sensitive,
             never_extractable: facts.never_extractable,
             local: facts.local,
@@ -97,8 +97,8 @@ impl Transcript {
     }
 
     /// Whether an earlier run recorded that it generated this very key (CKA_ID and public key) for this entry.
-    pub(super) fn recorded_generation(&self, entry: &str, facts: &KeyFacts) -> Result<bool, Failure> {
-        let (id, digest) = (hex::encode(&facts.id), facts.public_key.fingerprint());
+    pub(super) fn recorded_generation(&self, entry: &str, facts: &KeyFacts, public_key: &PublicKey) -> Result<bool, Failure> {
+        let (id, digest) = (hex::encode(&facts.id), public_key.fingerprint());
         Ok(self
             .steps()?
             .iter()

@@ -108,6 +108,7 @@ pub(super) fn may_have_cost_a_try(rv: RvError) -> bool {
             | RvError::SessionClosed
             | RvError::SessionHandleInvalid
             | RvError::CryptokiNotInitialized
+            | RvError::UserAlreadyLoggedIn
     )
 }
 
@@ -158,7 +159,9 @@ mod tests {
         for rv in [RvError::UserNotLoggedIn, RvError::KeyHandleInvalid, RvError::OperationNotInitialized] {
             assert!(may_have_cost_a_try(rv), "{rv:?}");
         }
-        for rv in [RvError::TokenNotPresent, RvError::DeviceRemoved, RvError::DeviceError, RvError::SessionClosed] {
+        for rv in
+            [RvError::TokenNotPresent, RvError::DeviceRemoved, RvError::DeviceError, RvError::SessionClosed, RvError::UserAlreadyLoggedIn]
+        {
             assert!(!may_have_cost_a_try(rv), "{rv:?}");
         }
     }

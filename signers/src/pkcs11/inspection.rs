@@ -47,6 +47,8 @@ pub struct TokenState {
     pub login_required: bool,
     /// What its flags tell of the user's PIN.
     pub pin: PinState,
+    /// Whether this process has called C_Login on it, well or not.
+    pub login_tried: bool,
     /// CKF_ERROR_STATE: a self-test failed.
     pub in_error: bool,
     /// How many sessions one process may have at once.
@@ -103,6 +105,7 @@ pub fn inspect_token(uri: &Pkcs11Uri) -> Result<TokenState, SignError> {
         slot_description,
         login_required: info.has(CKF_LOGIN_REQUIRED),
         pin: pin_state(&info),
+        login_tried: token.login_was_tried(),
         in_error: info.has(CKF_ERROR_STATE),
         facts: info.facts,
         firmware: info.firmware,

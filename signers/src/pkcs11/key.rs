@@ -16,7 +16,7 @@ use super::error::{failure, in_trouble, sign_error};
 use super::module::Module;
 use super::raw::Raw;
 use super::token::OpenSession;
-use crate::probe::prove;
+use crate::probe::{self, Proof};
 use crate::{Algorithm, Device, Failure, PROBE, Pkcs11Uri, PublicKey, SignError};
 
 /// CKA_EC_PARAMS of the curves that we support: their object identifiers in DER (RFC 5480 §2.1.1.1).
@@ -43,6 +43,8 @@ pub struct Pkcs11Device {
     key: ObjectHandle,
     recipe: Recipe,
     public_key: PublicKey,
+    // Whether the token has told it; otherwise it is believed.
+    is_told: bool,
     id: Vec<u8>,
     name: String,
     // Some tokens want no login; only one that was there can be missed.
@@ -80,7 +82,7 @@ impl Pkcs11Device {
     }
 
     /// The device on a key that was found, or made, in this very session; `public` is its other half where that is known. `believed` is its public
-    /// key where the token tells none; that is proven by a signature of the one text that certifies nothing.
+    /// key where the token tells none, which is for `prove` to show.
     pub(super) fn of(
         module: &Module,
         slot: Slot,
@@ -92,7 +94,7 @@ impl Pkcs11Device {
     ) -> Result<Self, SignError> {
         let logged_in = session.logged_in().map_err(|e| sign_error(&name, &e))?;
         let raw = session.get().map_err(|e| sign_error(&name, &e))?;
-        let read = Attributes::of(raw, key).map_err(|e| sign_error(&name, &e))?;
+        let read = Attributes::for_signing(raw, key).map_err(|e| sign_error(&name, &e))?;
         if read.flag(AttributeType::Sign) == Some(false) {
             return Err(SignError::Rejected(format!("the private key that {name} names is not allowed to sign (CKA_SIGN is false)")));
         }
@@ -113,17 +115,22 @@ impl Pkcs11Device {
         };
         let recipe = recipe(module, slot, public_key.algorithm())?;
         let (id, raw) = (read.id().to_vec(), module.raw.clone());
-        let mut device = Self { session, raw, key, recipe, public_key, id, name, logged_in, last_failure: Failure::default() };
-        if !is_told {
-            device.prove()?;
-        }
-        Ok(device)
+        Ok(Self { session, raw, key, recipe, public_key, is_told, id, name, logged_in, last_failure: Failure::default() })
     }
 
-    /// That the key is the other half of the public key, which somebody else has told.
-    fn prove(&mut self) -> Result<(), SignError> {
-        let signature = self.sign(PROBE)?;
-        if self.public_key.verify(PROBE, &signature) {
+    /// What an opening must show: that the session signs, where that is asked for, and that the key is the other half of the public key, where
+    /// somebody else than the token has told that. One signature of the one text that certifies nothing shows both.
+    pub(super) fn prove(&mut self, proof: Proof) -> Result<(), SignError> {
+        if self.is_told {
+            return match proof {
+                Proof::None => Ok(()),
+                Proof::Signature => self.prove_it_signs(),
+            };
+        }
+        let signature = self.sign(PROBE);
+        // Another key that signs says nothing against the library.
+        self.session.member().probed(signature.is_ok());
+        if self.public_key.verify(PROBE, &signature?) {
             return Ok(());
         }
         Err(SignError::WrongKey(format!(
@@ -134,8 +141,8 @@ impl Pkcs11Device {
     }
 
     /// Whether it signs: a probe, verified and thrown away. The other sessions of the library hear of it.
-    pub(super) fn prove_it_signs(&mut self) -> Result<(), SignError> {
-        let proven = prove(self);
+    fn prove_it_signs(&mut self) -> Result<(), SignError> {
+        let proven = probe::prove(self);
         self.session.member().probed(proven.is_ok());
         proven
     }
@@ -286,33 +293,47 @@ fn keys(session: &Session, class: ObjectClass, wanted: Wanted<'_>) -> Result<Vec
 /// The attributes of one object that its token was willing to tell.
 pub(super) struct Attributes(Vec<Attribute>);
 
+/// What a session asks of its key, and of the public key beside it.
+const FOR_SIGNING: [AttributeType; 9] = [
+    AttributeType::KeyType,
+    AttributeType::Id,
+    AttributeType::Sign,
+    AttributeType::AlwaysAuthenticate,
+    AttributeType::EcParams,
+    AttributeType::EcPoint,
+    AttributeType::Modulus,
+    AttributeType::PublicExponent,
+    AttributeType::PublicKeyInfo,
+];
+
+/// What else is told of a key to people.
+const FOR_PEOPLE: [AttributeType; 10] = [
+    AttributeType::Label,
+    AttributeType::SignRecover,
+    AttributeType::Decrypt,
+    AttributeType::Unwrap,
+    AttributeType::Derive,
+    AttributeType::Sensitive,
+    AttributeType::AlwaysSensitive,
+    AttributeType::Extractable,
+    AttributeType::NeverExtractable,
+    AttributeType::Local,
+];
+
 impl Attributes {
-    pub(super) fn of(session: &Session, key: ObjectHandle) -> Result<Self, Error> {
+    pub(super) fn for_signing(session: &Session, key: ObjectHandle) -> Result<Self, Error> {
+        Self::of(session, key, &FOR_SIGNING)
+    }
+
+    pub(super) fn all(session: &Session, key: ObjectHandle) -> Result<Self, Error> {
+        Self::of(session, key, &[&FOR_SIGNING[..], &FOR_PEOPLE].concat())
+    }
+
+    /// Asked one by one: some tokens answer nothing at all when they do not know one attribute of a list.
+    fn of(session: &Session, key: ObjectHandle, asked: &[AttributeType]) -> Result<Self, Error> {
         use AttributeType as T;
-        // Asked one by one: some tokens answer nothing at all when they do not know one attribute of a list.
-        let asked = [
-            T::KeyType,
-            T::Id,
-            T::Label,
-            T::Sign,
-            T::SignRecover,
-            T::Decrypt,
-            T::Unwrap,
-            T::Derive,
-            T::AlwaysAuthenticate,
-            T::Sensitive,
-            T::AlwaysSensitive,
-            T::Extractable,
-            T::NeverExtractable,
-            T::Local,
-            T::EcParams,
-            T::EcPoint,
-            T::Modulus,
-            T::PublicExponent,
-            T::PublicKeyInfo,
-        ];
         let mut read = Vec::new();
-        for attribute in asked {
+        for attribute in asked.iter().copied() {
             match session.get_attributes(key, &[attribute]) {
                 Ok(found) => read.extend(found),
                 // Every key has these two (PKCS#11 v2.40 §4.6.2): a token that does not tell them is in trouble.
@@ -387,12 +408,17 @@ impl NoPublicKey {
     pub(super) fn into_sign_error(self, name: &str) -> SignError {
         match self {
             Self::Token(e) => sign_error(name, &e),
-            Self::Untold => SignError::Rejected(format!(
-                "{name}: the token holds no public key for this private key: import the public key object under the same CKA_ID"
-            )),
+            Self::Untold => untold(name),
             Self::Key(text) => SignError::Rejected(format!("{name}: {text}")),
         }
     }
+}
+
+/// Nobody has told the public key of this private key.
+pub(crate) fn untold(name: &str) -> SignError {
+    SignError::Rejected(format!(
+        "{name}: the token holds no public key for this private key: import the public key object under the same CKA_ID"
+    ))
 }
 
 /// The public key of a private key object: from the object itself, or from the public key object that shares its CKA_ID.
@@ -403,7 +429,7 @@ pub(super) fn public_key(session: &Session, private: &Attributes) -> Result<Publ
     let wanted = Wanted { id: private.bytes(AttributeType::Id), label: None };
     if wanted.id.is_some() {
         for handle in public_keys(session, wanted).map_err(NoPublicKey::Token)? {
-            let public = Attributes::of(session, handle).map_err(NoPublicKey::Token)?;
+            let public = Attributes::for_signing(session, handle).map_err(NoPublicKey::Token)?;
             if public.key_type() == private.key_type()
                 && let Some(key) = public_parts(&public)?
             {
@@ -416,7 +442,7 @@ pub(super) fn public_key(session: &Session, private: &Attributes) -> Result<Publ
 
 /// The public key of a public key object.
 fn public_key_of(session: &Session, public: ObjectHandle) -> Result<PublicKey, NoPublicKey> {
-    let read = Attributes::of(session, public).map_err(NoPublicKey::Token)?;
+    let read = Attributes::for_signing(session, public).map_err(NoPublicKey::Token)?;
     public_parts(&read)?.ok_or(NoPublicKey::Untold)
 }
 

@@ -107,9 +107,9 @@ impl Module {
             (opened, unproven)
         };
         match once() {
-            // It was our PIN that was refused: the library works.
+            // It was our PIN that was refused, or another key that signed: the library works.
             (Err(error), unproven)
-                if !matches!(error, SignError::Locked(_))
+                if !matches!(error, SignError::Locked(_) | SignError::WrongKey(_))
                     && self.life.renew(|sessions| self.release_anchors(sessions, unproven), || self.begin_anew(&error)) =>
             {
                 once().0

@@ -31,12 +31,23 @@ struct Login {
     anchor: Option<OpenSession>,
     refused: Option<Refusal>,
     may: MayTry,
+    /// Whether C_Login was ever called.
+    was_tried: bool,
 }
 
 struct Refusal {
     /// When the try began: what the PIN's file held before that is what was refused.
     tried_at: Instant,
     text: String,
+}
+
+impl Login {
+    /// The PIN is not tried again before an order.
+    fn refuse(&mut self, tried_at: Instant, text: String) -> SignError {
+        tell(tried_at, LoginEvent::Refused(text.clone()));
+        self.refused = Some(Refusal { tried_at, text: text.clone() });
+        SignError::Locked(text)
+    }
 }
 
 /// Whether a session may change the token.
@@ -98,7 +109,7 @@ impl Drop for OpenSession {
 
 impl Token {
     pub(super) fn new(facts: TokenFacts, login_required: bool) -> Self {
-        Self { facts, login_required, login: Mutex::new(Login { anchor: None, refused: None, may: first_try() }) }
+        Self { facts, login_required, login: Mutex::new(Login { anchor: None, refused: None, may: first_try(), was_tried: false }) }
     }
 
     /// A session that is logged in as the user.
@@ -125,6 +136,11 @@ impl Token {
     /// The session that keeps the login is given up if it is dead.
     pub(super) fn release_dead_anchor(&self) {
         self.lock().anchor.take_if(|anchor| anchor.logged_in().is_err());
+    }
+
+    /// Whether this process has called C_Login on it, well or not.
+    pub(super) fn login_was_tried(&self) -> bool {
+        self.lock().was_tried
     }
 
     /// Whether a session keeps the login.
@@ -171,14 +187,11 @@ impl Token {
         let tried_at = Instant::now();
         let pin = read_pin(pin_source)?;
         let mark = match self.not_in_vain(library, slot, pin_source, login.may) {
-            Err(SignError::Locked(text)) => {
-                tell(tried_at, LoginEvent::Refused(text.clone()));
-                login.refused = Some(Refusal { tried_at, text: text.clone() });
-                return Err(SignError::Locked(text));
-            }
+            Err(SignError::Locked(text)) => return Err(login.refuse(tried_at, text)),
             answer => answer?,
         };
         login.may = MayTry::Carefully;
+        login.was_tried = true;
         let answer = match &login.anchor {
             Some(anchor) => anchor.get().and_then(|session| {
                 tell(tried_at, LoginEvent::Begun);
@@ -186,7 +199,7 @@ impl Token {
             }),
             None => return Err(SignError::Lost(format!("token {:?} has no session", self.facts.label))),
         };
-        let refused = matches!(&answer, Err(Error::Pkcs11(rv, _)) if *rv != RvError::UserAlreadyLoggedIn && may_have_cost_a_try(*rv));
+        let refused = matches!(&answer, Err(Error::Pkcs11(rv, _)) if may_have_cost_a_try(*rv));
         if let Some(mark) = mark {
             if refused { mark.refused() } else { mark.remove() }
         }
@@ -202,9 +215,7 @@ impl Token {
                     name(rv),
                     pin_source.display()
                 );
-                tell(tried_at, LoginEvent::Refused(text.clone()));
-                login.refused = Some(Refusal { tried_at, text: text.clone() });
-                Err(SignError::Locked(text))
+                Err(login.refuse(tried_at, text))
             }
             Err(e) => {
                 tell(tried_at, LoginEvent::Ended);

@@ -11,7 +11,7 @@ use cryptoki_sys::CKF_TOKEN_INITIALIZED;
 use secrecy::SecretString;
 
 use super::error::sign_error;
-use super::key::{Attributes, KnownKey, Pkcs11Device, Wanted, named_private_keys, private_keys, public_key, public_keys};
+use super::key::{Attributes, KnownKey, NoPublicKey, Pkcs11Device, Wanted, named_private_keys, private_keys, public_key, public_keys};
 use super::key_pair::{KeyPair, random_id};
 use super::login_watch::LoginOrder;
 use super::module::Module;
@@ -119,7 +119,7 @@ impl Pkcs11Vault {
     /// back like everything else.
     fn narrow(&self, key: ObjectHandle) {
         let Ok(session) = self.raw() else { return };
-        let Ok(read) = Attributes::of(session, key) else { return };
+        let Ok(read) = Attributes::all(session, key) else { return };
         for (attribute, off) in OTHER_USES {
             if read.flag(attribute) == Some(true)
                 && let Err(error) = session.update_attributes(key, &[off])
@@ -131,10 +131,15 @@ impl Pkcs11Vault {
 
     fn read_facts(&self, key: ObjectHandle, uri: &Pkcs11Uri) -> Result<KeyFacts, SignError> {
         let name = uri.to_string();
-        let read = Attributes::of(self.raw()?, key).map_err(|e| sign_error(&name, &e))?;
+        let read = Attributes::all(self.raw()?, key).map_err(|e| sign_error(&name, &e))?;
         let is = |attribute| read.flag(attribute) == Some(true);
+        let public_key = match public_key(self.raw()?, &read) {
+            Ok(told) => Some(told),
+            Err(NoPublicKey::Untold) => None,
+            Err(why) => return Err(why.into_sign_error(&name)),
+        };
         Ok(KeyFacts {
-            public_key: public_key(self.raw()?, &read).map_err(|e| e.into_sign_error(&name))?,
+            public_key,
             id: read.id().to_vec(),
             label: read.label(),
             sensitive: is(AttributeType::Sensitive) && is(AttributeType::AlwaysSensitive),
@@ -164,8 +169,8 @@ impl Vault for Pkcs11Vault {
         }
     }
 
-    fn generate(&mut self, uri: &KeyUri, kind: KeyKind) -> Result<KeyFacts, SignError> {
-        let uri = self.here(uri)?;
+    fn generate(&mut self, named: &KeyUri, kind: KeyKind) -> Result<KeyFacts, SignError> {
+        let uri = self.here(named)?;
         let Some(label) = &uri.object else {
             return Err(SignError::Rejected(format!("{uri} gives the new key no label: add object=…")));
         };
@@ -193,7 +198,9 @@ impl Vault for Pkcs11Vault {
                 error.cause()
             ))
         };
-        self.read_facts(key, uri).map_err(left)
+        let facts = self.read_facts(key, uri).map_err(left)?;
+        facts.told_public_key(named).map_err(left)?;
+        Ok(facts)
     }
 
     fn open(&mut self, uri: &KeyUri) -> Result<Box<dyn Device>, SignError> {

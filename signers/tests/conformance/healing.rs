@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::common::in_child;
 use crate::faults::{pool, sign, signed, wait_until, whole};
-use signers::{HealthState, KeyKind, PoolOptions, SignError, Signer, Vault, pkcs11};
+use signers::{HealthState, KeyKind, PoolOptions, SignError, Signer, Vault, open_device, pkcs11};
 
 #[test]
 fn a_session_that_failed_in_an_unknown_way_is_not_used_again() {
@@ -56,6 +56,31 @@ fn a_library_that_opens_sessions_and_signs_nothing_is_initialised_anew() {
             (0..8).for_each(|_| signed(&signer));
             assert_eq!(control.logins() - logins, control.calls("C_Finalize") - finalized, "{code}: one login a life");
         }
+    });
+}
+
+#[test]
+fn a_mute_library_whose_token_tells_no_public_key_is_initialised_anew() {
+    in_child("healing::a_mute_library_whose_token_tells_no_public_key_is_initialised_anew", "", |house| {
+        house.token();
+        let uri = house.key("issuing", KeyKind::P256);
+        let expected = Some(open_device(&uri).unwrap().public_key().clone());
+        house.pkcs11_tool(&["--delete-object", "--type", "pubkey", "--label", "issuing"]);
+        let signer = Signer::start(uri, PoolOptions { threads: 2, expected, ..PoolOptions::default() }).unwrap();
+        wait_until("every session is open", || whole(&signer, 2));
+        let control = house.control();
+        for code in MUTE {
+            let finalized = control.calls("C_Finalize");
+            control.set(&format!("C_SignInit mute {code} count 1")).unwrap();
+            assert!(sign(&signer).is_err(), "{code}");
+            wait_until("it was finalised and every session signs", || control.calls("C_Finalize") > finalized && whole(&signer, 2));
+            (0..4).for_each(|_| signed(&signer));
+        }
+        let (opened, signatures) = (control.calls("C_OpenSession"), control.signed());
+        control.set("C_SignInit close_sessions count 1").unwrap();
+        let _ = sign(&signer);
+        wait_until("every session is open again", || control.calls("C_OpenSession") > opened && whole(&signer, 2));
+        assert!(control.signed() - signatures <= 4, "one signature proves a session's key and that it signs");
     });
 }
 
@@ -168,11 +193,11 @@ fn a_handle_that_came_to_name_another_key_is_found_again_after_one_wrong_signatu
         let (signer, control) = (pool(house, 1), house.control());
         let uri = house.uri("other");
         let other = pkcs11::open_vault(&uri).unwrap().generate(&uri, KeyKind::P256).unwrap();
-        control.set(&format!("C_SignInit swap_handles {} count 1", hex::encode(other.id))).unwrap();
+        control.set(&format!("C_SignInit swap_handles {} count 1", hex::encode(&other.id))).unwrap();
         // The session lives. The first bytes after it are signed by the other key, and nothing but the signature tells.
         let wrong = sign(&signer).unwrap();
         assert!(!signer.public_key().verify(b"to be signed", &wrong.octets));
-        assert!(other.public_key.verify(b"to be signed", &wrong.octets));
+        assert!(other.told_public_key(&uri).unwrap().verify(b"to be signed", &wrong.octets));
         assert!(!signer.signature_was_wrong(&wrong), "there is no other token");
         (0..8).for_each(|_| signed(&signer));
     });

@@ -1,7 +1,5 @@
 //! `doctor --bench`: what a device does on more and more sessions, measured with keys that are thrown away, and the pool size that follows.
 
-use std::process::Command;
-
 use softhsm_tests::daemon::Setup;
 use softhsm_tests::{Ask, Csr, Material, TestCa, tell};
 
@@ -29,14 +27,7 @@ fn bench(ca: &TestCa) -> Benched {
 
 /// Everything in the issuing token, as another program sees it.
 fn objects(ca: &TestCa) -> String {
-    let listed = Command::new("pkcs11-tool")
-        .arg("--module")
-        .arg(signers::pkcs11::find_softhsm().expect("SoftHSM is installed by ./run-tests"))
-        .args(["--token-label", "issuing", "--login", "--pin", "env:CA_TEST_PIN", "--list-objects"])
-        .env("CA_TEST_PIN", ca.material.read("issuing.pin").trim())
-        .env("SOFTHSM2_CONF", ca.material.file("softhsm2.conf"))
-        .output()
-        .expect("pkcs11-tool is not installed (package opensc)");
+    let listed = ca.material.pkcs11_tool("issuing", &["--list-objects"]);
     assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
     String::from_utf8(listed.stdout).expect("text")
 }

@@ -1,7 +1,6 @@
 //! What devices do to a daemon, by name: each row of the table of faults that is about a token. Sessions and logins that are gone, a wrong
 //! PIN, a hanging call and a wrong signature are in `operations`; every return value at every step is in `faults`.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -100,14 +99,8 @@ const OTHER: &str = "42";
 
 /// Makes another key in the token that holds the issuing key.
 fn another_key(ca: &TestCa) {
-    let output = Command::new("pkcs11-tool")
-        .env("SOFTHSM2_CONF", ca.material.file("softhsm2.conf"))
-        .arg("--module")
-        .arg(signers::pkcs11::find_softhsm().expect("SoftHSM is installed by ./run-tests"))
-        .args(["--token-label", "issuing", "--login", "--pin", ca.material.read("issuing.pin").trim_end()])
-        .args(["--keypairgen", "--key-type", "EC:prime256v1", "--label", "other", "--id", OTHER, "--usage-sign"])
-        .output()
-        .expect("pkcs11-tool is not installed (package opensc)");
+    let pair = ["--keypairgen", "--key-type", "EC:prime256v1", "--label", "other", "--id", OTHER, "--usage-sign"];
+    let output = ca.material.pkcs11_tool("issuing", &pair);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 

@@ -153,14 +153,7 @@ async fn an_issuers_key_signs_nothing_that_certifies_and_no_throw_away_key_stays
     let intents: BTreeSet<&str> =
         issued.kind("intent").iter().map(|intent| intent["to_be_signed_sha256"].as_str().expect("a digest")).collect();
     assert!(made.iter().all(|input| !intents.contains(input.as_str())));
-    let listed = Command::new("pkcs11-tool")
-        .arg("--module")
-        .arg(signers::pkcs11::find_softhsm().expect("SoftHSM is installed by ./run-tests"))
-        .args(["--token-label", "issuing", "--login", "--pin", "env:CA_TEST_PIN", "--list-objects"])
-        .env("CA_TEST_PIN", ca.material.read("issuing.pin").trim())
-        .env("SOFTHSM2_CONF", ca.material.file("softhsm2.conf"))
-        .output()
-        .expect("pkcs11-tool runs");
+    let listed = ca.material.pkcs11_tool("issuing", &["--list-objects"]);
     let listed = String::from_utf8(listed.stdout).expect("text");
     assert!(listed.contains("issuing") && !listed.contains("throw-away"), "{listed}");
     assert_eq!(listed.matches("Private Key Object").count(), 1, "{listed}");
@@ -268,6 +261,25 @@ fn a_missing_module_a_missing_token_and_a_missing_key_are_told_apart() {
     std::fs::remove_dir_all(ca.material.file("tokens")).expect("removed");
     std::fs::create_dir(ca.material.file("tokens")).expect("made");
     doctor(&ca).only_problem("device", "token", &["shows no token at all"]);
+}
+
+#[test]
+fn a_key_whose_public_half_the_token_does_not_tell_is_shown_by_a_signature_and_its_protection_judged() {
+    let ca = configured(Setup::default());
+    let deleted = ca.material.pkcs11_tool("issuing", &["--delete-object", "--type", "pubkey", "--label", "issuing"]);
+    assert!(deleted.status.success(), "{}", String::from_utf8_lossy(&deleted.stderr));
+    let examined = doctor(&ca);
+    examined.well();
+    assert!(examined.what("device", "key")[0].contains("a signature has shown it"), "{:#}", examined.document);
+    assert!(examined.what("device", "protection")[0].contains("can never leave it"), "{:#}", examined.document);
+
+    let material = Material::new();
+    let root = Authority::root("root", DAY * 365);
+    material.write("issuing-chain.pem", root.intermediate("other", DAY * 364).certificate());
+    material.write("root-cert.pem", root.certificate());
+    material.pkcs11_tool("issuing", &["--delete-object", "--type", "pubkey", "--label", "issuing"]);
+    let ca = TestCa::configured(material, Setup::default());
+    doctor(&ca).only_problem("device", "signs", &["another key than expected"]);
 }
 
 #[test]
@@ -551,6 +563,7 @@ fn a_code_of_the_token_has_the_remedy_that_fits() {
     let ca = configured(Setup::default().with_faults());
     for (rules, check, words) in [
         ("C_Login rv 0xA4", "login", &["CKR_PIN_LOCKED", "security officer"][..]),
+        ("C_Login rv 0x80000001", "login", &["the vendor's code", "It was tried once"]),
         ("C_OpenSession rv 0xB1", "login", &["CKR_SESSION_COUNT", "sessions"][..]),
         ("C_SignInit rv 0x68", "signs", &["CKR_KEY_FUNCTION_NOT_PERMITTED", "CKA_SIGN"][..]),
         ("C_Sign rv 0x30", "signs", &["CKR_DEVICE_ERROR", "self-test"][..]),

@@ -1,26 +1,13 @@
 //! Where keys, PINs and tokens must never be seen.
 
-use std::process::Command;
-
 use softhsm_tests::daemon::Setup;
 use softhsm_tests::{Ask, Csr, TestCa};
 
 #[tokio::test]
 async fn the_issuing_key_cannot_leave_the_token() {
     let ca = TestCa::start().await;
-    let module = signers::pkcs11::find_softhsm().expect("SoftHSM is installed by ./run-tests");
     for (token, label) in [("root", "root"), ("issuing", "issuing")] {
-        let tool = |arguments: &[&str]| {
-            Command::new("pkcs11-tool")
-                .arg("--module")
-                .arg(&module)
-                .args(["--token-label", token, "--login", "--pin", "env:CA_TEST_PIN"])
-                .args(arguments)
-                .env("CA_TEST_PIN", ca.material.read(&format!("{token}.pin")).trim())
-                .env("SOFTHSM2_CONF", ca.material.file("softhsm2.conf"))
-                .output()
-                .expect("pkcs11-tool runs")
-        };
+        let tool = |arguments: &[&str]| ca.material.pkcs11_tool(token, arguments);
         let listed = String::from_utf8(tool(&["--list-objects", "--type", "privkey"]).stdout).expect("text");
         assert_eq!(listed.matches("Private Key Object").count(), 1, "{listed}");
         assert!(listed.contains(&format!("label:      {label}")), "{listed}");

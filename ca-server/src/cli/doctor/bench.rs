@@ -138,7 +138,7 @@ fn measure(out: &mut impl Write, key: &ExaminedKey, uri: &KeyUri) -> io::Result<
 }
 
 fn rise(uri: &KeyUri, expected: Option<KeyKind>, told: &Sender<Told>) -> Result<Measured, SignError> {
-    let found = || open_vault_for_reading(uri)?.describe(uri).map(|facts| facts.and_then(|facts| facts.public_key.kind()));
+    let found = || open_vault_for_reading(uri)?.describe(uri).map(|facts| facts.and_then(|facts| facts.public_key?.kind()));
     let kind = match expected {
         Some(kind) => Some(kind),
         None => found()?,

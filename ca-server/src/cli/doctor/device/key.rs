@@ -1,7 +1,7 @@
 //! The issuer's key: whether it is there, is the certificate's, and can leave its token. Its attributes are read, and it signs the one
 //! text that certifies nothing.
 
-use signers::{KeyFacts, PROBE, PublicKey, Vault, open_device_of};
+use signers::{KeyFacts, PROBE, PublicKey, SignError, Vault, open_device_of};
 
 use super::{Case, remedy};
 use crate::cli::doctor::finding::Findings;
@@ -15,44 +15,54 @@ pub(super) fn judge(findings: &mut Findings, case: &Case, vault: &mut dyn Vault)
             findings.problem("key", format!("there is no private key that {} names", case.uri), remedy);
             return None;
         }
-        Err(error) if case.expected.is_none() || !error.cause().contains("holds no public key") => {
-            let remedy = remedy::of(&error).unwrap_or("correct object=… and id=… in the key's URI until they name one key");
-            findings.problem("key", error.cause(), remedy);
-            return None;
-        }
-        Err(_) => {
-            // Where the token tells no public key, the certificate's is believed once a signature has shown it.
-            let expected = case.expected.as_ref()?;
+        Err(error) => return unnamed(findings, &error),
+    };
+    let public_key = match (&case.expected, facts.told_public_key(&case.uri)) {
+        (None, Err(untold)) => return unnamed(findings, &untold),
+        // Where the token tells no public key, the certificate's is believed once a signature has shown it.
+        (Some(expected), Err(_)) => {
             if signs(findings, case) {
                 let what =
                     format!("the certificate's, {}: the token tells no public key, a signature has shown it", expected.fingerprint());
                 findings.ok("key", what);
             }
-            return Some(expected.clone());
+            expected
+        }
+        (expected, Ok(told)) => {
+            signs(findings, case);
+            compare(findings, expected.as_ref(), told);
+            told
         }
     };
-    signs(findings, case);
-    let algorithm = facts.public_key.algorithm();
-    match &case.expected {
-        Some(expected) if *expected != facts.public_key => {
+    if !case.uri.is_file() {
+        protection(findings, &facts);
+    }
+    Some(public_key.clone())
+}
+
+fn unnamed(findings: &mut Findings, error: &SignError) -> Option<PublicKey> {
+    let remedy = remedy::of(error).unwrap_or("correct object=… and id=… in the key's URI until they name one key");
+    findings.problem("key", error.cause(), remedy);
+    None
+}
+
+fn compare(findings: &mut Findings, expected: Option<&PublicKey>, told: &PublicKey) {
+    let (algorithm, fingerprint) = (told.algorithm(), told.fingerprint());
+    match expected {
+        Some(expected) if expected != told => {
             let what = format!(
-                "the key is not the certificate's: the token has {} ({algorithm}), the certificate {} ({})",
-                facts.public_key.fingerprint(),
+                "the key is not the certificate's: the token has {fingerprint} ({algorithm}), the certificate {} ({})",
                 expected.fingerprint(),
                 expected.algorithm()
             );
             findings.problem("key", what, "name the key that the certificate was made for, or the certificate that was made for this key");
         }
-        Some(_) => findings.ok("key", format!("{algorithm}, the certificate's: {}", facts.public_key.fingerprint())),
+        Some(_) => findings.ok("key", format!("{algorithm}, the certificate's: {fingerprint}")),
         None => {
-            let what = format!("{algorithm}, {}; without a certificate nothing can be compared", facts.public_key.fingerprint());
+            let what = format!("{algorithm}, {fingerprint}; without a certificate nothing can be compared");
             findings.warning("key", what, "correct the issuer's certificates first");
         }
     }
-    if !case.uri.is_file() {
-        protection(findings, &facts);
-    }
-    Some(facts.public_key)
 }
 
 /// Has the key sign the one text that certifies nothing, as the daemon does with a token that was away. Whether that was well.

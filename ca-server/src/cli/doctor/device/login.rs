@@ -28,8 +28,9 @@ pub(super) fn log_in(findings: &mut Findings, case: &Case, uri: &Pkcs11Uri, stat
         }
         Err(error @ SignError::Locked(_)) => {
             // The flags are asked again: the try has changed them.
-            let left = inspect_token(uri).map_or("the token does not tell how many tries are left", |state| tries_left(state.pin));
-            match error.cause().contains("CKR_") {
+            let after = inspect_token(uri);
+            let left = after.as_ref().map_or("the token does not tell how many tries are left", |state| tries_left(state.pin));
+            match after.map_or(true, |state| state.login_tried) {
                 true => {
                     let what = format!("{}. It was tried once; {left}", error.cause());
                     findings.problem("login", what, remedy::of(&error).unwrap_or(AGAIN));
