@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row as _};
-use tokio::time::timeout;
 
-use super::statements;
+use super::{statements, within};
 use crate::store::ledger::location::Servers;
 
 /// The schema that holds everything.
@@ -65,13 +64,9 @@ pub(in crate::store::ledger) async fn connect(
 ) -> sqlx::Result<(PgConnection, Identity)> {
     let mut last = sqlx::Error::Configuration("no host".into());
     for options in servers.options()? {
-        match timeout(CONNECT, connect_to(options, session, writes)).await {
-            Ok(Ok(connected)) => return Ok(connected),
-            Ok(Err(error)) => last = error,
-            Err(_) => {
-                let text = format!("the database did not answer within {} s", CONNECT.as_secs());
-                last = std::io::Error::new(std::io::ErrorKind::TimedOut, text).into();
-            }
+        match within(Some(CONNECT), connect_to(options, session, writes)).await {
+            Ok(connected) => return Ok(connected),
+            Err(error) => last = error,
         }
     }
     Err(last)
