@@ -139,14 +139,15 @@ async fn verify(
     mut progress: impl FnMut(u64, u64),
 ) -> Result<(Report, Option<Checkpoint>), ReadError> {
     let mut believed = Believed::default();
+    let row_count = database.row_count().await?;
     let mut before = match &options.begin {
         Begin::FirstRow => Standing::default(),
-        Begin::Since(since) => Standing::at(*since, database, &mut believed).await?,
+        Begin::Since(since) => Standing::at(*since, row_count, database, &mut believed).await?,
         Begin::Checkpoint(checkpoint) => checkpoint.standing.clone(),
     };
     before.roots = options.roots.as_ref().map(|roots| roots.digest());
     let resumed = !before.chains.is_empty();
-    let total = database.row_count().await?.saturating_sub(before.rows);
+    let total = row_count.saturating_sub(before.rows);
     let mut reading = Reading::after(&before, database).await?;
     let mut pass = Pass::after(&before, &reading, database).await?;
     believed.findings(options.roots.as_deref()).for_each(|finding| pass.findings.add(finding));

@@ -40,8 +40,8 @@ impl Believed {
 }
 
 impl Standing {
-    /// Before the first row of that time or later. The snapshot must have begun.
-    pub(super) async fn at(since: Timestamp, database: &mut Database, believed: &mut Believed) -> Result<Self, ReadError> {
+    /// Before the first row of that time or later, in a ledger of so many rows. The snapshot must have begun.
+    pub(super) async fn at(since: Timestamp, row_count: u64, database: &mut Database, believed: &mut Believed) -> Result<Self, ReadError> {
         let mut standing = Self { since: Some(since), ..Self::default() };
         let mut begun = Vec::new();
         let first = database.periods().await?.into_iter().find_map(|period| Period::new(u32::try_from(period).ok()?));
@@ -73,7 +73,7 @@ impl Standing {
         let period = since.period();
         let of_period = standing.chains.values().filter(|chain| chain.head.place.period == period);
         let taken_for_granted: u64 = of_period.map(|chain| chain.head.place.seq + 1).sum();
-        standing.rows = (database.row_count().await? + taken_for_granted).saturating_sub(database.rows_from(period).await?);
+        standing.rows = (row_count + taken_for_granted).saturating_sub(database.rows_from(period).await?);
         Ok(standing)
     }
 }
