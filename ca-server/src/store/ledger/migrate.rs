@@ -16,7 +16,7 @@ use super::lock::{self, WriterLock};
 use super::postgres::{SCHEMA, Session, connect, statements};
 use super::schema::{DatabaseError, POSTGRES, SQLITE, applied, latest, may_write, oldest_writer};
 use super::sqlite;
-use super::sqlite::whole::{Wholeness, examine};
+use super::sqlite::whole::broken;
 use crate::timestamp::{Period, Timestamp};
 
 pub(super) const SESSION: Session = Session { name: "ca-server migrate", settings: &[("search_path", SCHEMA)], unchecked: &[] };
@@ -76,7 +76,7 @@ pub async fn migrate(location: &Location, logins: &Logins, now: Timestamp) -> Re
             let held = WriterLock::take(path).map_err(|error| unavailable(&error))?;
             let _held = held.ok_or_else(|| MigrationError::Refused(format!("{location} is written by a daemon; stop it first")))?;
             // Closing it would copy a log that is not its own into it.
-            if let Wholeness::Broken(cause) = examine(path).await {
+            if let Some(cause) = broken(path).await {
                 return Err(MigrationError::Refused(format!("{location} is left as it is: {cause}")));
             }
             let mut database = sqlite::Database::writer(path).await.map_err(|error| unavailable(&error))?;

@@ -14,7 +14,7 @@ use super::location::Location;
 use super::lock::{self, WriterLock};
 use super::options::{LedgerOptions, LedgerStartError, StartFact};
 use super::refusals::Refusals;
-use super::sqlite::whole::{Wholeness, examine};
+use super::sqlite::whole::broken;
 use super::status::{State, Status};
 use super::survey::{Free, SurveyError};
 use super::writer::{LOCK_IS_GONE, Writer};
@@ -48,7 +48,7 @@ impl Ledger {
                 return Err(LedgerStartError::Locked(ledger));
             }
             // Before anything of a log that is not its own can be copied into it.
-            if let Wholeness::Broken(cause) = examine(path).await {
+            if let Some(cause) = broken(path).await {
                 return Err(LedgerStartError::Corrupt { ledger, cause });
             }
         }

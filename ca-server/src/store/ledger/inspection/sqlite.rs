@@ -14,7 +14,7 @@ use sqlx::{ConnectOptions, Connection, Row as _, SqliteConnection};
 use super::super::lock::{self, Writer};
 use super::super::schema::SQLITE;
 use super::super::sqlite::statements;
-use super::super::sqlite::whole::{SMALL, Wholeness, examine};
+use super::super::sqlite::whole::{SMALL, broken};
 use super::{Difference, How, SchemaFacts, schema_facts};
 use crate::timestamp::Timestamp;
 
@@ -103,7 +103,7 @@ fn stat(path: &Path) -> io::Result<Option<FileFacts>> {
 
 async fn content(path: &Path, deep: bool, unwritten: bool) -> sqlx::Result<Content> {
     // A daemon looked at the log when it started; beside it the log moves.
-    if unwritten && let Wholeness::Broken(why) = examine(path).await {
+    if unwritten && let Some(why) = broken(path).await {
         return Ok(Content { journal_mode: "wal".into(), damage: Some(vec![why]), ..Content::default() });
     }
     let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT);

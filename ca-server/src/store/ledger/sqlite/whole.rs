@@ -12,59 +12,40 @@ use super::{BUSY_TIMEOUT, statements};
 /// Octets of a file that is read from end to end at each start: a fraction of a second.
 pub(in crate::store::ledger) const SMALL: u64 = 256 << 20;
 
-/// What was found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::store::ledger) enum Wholeness {
-    /// It was read from end to end.
-    Whole,
-    /// Nothing is wrong with what was looked at.
-    NotReadThrough,
-    /// What is wrong, and the remedy.
-    Broken(String),
-}
-
-/// Looks at a ledger that nobody writes. What keeps it from being opened is for whoever opens it to say.
-pub(in crate::store::ledger) async fn examine(path: &Path) -> Wholeness {
+/// What is wrong with a ledger that nobody writes, and the remedy. What keeps it from being opened is for whoever opens it to say.
+pub(in crate::store::ledger) async fn broken(path: &Path) -> Option<String> {
     let octets = std::fs::metadata(path).map_or(0, |file| file.len());
-    let log = match Log::read(path) {
-        Ok(log) => log,
-        Err(_) => return Wholeness::NotReadThrough,
-    };
+    let log = Log::read(path).ok()?;
     if let Some(Err(why)) = log.as_ref().map(|log| log.continues(octets)) {
-        return foreign(path, &why);
+        return Some(foreign(path, &why));
     }
     if octets == 0 {
-        return Wholeness::Whole;
+        return None;
     }
-    match contents(path, log.as_ref(), octets).await {
-        Ok(Ok(true)) => Wholeness::Whole,
-        Ok(Ok(false)) => Wholeness::NotReadThrough,
-        Ok(Err(why)) if log.is_some() => foreign(path, &why),
-        Ok(Err(why)) => damaged(&why),
+    let why = match contents(path, log.as_ref(), octets).await {
+        Ok(why) => why?,
         // SQLITE_CORRUPT
-        Err(sqlx::Error::Database(said)) if said.code().as_deref() == Some("11") => match log {
-            Some(_) => foreign(path, said.message()),
-            None => damaged(said.message()),
-        },
-        Err(_) => Wholeness::NotReadThrough,
-    }
+        Err(sqlx::Error::Database(said)) if said.code().as_deref() == Some("11") => said.message().to_owned(),
+        Err(_) => return None,
+    };
+    Some(if log.is_some() { foreign(path, &why) } else { damaged(&why) })
 }
 
-fn foreign(path: &Path, why: &str) -> Wholeness {
+fn foreign(path: &Path, why: &str) -> String {
     let log = log_path(path);
-    Wholeness::Broken(format!(
+    format!(
         "the write-ahead log {} does not continue it: {why}. If the file was put back from a copy, remove the log that was left there; \
          if both were copied, put both back together; if nobody touched them, the file is damaged: keep both as they are and restore a copy elsewhere",
         log.display()
-    ))
+    )
 }
 
-fn damaged(why: &str) -> Wholeness {
-    Wholeness::Broken(format!("the file is damaged: {why}. Keep it as it is, export what can be read, and restore a copy"))
+fn damaged(why: &str) -> String {
+    format!("the file is damaged: {why}. Keep it as it is, export what can be read, and restore a copy")
 }
 
-/// Whether it was read from end to end, or what is wrong.
-async fn contents(path: &Path, log: Option<&Log>, octets: u64) -> sqlx::Result<Result<bool, String>> {
+/// What is wrong with what stands in it.
+async fn contents(path: &Path, log: Option<&Log>, octets: u64) -> sqlx::Result<Option<String>> {
     // A connection that only reads copies nothing of the log into the file when it closes.
     // A row that the schema would not take today is for `audit verify` to name; it is no damage of the file.
     let options = SqliteConnectOptions::new().filename(path).read_only(true).pragma("ignore_check_constraints", "ON");
@@ -74,25 +55,25 @@ async fn contents(path: &Path, log: Option<&Log>, octets: u64) -> sqlx::Result<R
     judged
 }
 
-async fn judge(connection: &mut SqliteConnection, path: &Path, log: Option<&Log>, octets: u64) -> sqlx::Result<Result<bool, String>> {
+async fn judge(connection: &mut SqliteConnection, path: &Path, log: Option<&Log>, octets: u64) -> sqlx::Result<Option<String>> {
     let is_ledger = sqlx::query(statements::HAS_EVENT).fetch_one(&mut *connection).await?.try_get::<i64, _>(0)? > 0;
     if let Some(log) = log {
         if let Some(why) = lost(path, is_ledger, connection).await? {
-            return Ok(Err(why));
+            return Ok(Some(why));
         }
         if is_ledger {
             for range in log.rows() {
                 if let Some(why) = unlinked(connection, range).await? {
-                    return Ok(Err(why));
+                    return Ok(Some(why));
                 }
             }
         }
     }
     if octets > SMALL {
-        return Ok(Ok(false));
+        return Ok(None);
     }
     let found: String = sqlx::query(statements::QUICK_CHECK).fetch_one(connection).await?.try_get(0)?;
-    Ok(if found == "ok" { Ok(true) } else { Err(found) })
+    Ok((found != "ok").then_some(found))
 }
 
 /// Whether the file by itself has rows that are not there any more once the log is applied. A file that cannot be read without its log, because a
