@@ -78,19 +78,19 @@ impl Database {
 
     /// Nothing is made here: that takes the migration's role. Says what is wrong.
     pub(super) async fn check_schema(&mut self) -> Result<(), SchemaError> {
-        match applied(&mut self.connection).await? {
+        match within(self.limit, applied(&mut self.connection)).await? {
             None => Err(SchemaError::Missing("its tables are not there, or not for this login; run `ca-server migrate`".into())),
             Some(version) if version < latest(&POSTGRES) => {
                 Err(SchemaError::Missing("its schema is older than this program; run `ca-server migrate`".into()))
             }
-            Some(_) => may_write(oldest_writer(&mut self.connection).await?, &POSTGRES),
+            Some(_) => may_write(within(self.limit, oldest_writer(&mut self.connection)).await?, &POSTGRES),
         }
     }
 
     pub(super) async fn schema_is_known(&mut self) -> sqlx::Result<bool> {
-        Ok(match applied(&mut self.connection).await? {
+        Ok(match within(self.limit, applied(&mut self.connection)).await? {
             None => false,
-            Some(_) => may_write(oldest_writer(&mut self.connection).await?, &POSTGRES).is_ok(),
+            Some(_) => may_write(within(self.limit, oldest_writer(&mut self.connection)).await?, &POSTGRES).is_ok(),
         })
     }
 
