@@ -14,7 +14,8 @@ use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use sqlx::postgres::{PgArguments, PgRow};
-use sqlx::{Arguments, Connection, Executor, PgConnection, Row as _};
+use sqlx::query::Query;
+use sqlx::{Arguments, Connection, Executor, PgConnection, Postgres, Row as _};
 use tokio::time::timeout;
 
 #[cfg(test)]
@@ -42,6 +43,9 @@ pub(super) struct Database {
     /// Limits statements; a reader's may take as long as they need.
     limit: Option<Duration>,
 }
+
+/// A statement with its values.
+type Asked = Query<'static, Postgres, PgArguments>;
 
 /// Gives up after the limit. The connection must not be used again after an error of kind `TimedOut`.
 async fn within<T>(limit: Option<Duration>, work: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
@@ -102,8 +106,8 @@ impl Database {
         if self.try_lock(chain).await? {
             return Ok(Lock::Held);
         }
-        let ended = self.connection.fetch_all(sqlx::query(statements::END_FORMER_SESSIONS).bind(key(chain)).bind(formers));
-        if !within(self.limit, ended).await?.is_empty() {
+        let ended = sqlx::query(statements::END_FORMER_SESSIONS).bind(key(chain)).bind(formers);
+        if !self.all(ended).await?.is_empty() {
             return Ok(Lock::OwnFormer);
         }
         // A former one may have ended between the two questions.
@@ -112,7 +116,7 @@ impl Database {
 
     async fn try_lock(&mut self, chain: ChainId) -> sqlx::Result<bool> {
         let asked = sqlx::query(statements::TRY_LOCK).bind(key(chain)).bind(self.identity.number).bind(&self.identity.token);
-        let taken: Option<bool> = within(self.limit, self.connection.fetch_one(asked)).await?.try_get(0)?;
+        let taken: Option<bool> = self.one(asked).await?.try_get(0)?;
         taken.ok_or_else(session::another)
     }
 
@@ -137,12 +141,11 @@ impl Database {
     }
 
     pub(super) async fn time(&mut self) -> sqlx::Result<Timestamp> {
-        let asked = self.connection.fetch_one(sqlx::query(statements::TIME));
-        Ok(Timestamp::from_micros(within(self.limit, asked).await?.try_get(0)?))
+        Ok(Timestamp::from_micros(self.one(sqlx::query(statements::TIME)).await?.try_get(0)?))
     }
 
     pub(super) async fn last_partition(&mut self) -> sqlx::Result<Option<Period>> {
-        let listed = within(self.limit, self.connection.fetch_all(sqlx::query(statements::PARTITIONS))).await?;
+        let listed = self.all(sqlx::query(statements::PARTITIONS)).await?;
         let months = listed.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<Vec<Option<i32>>>>()?;
         Ok(months.into_iter().flatten().filter_map(|month| Period::new(u32::try_from(month).ok()?)).max())
     }
@@ -175,7 +178,7 @@ impl Database {
     }
 
     pub(super) async fn unended(&mut self) -> sqlx::Result<Vec<ChainId>> {
-        let listed = within(self.limit, self.connection.fetch_all(sqlx::query(statements::UNENDED))).await?;
+        let listed = self.all(sqlx::query(statements::UNENDED)).await?;
         listed.iter().map(|row| chain_of(row.try_get(0)?)).collect()
     }
 
@@ -183,14 +186,13 @@ impl Database {
     pub(super) async fn unended_and_free(&mut self) -> sqlx::Result<Vec<ChainId>> {
         let unended = self.unended().await?;
         // Asked afterwards: a chain's lock is taken before its first row is written.
-        let held = within(self.limit, self.connection.fetch_all(sqlx::query(statements::HELD_LOCKS))).await?;
+        let held = self.all(sqlx::query(statements::HELD_LOCKS)).await?;
         let held = held.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<HashSet<i64>>>()?;
         Ok(unended.into_iter().filter(|chain| !held.contains(&key(*chain))).collect())
     }
 
     pub(super) async fn is_ended(&mut self, chain: ChainId) -> sqlx::Result<bool> {
-        let asked = self.connection.fetch_one(sqlx::query(statements::IS_ENDED).bind(chain.0.as_slice()));
-        within(self.limit, asked).await?.try_get(0)
+        self.one(sqlx::query(statements::IS_ENDED).bind(chain.0.as_slice())).await?.try_get(0)
     }
 
     pub(super) async fn newest_marks(&mut self, kind: &str, limit: u32) -> sqlx::Result<Vec<StoredRow>> {
@@ -210,7 +212,7 @@ impl Database {
     }
 
     pub(super) async fn periods(&mut self) -> sqlx::Result<Vec<i64>> {
-        let listed = within(self.limit, self.connection.fetch_all(sqlx::query(statements::PERIODS))).await?;
+        let listed = self.all(sqlx::query(statements::PERIODS)).await?;
         listed.iter().map(|row| row.try_get(0)).collect()
     }
 
@@ -251,7 +253,7 @@ impl Database {
     }
 
     pub(super) async fn row_count(&mut self) -> sqlx::Result<u64> {
-        let count: i64 = self.connection.fetch_one(sqlx::query(statements::ROW_COUNT)).await?.try_get(0)?;
+        let count: i64 = self.one(sqlx::query(statements::ROW_COUNT)).await?.try_get(0)?;
         Ok(u64::try_from(count).unwrap_or(0))
     }
 
@@ -261,8 +263,15 @@ impl Database {
     }
 
     async fn rows(&mut self, sql: &'static str, arguments: PgArguments) -> sqlx::Result<Vec<StoredRow>> {
-        let asked = self.connection.fetch_all(sqlx::query_with(sql, arguments));
-        within(self.limit, asked).await?.iter().map(stored).collect()
+        self.all(sqlx::query_with(sql, arguments)).await?.iter().map(stored).collect()
+    }
+
+    async fn all(&mut self, asked: Asked) -> sqlx::Result<Vec<PgRow>> {
+        within(self.limit, self.connection.fetch_all(asked)).await
+    }
+
+    async fn one(&mut self, asked: Asked) -> sqlx::Result<PgRow> {
+        within(self.limit, self.connection.fetch_one(asked)).await
     }
 
     fn columns(&self, rows: &[Row]) -> Result<PgArguments, sqlx::error::BoxDynError> {

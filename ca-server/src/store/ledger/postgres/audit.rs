@@ -27,7 +27,7 @@ impl Database {
     ) -> sqlx::Result<Vec<(ChainId, Place)>> {
         let mut key = arguments(yyyymm(period), &[], &[]);
         key.add(identity).map_err(sqlx::Error::Encode)?;
-        let rows = sqlx::query_with(statements::PLACES_OF_IDENTITY, key).fetch_all(&mut self.connection).await?;
+        let rows = self.all(sqlx::query_with(statements::PLACES_OF_IDENTITY, key)).await?;
         let place = |row: &PgRow| {
             let seq: i64 = row.try_get(1)?;
             Ok((chain_of(row.try_get(0)?)?, Place { period, seq: u64::try_from(seq).unwrap_or(u64::MAX) }))
@@ -81,20 +81,19 @@ impl Database {
     }
 
     pub(in crate::store::ledger) async fn repeated_serials(&mut self, period: Period) -> sqlx::Result<Vec<Vec<u8>>> {
-        let rows =
-            sqlx::query_with(statements::REPEATED_SERIALS, arguments(yyyymm(period), &[], &[])).fetch_all(&mut self.connection).await?;
+        let rows = self.all(sqlx::query_with(statements::REPEATED_SERIALS, arguments(yyyymm(period), &[], &[]))).await?;
         rows.iter().map(|row| row.try_get(0)).collect()
     }
 
     pub(in crate::store::ledger) async fn rows_from(&mut self, period: Period) -> sqlx::Result<u64> {
-        let query = sqlx::query_with(statements::ROWS_FROM, arguments(yyyymm(period), &[], &[]));
-        let count: i64 = query.fetch_one(&mut self.connection).await?.try_get(0)?;
+        let asked = sqlx::query_with(statements::ROWS_FROM, arguments(yyyymm(period), &[], &[]));
+        let count: i64 = self.one(asked).await?.try_get(0)?;
         Ok(u64::try_from(count).unwrap_or(0))
     }
 
     /// The chains that have rows in the period, each found by the index.
     pub(in crate::store::ledger) async fn chains_in(&mut self, period: Period) -> sqlx::Result<Vec<ChainId>> {
-        let rows = sqlx::query_with(statements::CHAINS_IN, arguments(yyyymm(period), &[], &[])).fetch_all(&mut self.connection).await?;
+        let rows = self.all(sqlx::query_with(statements::CHAINS_IN, arguments(yyyymm(period), &[], &[]))).await?;
         rows.iter().map(|row| chain_of(row.try_get(0)?)).collect()
     }
 }
