@@ -3,9 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
+use time::{Date, Month, OffsetDateTime};
 
 /// Microseconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -95,6 +95,14 @@ impl Period {
         self.0
     }
 
+    /// Its first instant, UTC.
+    pub fn begins(self) -> Timestamp {
+        let month = u8::try_from(self.0 % 100).ok().and_then(|month| Month::try_from(month).ok());
+        let year = i32::try_from(self.0 / 100).ok();
+        let first = year.zip(month).and_then(|(year, month)| Date::from_calendar_date(year, month, 1).ok());
+        Timestamp::from_seconds(first.expect("the constructors take months of 1970–9999").midnight().assume_utc().unix_timestamp())
+    }
+
     /// The month after it; the last month of 9999 is followed by none.
     pub fn next(self) -> Self {
         let next = if self.0 % 100 == 12 { self.0 + 89 } else { self.0 + 1 };
@@ -130,6 +138,15 @@ mod tests {
         assert_eq!(Timestamp::from_seconds(i64::MAX).rfc3339(), "9999-12-31T23:59:59.000000Z");
         assert_eq!(Timestamp::from_seconds(0).minus(Duration::from_secs(9)).seconds(), 0);
         assert!(Period::new(202_613).is_none());
+    }
+
+    #[test]
+    fn a_month_begins_with_its_first_instant() {
+        for (month, begins) in [(197_001, "1970-01-01T"), (202_402, "2024-02-01T"), (202_612, "2026-12-01T"), (999_912, "9999-12-01T")] {
+            let month = Period::new(month).unwrap();
+            assert_eq!(month.begins().rfc3339(), format!("{begins}00:00:00.000000Z"));
+            assert_eq!(month.begins().period(), month);
+        }
     }
 
     #[test]

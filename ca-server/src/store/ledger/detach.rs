@@ -20,6 +20,10 @@ use crate::timestamp::{Period, Timestamp};
 /// A daemon whose clock is behind may still write into the month that has just ended.
 const OVER: Duration = Duration::from_secs(3600);
 
+/// A certificate can be given out again for a minute, in a row that names its intent; the rest is for calls that take long and clocks that
+/// differ.
+const GIVEN_AGAIN: Duration = Duration::from_secs(600);
+
 /// What was detached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Detached {
@@ -155,9 +159,7 @@ async fn nothing_is_needed(servers: &Servers, period: Period) -> Result<Timestam
     if !needed.is_empty() {
         return Err(Failed::Refused(format!("{period} is still needed: {}", needed.join("; "))));
     }
-    // A certificate can be given out again for a minute, in a row that names its intent.
-    let over = Timestamp::parse_rfc3339(&format!("{}-{:02}-01T00:10:00Z", period.next().yyyymm() / 100, period.next().yyyymm() % 100));
-    Ok(last.plus(Duration::from_micros(1)).max(over.unwrap_or(last)))
+    Ok(last.plus(Duration::from_micros(1)).max(period.next().begins().plus(GIVEN_AGAIN)))
 }
 
 /// A chain with rows in the month.
