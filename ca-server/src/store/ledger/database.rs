@@ -197,6 +197,11 @@ impl Database {
         either!(self, database => database.periods().await)
     }
 
+    /// Those of them that are months, as all are that a writer has written.
+    pub(super) async fn months(&mut self) -> Result<Vec<Period>, DatabaseError> {
+        Ok(self.periods().await?.into_iter().filter_map(|period| Period::new(u32::try_from(period).ok()?)).collect())
+    }
+
     /// One row by its place.
     pub(super) async fn row(&mut self, chain: ChainId, place: Place) -> Result<Option<StoredRow>, DatabaseError> {
         either!(self, database => database.row(chain, place).await)

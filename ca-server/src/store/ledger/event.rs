@@ -416,6 +416,15 @@ pub struct StoredRow {
     pub body: Vec<u8>,
 }
 
+impl StoredRow {
+    /// Where it stands by its key columns; `None` if that is no place.
+    pub fn place(&self) -> Option<(ChainId, Place)> {
+        let chain = ChainId(self.chain.as_slice().try_into().ok()?);
+        let period = Period::new(u32::try_from(self.period).ok()?)?;
+        Some((chain, Place { period, seq: u64::try_from(self.seq).ok()? }))
+    }
+}
+
 impl fmt::Display for StoredRow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "period {} chain {} seq {}", self.period, hex::encode(&self.chain), self.seq)

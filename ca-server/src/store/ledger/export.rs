@@ -128,7 +128,7 @@ impl LedgerReader {
     }
 
     async fn periods_between(&mut self, from: Timestamp, until: Timestamp) -> Result<Vec<Period>, ReadError> {
-        Ok(self.periods().await?.into_iter().filter(|period| (from.period()..=until.period()).contains(period)).collect())
+        Ok(self.database.months().await?.into_iter().filter(|period| (from.period()..=until.period()).contains(period)).collect())
     }
 }
 

@@ -146,8 +146,7 @@ impl Database {
 
     pub(super) async fn last_partition(&mut self) -> sqlx::Result<Option<Period>> {
         let listed = self.all(sqlx::query(statements::PARTITIONS)).await?;
-        let months = listed.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<Vec<Option<i32>>>>()?;
-        Ok(months.into_iter().flatten().filter_map(|month| Period::new(u32::try_from(month).ok()?)).max())
+        Ok(months(&listed)?.into_iter().max())
     }
 
     /// One statement, which commits by itself.
@@ -328,6 +327,12 @@ fn yyyymm(period: Period) -> i64 {
 
 fn seq(place: Place) -> i64 {
     i64::try_from(place.seq).unwrap_or(i64::MAX)
+}
+
+/// The months that the rows' first column names.
+pub(super) fn months(rows: &[PgRow]) -> sqlx::Result<Vec<Period>> {
+    let months = rows.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<Vec<Option<i32>>>>()?;
+    Ok(months.into_iter().flatten().filter_map(|month| Period::new(u32::try_from(month).ok()?)).collect())
 }
 
 /// Text as it stands there, which may be none: that is for whoever judges the row to say.

@@ -8,7 +8,6 @@ use super::database::Database;
 use super::event::{Event, Hash, Header, Intent, Place, RowRef, StoredRow};
 use super::location::Location;
 use super::schema::DatabaseError;
-use crate::timestamp::Period;
 use crate::x509::Serial;
 
 /// Why the ledger cannot be read. Each says it in one sentence.
@@ -185,10 +184,6 @@ impl LedgerReader {
             _ => Ok(None),
         }
     }
-
-    pub(super) async fn periods(&mut self) -> Result<Vec<Period>, ReadError> {
-        periods(&mut self.database).await
-    }
 }
 
 /// The outcome of an intent, if it stands in the intent's own chain.
@@ -210,7 +205,7 @@ pub(super) async fn outcome_in_own_chain(database: &mut Database, intent: RowRef
                 return Ok(None);
             }
             Some(_) => next.seq = until,
-            None => match periods(database).await?.into_iter().find(|period| *period > next.period) {
+            None => match database.months().await?.into_iter().find(|period| *period > next.period) {
                 Some(period) => next = Place { period, seq: 0 },
                 None => return Ok(None),
             },
@@ -227,9 +222,4 @@ async fn is_left_open(database: &mut Database, intent: RowRef) -> Result<bool, R
     let Some(last) = database.last_row(intent.chain).await? else { return Ok(false) };
     let Ok(last) = Entry::try_from(&last) else { return Ok(false) };
     Ok(last.header.oldest_open == Some(intent.place) && last.event.closes() != Some(intent))
-}
-
-async fn periods(database: &mut Database) -> Result<Vec<Period>, ReadError> {
-    let periods = database.periods().await?;
-    Ok(periods.into_iter().filter_map(|period| Period::new(u32::try_from(period).ok()?)).collect())
 }

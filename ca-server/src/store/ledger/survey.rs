@@ -9,7 +9,7 @@ use super::database::Database;
 use super::event::{ChainId, Event, Header, Place, RowRef, StoredRow, Why};
 use super::schema::{DatabaseError, SchemaError};
 use crate::evidence::RequestId;
-use crate::timestamp::{Period, Timestamp};
+use crate::timestamp::Timestamp;
 
 /// What is left to a new chain by former ones, and by those beside it.
 #[derive(Debug, Default)]
@@ -181,8 +181,7 @@ async fn orphans(
 ) -> Result<Vec<(RowRef, Option<RequestId>)>, SurveyError> {
     let Some(from) = oldest_open else { return Ok(Vec::new()) };
     let mut open = BTreeMap::new();
-    for period in database.periods().await? {
-        let Some(period) = u32::try_from(period).ok().and_then(Period::new).filter(|period| *period >= from.period) else { continue };
+    for period in database.months().await?.into_iter().filter(|period| *period >= from.period) {
         let mut next = if period == from.period { from } else { Place { period, seq: 0 } };
         loop {
             let rows = database.chain_page(chain, next, PAGE).await?;
@@ -220,10 +219,8 @@ fn read(row: &StoredRow) -> Option<(Header, Event)> {
 
 /// How others name a row, by its columns.
 fn reference(row: &StoredRow) -> Result<RowRef, SurveyError> {
-    let (chain, hash) = (row.chain.as_slice().try_into(), row.hash.as_slice().try_into());
-    let period = u32::try_from(row.period).ok().and_then(Period::new);
-    match (chain, hash, period, u64::try_from(row.seq)) {
-        (Ok(chain), Ok(hash), Some(period), Ok(seq)) => Ok(RowRef { chain: ChainId(chain), place: Place { period, seq }, hash }),
+    match (row.place(), row.hash.as_slice().try_into()) {
+        (Some((chain, place)), Ok(hash)) => Ok(RowRef { chain, place, hash }),
         _ => Err(SurveyError::Corrupt(format!("the row at {row} has no place or no SHA-256 hash"))),
     }
 }

@@ -9,7 +9,7 @@ use sqlx::{Connection, Executor, PgConnection, Row as _};
 
 use super::super::location::Servers;
 use super::super::migrate::FENCE;
-use super::super::postgres::{SCHEMA, Session, connect, statements};
+use super::super::postgres::{SCHEMA, Session, connect, months, statements};
 use super::super::schema::POSTGRES;
 use super::{Difference, How, SchemaFacts, schema_facts};
 use crate::clock::Clock;
@@ -153,10 +153,7 @@ async fn login(connection: &mut PgConnection) -> sqlx::Result<LoginFacts> {
 }
 
 async fn partitions(connection: &mut PgConnection) -> sqlx::Result<PartitionFacts> {
-    let mut months = BTreeSet::new();
-    for row in connection.fetch_all(statements::PARTITIONS).await? {
-        months.extend(row.try_get::<Option<i32>, _>(0)?.and_then(|month| Period::new(u32::try_from(month).ok()?)));
-    }
+    let months: BTreeSet<Period> = months(&connection.fetch_all(statements::PARTITIONS).await?)?.into_iter().collect();
     let default_size = one(connection, statements::DEFAULT_SIZE).await?.try_get(0)?;
     Ok(PartitionFacts { first: months.first().copied(), last: months.last().copied(), count: months.len(), default_size })
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::{Executor, PgConnection, Row as _};
 
 use super::super::brief_locks::{beside_writers, in_one};
-use super::super::postgres::statements;
+use super::super::postgres::{months, statements};
 use super::super::schema::DatabaseError;
 use crate::timestamp::{Period, Timestamp};
 
@@ -33,7 +33,7 @@ pub(super) async fn extend(connection: &mut PgConnection, now: Timestamp) -> Res
     let mut done = Extended::default();
     // One that an interrupted run has left would turn rows away.
     drop_fence(connection).await?;
-    done.in_default = in_default(connection).await?;
+    done.in_default = months(&connection.fetch_all(statements::IN_DEFAULT).await?)?;
     let behind_a_fence = !done.in_default.is_empty();
     let mut missing = Vec::new();
     let mut period = now.period();
@@ -66,15 +66,6 @@ pub(super) async fn extend(connection: &mut PgConnection, now: Timestamp) -> Res
 /// The name of a month's partition.
 pub(in crate::store::ledger) fn table(period: Period) -> String {
     format!("event_{period}")
-}
-
-/// The months in the default partition, each found by the index.
-async fn in_default(connection: &mut PgConnection) -> Result<Vec<Period>, DatabaseError> {
-    let mut periods = Vec::new();
-    for row in connection.fetch_all(statements::IN_DEFAULT).await? {
-        periods.extend(u32::try_from(row.try_get::<i32, _>(0)?).ok().and_then(Period::new));
-    }
-    Ok(periods)
 }
 
 /// Has the server learn, beside the writers, that no row of these months stands in the default partition, and let none in.

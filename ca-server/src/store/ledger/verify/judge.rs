@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::super::body::{GENESIS, decode, is_deterministic, link};
-use super::super::event::{ChainId, Event, Hash, Header, Place, RowRef, StoredRow};
+use super::super::event::{Event, Hash, Header, Place, RowRef, StoredRow};
 use super::super::issuance::{Drafted, Issuers, Named, Signature, certificate_of, drafted, proven};
 use super::findings::Finding;
 use super::trusted::TrustedRoots;
-use crate::timestamp::{Period, Timestamp};
+use crate::timestamp::Timestamp;
 
 /// Rows of one chain, one after the other. An `issuer` row can only be the last.
 pub(super) struct Stretch {
@@ -140,7 +140,7 @@ impl Judged {
             self.findings.push(Finding::new(row, "the hash is not of 32 octets"));
             return None;
         };
-        let place = place_of(row);
+        let place = row.place();
         if place.is_none() {
             self.findings.push(Finding::new(row, "its place is none"));
         }
@@ -234,13 +234,6 @@ impl Judged {
             self.findings.push(Finding::new(outcome, what));
         }
     }
-}
-
-/// Where the row stands by its key columns.
-pub(super) fn place_of(row: &StoredRow) -> Option<(ChainId, Place)> {
-    let chain = ChainId(row.chain.as_slice().try_into().ok()?);
-    let period = Period::new(u32::try_from(row.period).ok()?)?;
-    Some((chain, Place { period, seq: u64::try_from(row.seq).ok()? }))
 }
 
 /// The period that stands in a serial's first three octets.

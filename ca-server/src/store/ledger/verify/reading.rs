@@ -10,7 +10,7 @@ use super::super::database::Database;
 use super::super::event::{ChainId, Event, Hash, StoredRow};
 use super::super::issuance::{Issuers, Named, certificate_of};
 use super::super::schema::DatabaseError;
-use super::judge::{Stretch, place_of};
+use super::judge::Stretch;
 use super::named::NamedIssuer;
 use super::standing::Standing;
 use crate::digest::sha256;
@@ -70,7 +70,7 @@ impl Reading {
         let mut stretches: Vec<Stretch> = Vec::new();
         let mut whole = true;
         for row in rows {
-            let place = place_of(&row);
+            let place = row.place();
             if whole || stretches.last().and_then(|stretch| stretch.rows.last()).is_none_or(|last| last.chain != row.chain) {
                 let known = place.and_then(|(chain, _)| self.chains.get(&chain).cloned()).unwrap_or_default();
                 stretches.push(Stretch { issuers: known.issuers, before: known.last, rows: Vec::new() });

@@ -11,7 +11,7 @@ use super::super::query::{Entry, ReadError};
 use super::findings::Finding;
 use super::standing::{ChainStanding, Standing};
 use super::trusted::TrustedRoots;
-use crate::timestamp::{Period, Timestamp};
+use crate::timestamp::Timestamp;
 
 /// Rows read at a time.
 const PAGE: u32 = 500;
@@ -44,7 +44,7 @@ impl Standing {
     pub(super) async fn at(since: Timestamp, row_count: u64, database: &mut Database, believed: &mut Believed) -> Result<Self, ReadError> {
         let mut standing = Self { since: Some(since), ..Self::default() };
         let mut begun = Vec::new();
-        let first = database.periods().await?.into_iter().find_map(|period| Period::new(u32::try_from(period).ok()?));
+        let first = database.months().await?.first().copied();
         for row in &database.marks_before(since).await? {
             let Some(entry) = believed.read(row) else { continue };
             let time = entry.header.time;
@@ -110,8 +110,7 @@ async fn open_between(
     believed: &mut Believed,
 ) -> Result<BTreeMap<Place, Hash>, ReadError> {
     let mut open = BTreeMap::new();
-    for period in database.periods().await? {
-        let Some(period) = u32::try_from(period).ok().and_then(Period::new) else { continue };
+    for period in database.months().await? {
         if period < from.period || period > until.period {
             continue;
         }
