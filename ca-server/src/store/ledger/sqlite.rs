@@ -80,24 +80,16 @@ impl Database {
 
     /// Brings the schema up to this program's; one that asks for a later program is refused, before anything is changed.
     pub(super) async fn prepare_schema(&mut self) -> Result<(), SchemaError> {
-        may_write(self.oldest_writer().await?.unwrap_or(0), &SQLITE)?;
+        may_write(oldest_writer(&mut self.connection).await?.unwrap_or(0), &SQLITE)?;
         SQLITE.run(&mut self.connection).await.map_err(|error| match error {
             MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => SchemaError::Database(error),
             other => SchemaError::Unknown(other.to_string()),
         })
     }
 
-    /// The oldest program that may write; `None` in a file that holds no ledger.
-    async fn oldest_writer(&mut self) -> sqlx::Result<Option<i64>> {
-        if sqlx::query(statements::HAS_OLDEST_WRITER).fetch_one(&mut self.connection).await?.try_get::<i64, _>(0)? == 0 {
-            return Ok(None);
-        }
-        sqlx::query(statements::OLDEST_WRITER).fetch_one(&mut self.connection).await?.try_get(0)
-    }
-
     /// Whether there is a ledger that this program may work on.
     pub(super) async fn schema_is_known(&mut self) -> sqlx::Result<bool> {
-        Ok(self.oldest_writer().await?.is_some_and(|oldest| may_write(oldest, &SQLITE).is_ok()))
+        Ok(oldest_writer(&mut self.connection).await?.is_some_and(|oldest| may_write(oldest, &SQLITE).is_ok()))
     }
 
     /// Commits all rows or none. One statement commits by itself; more stand in one transaction.
@@ -252,6 +244,18 @@ impl Database {
     pub(super) async fn close(self) -> sqlx::Result<()> {
         self.connection.close().await
     }
+}
+
+pub(super) async fn has_table(connection: &mut SqliteConnection, name: &str) -> sqlx::Result<bool> {
+    Ok(sqlx::query(statements::HAS_TABLE).bind(name).fetch_one(connection).await?.try_get::<i64, _>(0)? > 0)
+}
+
+/// The oldest program that may write; `None` in a file that holds no ledger.
+pub(super) async fn oldest_writer(connection: &mut SqliteConnection) -> sqlx::Result<Option<i64>> {
+    if !has_table(connection, "oldest_writer").await? {
+        return Ok(None);
+    }
+    sqlx::query(statements::OLDEST_WRITER).fetch_one(connection).await?.try_get(0)
 }
 
 /// Makes an empty file, which SQLite takes for a new database, if there is none. What was issued to whom is for its owner alone;

@@ -13,8 +13,8 @@ use sqlx::{ConnectOptions, Connection, Row as _, SqliteConnection};
 
 use super::super::lock::{self, Writer};
 use super::super::schema::SQLITE;
-use super::super::sqlite::statements;
 use super::super::sqlite::whole::{SMALL, broken};
+use super::super::sqlite::{has_table, oldest_writer, statements};
 use super::{Difference, How, SchemaFacts, schema_facts};
 use crate::timestamp::Timestamp;
 
@@ -137,18 +137,15 @@ async fn damage(connection: &mut SqliteConnection, check: &'static str) -> sqlx:
 }
 
 async fn schema(connection: &mut SqliteConnection) -> sqlx::Result<SchemaFacts> {
-    if sqlx::query(statements::HAS_MIGRATIONS).fetch_one(&mut *connection).await?.try_get::<i64, _>(0)? == 0 {
+    if !has_table(connection, "_sqlx_migrations").await? {
         return Ok(SchemaFacts::default());
     }
     let mut applied: BTreeMap<i64, Vec<u8>> = BTreeMap::new();
     for row in sqlx::query(statements::MIGRATIONS).fetch_all(&mut *connection).await? {
         applied.insert(row.try_get(0)?, row.try_get(1)?);
     }
-    let oldest_writer = match sqlx::query(statements::OLDEST_WRITER).fetch_one(&mut *connection).await {
-        Ok(row) => row.try_get::<Option<i64>, _>(0)?,
-        // Its table is among the differences.
-        Err(_) => None,
-    };
+    // A table that does not tell it is among the differences.
+    let oldest_writer = oldest_writer(connection).await.unwrap_or(None);
     let mut facts = schema_facts(&applied, oldest_writer, &SQLITE);
     // Another version's objects are not judged by ours, but for those that ours needs.
     if facts.missing.is_empty() && facts.unknown.is_empty() {

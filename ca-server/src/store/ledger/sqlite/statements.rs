@@ -16,7 +16,7 @@ pub(in crate::store::ledger) const IN_ORDER_OF_WRITING: &str = rows!("ORDER BY r
 
 // Where the conditions are a partial index's own, they are repeated word for word: only then is it used.
 statements! {
-    HAS_OLDEST_WRITER(""): Few, "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'oldest_writer'";
+    HAS_TABLE(""): Few, "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?";
     OLDEST_WRITER(""): Few, "SELECT max(version) FROM oldest_writer";
     /// As many rows in one statement as there are tuples of twelve question marks behind it.
     INSERT("(1,2,3,4,5,6,7,8,9,10,11,12)"): Few,
@@ -66,7 +66,6 @@ statements! {
     NEWEST(""): Few, "SELECT rowid, time FROM event WHERE rowid = (SELECT max(rowid) FROM event)";
     DAMAGE(""): Much("only `doctor --deep` asks, which says that it reads everything"), "PRAGMA integrity_check(100)";
     QUICK_CHECK(""): Much("only of a small file"), "PRAGMA quick_check(1)";
-    HAS_EVENT(""): Few, "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'event'";
     FIRST_HASH(""): Few, "SELECT rowid, hash FROM event WHERE rowid = (SELECT min(rowid) FROM event)";
     LAST_HASH(""): Few, "SELECT rowid, hash FROM event WHERE rowid = (SELECT max(rowid) FROM event)";
     HASH(""): Few, "SELECT hash FROM event WHERE rowid = ?";
@@ -77,7 +76,6 @@ statements! {
          AND found.chain = event.chain AND found.seq = event.seq)), 0), \
          coalesce(sum(seq = 0 OR EXISTS (SELECT 1 FROM event AS before WHERE before.period = event.period \
          AND before.chain = event.chain AND before.seq = event.seq - 1)), 0) FROM event WHERE rowid BETWEEN ? AND ?";
-    HAS_MIGRATIONS(""): Few, "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = '_sqlx_migrations'";
     MIGRATIONS(""): Few, "SELECT version, checksum FROM _sqlx_migrations WHERE success";
     OBJECTS(""): Few, "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE '\\_sqlx%' ESCAPE '\\'";
 }

@@ -7,7 +7,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection, Row as _, SqliteConnection};
 
 use super::log::{Log, path as log_path};
-use super::{BUSY_TIMEOUT, statements};
+use super::{BUSY_TIMEOUT, has_table, statements};
 
 /// Octets of a file that is read from end to end at each start: a fraction of a second.
 pub(in crate::store::ledger) const SMALL: u64 = 256 << 20;
@@ -56,7 +56,7 @@ async fn contents(path: &Path, log: Option<&Log>, octets: u64) -> sqlx::Result<O
 }
 
 async fn judge(connection: &mut SqliteConnection, path: &Path, log: Option<&Log>, octets: u64) -> sqlx::Result<Option<String>> {
-    let is_ledger = sqlx::query(statements::HAS_EVENT).fetch_one(&mut *connection).await?.try_get::<i64, _>(0)? > 0;
+    let is_ledger = has_table(connection, "event").await?;
     if let Some(log) = log {
         if let Some(why) = lost(path, is_ledger, connection).await? {
             return Ok(Some(why));
