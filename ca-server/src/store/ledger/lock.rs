@@ -84,8 +84,13 @@ fn holder(list: &str, inode: u64) -> Option<u32> {
 }
 
 fn path(database: &Path) -> PathBuf {
+    beside(database, ".lock")
+}
+
+/// A file that lies beside a database, by what its name has more than the database's.
+pub(super) fn beside(database: &Path, suffix: &str) -> PathBuf {
     let mut name = database.as_os_str().to_owned();
-    name.push(".lock");
+    name.push(suffix);
     name.into()
 }
 

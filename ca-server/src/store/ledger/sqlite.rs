@@ -63,17 +63,17 @@ impl Database {
             .busy_timeout(BUSY_TIMEOUT)
             .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
             .statement_cache_capacity(2 * ROWS_PER_STATEMENT)
+            .disable_statement_logging()
     }
 
     /// A connection that cannot write, for reading beside the writer. A missing file is an error.
     pub(super) async fn reader(path: &Path) -> sqlx::Result<Self> {
-        Self::connect(SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT).row_buffer_size(ROWS_AHEAD))
-            .await
+        Self::connect(reading(path).row_buffer_size(ROWS_AHEAD)).await
     }
 
     async fn connect(options: SqliteConnectOptions) -> sqlx::Result<Self> {
         let path = options.get_filename().to_owned();
-        let connection = options.disable_statement_logging().connect().await?;
+        let connection = options.connect().await?;
         let file = inode(&path);
         Ok(Self { connection, path, file })
     }
@@ -244,6 +244,11 @@ impl Database {
     pub(super) async fn close(self) -> sqlx::Result<()> {
         self.connection.close().await
     }
+}
+
+/// What every connection has that only reads.
+pub(super) fn reading(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT).disable_statement_logging()
 }
 
 pub(super) async fn has_table(connection: &mut SqliteConnection, name: &str) -> sqlx::Result<bool> {

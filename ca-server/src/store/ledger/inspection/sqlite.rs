@@ -14,7 +14,7 @@ use sqlx::{ConnectOptions, Connection, Row as _, SqliteConnection};
 use super::super::lock::{self, Writer};
 use super::super::schema::SQLITE;
 use super::super::sqlite::whole::{SMALL, broken};
-use super::super::sqlite::{has_table, oldest_writer, statements};
+use super::super::sqlite::{has_table, oldest_writer, reading, statements};
 use super::{Difference, How, SchemaFacts, schema_facts};
 use crate::timestamp::Timestamp;
 
@@ -72,8 +72,8 @@ const NETWORK_FILE_SYSTEMS: [u32; 6] = [0x6969, 0x517b, 0xff53_4d42, 0xfe53_4d42
 pub(super) async fn inspect(location: &Path, deep: bool) -> SqliteFacts {
     let resolved = lock::resolve(location);
     let path = resolved.as_ref().ok().cloned().unwrap_or_else(|| location.to_owned());
-    let file = stat(&path);
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let file = stat(&path, directory);
     let writer = resolved.and_then(|path| lock::writer(&path));
     let content = match file {
         Ok(None) => None,
@@ -90,13 +90,13 @@ pub(super) async fn inspect(location: &Path, deep: bool) -> SqliteFacts {
     }
 }
 
-fn stat(path: &Path) -> io::Result<Option<FileFacts>> {
+fn stat(path: &Path, directory: &Path) -> io::Result<Option<FileFacts>> {
     let file = match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file?,
     };
-    let directory = path.parent().map_or_else(|| fs::metadata("."), fs::metadata)?;
-    let log = fs::metadata(format!("{}-wal", path.display())).map_or(0, |log| log.len());
+    let directory = fs::metadata(directory)?;
+    let log = fs::metadata(lock::beside(path, "-wal")).map_or(0, |log| log.len());
     let mode = |metadata: &Metadata| metadata.mode() & 0o7777;
     Ok(Some(FileFacts { mode: mode(&file), directory_mode: mode(&directory), owner: file.uid(), size: file.len() + log }))
 }
@@ -106,8 +106,7 @@ async fn content(path: &Path, deep: bool, unwritten: bool) -> sqlx::Result<Conte
     if unwritten && let Some(why) = broken(path).await {
         return Ok(Content { journal_mode: "wal".into(), damage: Some(vec![why]), ..Content::default() });
     }
-    let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT);
-    let mut connection = options.disable_statement_logging().connect().await?;
+    let mut connection = reading(path).busy_timeout(BUSY_TIMEOUT).connect().await?;
     let journal_mode = sqlx::query(statements::JOURNAL_MODE).fetch_one(&mut connection).await?.try_get(0)?;
     let schema = schema(&mut connection).await?;
     let (mut rows, mut newest) = (0, None);

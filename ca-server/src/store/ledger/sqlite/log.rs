@@ -8,6 +8,8 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use crate::store::ledger::lock::beside;
+
 /// Octets of a log's header, and of each frame's before its page (SQLite's file format, §4.1).
 const HEADER: usize = 32;
 const FRAME: usize = 24;
@@ -27,9 +29,7 @@ pub(super) struct Log {
 
 /// Where the log of a database lies.
 pub(super) fn path(database: &Path) -> PathBuf {
-    let mut name = database.as_os_str().to_owned();
-    name.push("-wal");
-    PathBuf::from(name)
+    beside(database, "-wal")
 }
 
 impl Log {

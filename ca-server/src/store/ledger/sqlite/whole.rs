@@ -3,11 +3,10 @@
 
 use std::path::Path;
 
-use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection, Row as _, SqliteConnection};
 
 use super::log::{Log, path as log_path};
-use super::{BUSY_TIMEOUT, has_table, statements};
+use super::{has_table, reading, statements};
 
 /// Octets of a file that is read from end to end at each start: a fraction of a second.
 pub(in crate::store::ledger) const SMALL: u64 = 256 << 20;
@@ -48,8 +47,7 @@ fn damaged(why: &str) -> String {
 async fn contents(path: &Path, log: Option<&Log>, octets: u64) -> sqlx::Result<Option<String>> {
     // A connection that only reads copies nothing of the log into the file when it closes.
     // A row that the schema would not take today is for `audit verify` to name; it is no damage of the file.
-    let options = SqliteConnectOptions::new().filename(path).read_only(true).pragma("ignore_check_constraints", "ON");
-    let mut connection = options.busy_timeout(BUSY_TIMEOUT).disable_statement_logging().connect().await?;
+    let mut connection = reading(path).pragma("ignore_check_constraints", "ON").connect().await?;
     let judged = judge(&mut connection, path, log, octets).await;
     connection.close().await?;
     judged
@@ -79,7 +77,7 @@ async fn judge(connection: &mut SqliteConnection, path: &Path, log: Option<&Log>
 /// Whether the file by itself has rows that are not there any more once the log is applied. A file that cannot be read without its log, because a
 /// crash came while some of it was copied, tells nothing.
 async fn lost(path: &Path, is_ledger: bool, applied: &mut SqliteConnection) -> sqlx::Result<Option<String>> {
-    let alone = SqliteConnectOptions::new().filename(path).read_only(true).immutable(true).disable_statement_logging().connect().await;
+    let alone = reading(path).immutable(true).connect().await;
     let Ok(mut alone) = alone else { return Ok(None) };
     for order in [statements::FIRST_HASH, statements::LAST_HASH] {
         let Ok(Some(row)) = sqlx::query(order).fetch_optional(&mut alone).await else { continue };
