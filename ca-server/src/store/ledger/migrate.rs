@@ -5,7 +5,6 @@ mod later;
 mod partitions;
 
 use std::fmt;
-use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row as _};
@@ -19,16 +18,15 @@ use super::sqlite;
 use super::sqlite::whole::broken;
 use crate::timestamp::{Period, Timestamp};
 
-pub(super) const SESSION: Session = Session { name: "ca-server migrate", settings: &[("search_path", SCHEMA)], unchecked: &[] };
+/// Somebody else who makes the same roles is not waited for without end; what writers wait for sets a limit of its own.
+pub(super) const SESSION: Session =
+    Session { name: "ca-server migrate", settings: &[("search_path", SCHEMA), ("lock_timeout", "10s")], unchecked: &[] };
 
 /// The oldest server that ends silent sessions by itself, which the locks need.
 const OLDEST_SERVER: i32 = 140_000;
 
 /// Octets of a role's name; the server cuts what is longer.
 const LONGEST_NAME: usize = 63;
-
-/// How long another migration is waited for.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Logins that are to become members of the roles.
 #[derive(Clone, Debug, Default)]
@@ -119,7 +117,6 @@ pub(super) async fn on_postgres(servers: &Servers, logins: &Logins, now: Timesta
     if number < OLDEST_SERVER {
         return Err(Failed::Refused(format!("the server is PostgreSQL {version}; the ledger needs 14 or newer")));
     }
-    run(&mut connection, format!("SET lock_timeout = {}", LOCK_TIMEOUT.as_millis())).await?;
     let roles = ["owner", "application", "auditor"].map(|role| format!("{database}_{role}"));
     if roles.iter().any(|role| role.len() > LONGEST_NAME) {
         return Err(Failed::Refused("the database's name is too long for its roles' names; 51 octets at most".into()));
