@@ -14,7 +14,7 @@ use super::location::{Location, Servers};
 use super::migrate::{Failed, MigrationError, SESSION, quoted, table};
 use super::postgres::{self, connect, statements};
 use super::query::Entry;
-use super::schema::{POSTGRES, applied, may_write, oldest_writer};
+use super::schema::{POSTGRES, writable};
 use crate::timestamp::{Period, Timestamp};
 
 /// A daemon whose clock is behind may still write into the month that has just ended.
@@ -82,10 +82,9 @@ async fn on_postgres(servers: &Servers, period: Period, now: Timestamp) -> Resul
 async fn become_owner(connection: &mut PgConnection) -> Result<String, Failed> {
     let facts = connection.fetch_one(statements::OWNER).await?;
     let (login, owner, auditor): (String, String, String) = (facts.try_get(0)?, facts.try_get(1)?, facts.try_get(2)?);
-    if !facts.try_get::<bool, _>(3)? || applied(connection).await?.is_none() {
+    if !facts.try_get::<bool, _>(3)? || writable(connection, &POSTGRES).await?.is_none() {
         return Err(Failed::Refused("the database holds no ledger, or none that this login may read; name another with --ledger".into()));
     }
-    may_write(oldest_writer(connection).await?, &POSTGRES).map_err(|error| Failed::Refused(error.to_string()))?;
     let became = connection.execute(AssertSqlSafe(format!("SET ROLE {}", quoted(&owner)))).await;
     became.map_err(|_| {
         Failed::Refused(format!("the login {login} is no member of {owner}; run this as the login that runs `ca-server migrate`"))

@@ -13,7 +13,7 @@ pub(super) use self::partitions::{FENCE, table};
 use super::location::{Location, Servers};
 use super::lock::{self, WriterLock};
 use super::postgres::{SCHEMA, Session, connect, statements};
-use super::schema::{DatabaseError, POSTGRES, SQLITE, applied, latest, may_write, oldest_writer};
+use super::schema::{DatabaseError, POSTGRES, SQLITE, SchemaError, applied, latest, writable};
 use super::sqlite;
 use super::sqlite::whole::broken;
 use crate::timestamp::{Period, Timestamp};
@@ -108,6 +108,15 @@ impl From<DatabaseError> for Failed {
     }
 }
 
+impl From<SchemaError> for Failed {
+    fn from(error: SchemaError) -> Self {
+        match error {
+            SchemaError::Database(error) => Self::Database(error),
+            other => Self::Refused(other.to_string()),
+        }
+    }
+}
+
 /// `migrations` are the program's own, or those of a later one that is tried out.
 pub(super) async fn on_postgres(servers: &Servers, logins: &Logins, now: Timestamp, migrations: &Migrator) -> Result<Migrated, Failed> {
     let (mut connection, _) = connect(servers, &SESSION, true).await?;
@@ -138,9 +147,7 @@ pub(super) async fn on_postgres(servers: &Servers, logins: &Logins, now: Timesta
         }
     }
     run(&mut connection, format!("SET ROLE {}", quoted(owner))).await?;
-    if applied(&mut connection).await?.is_some() {
-        may_write(oldest_writer(&mut connection).await?, migrations).map_err(|error| Failed::Refused(error.to_string()))?;
-    }
+    writable(&mut connection, migrations).await?;
     later::run(&mut connection, migrations).await.map_err(|error| match error {
         MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => Failed::Database(error),
         other => Failed::Refused(format!("the ledger's schema is not one that this program can continue: {other}")),

@@ -25,7 +25,7 @@ pub(super) use self::session::{SCHEMA, Session, connect};
 use super::event::{ChainId, Place, Row, StoredRow};
 use super::location::Servers;
 use super::lock::Lock;
-use super::schema::{POSTGRES, SchemaError, applied, latest, may_write, oldest_writer};
+use super::schema::{POSTGRES, SchemaError, latest, writable};
 use crate::timestamp::{Period, Timestamp};
 
 /// How long the writer waits for an answer before it gives the connection up.
@@ -48,10 +48,11 @@ pub(super) struct Database {
 type Asked = Query<'static, Postgres, PgArguments>;
 
 /// Gives up after the limit. The connection must not be used again after an error of kind `TimedOut`.
-async fn within<T>(limit: Option<Duration>, work: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+async fn within<T, E: From<sqlx::Error>>(limit: Option<Duration>, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     let Some(limit) = limit else { return work.await };
     timeout(limit, work).await.unwrap_or_else(|_| {
-        Err(std::io::Error::new(std::io::ErrorKind::TimedOut, format!("the database did not answer within {} s", limit.as_secs())).into())
+        let what = format!("the database did not answer within {} s", limit.as_secs());
+        Err(sqlx::Error::from(std::io::Error::new(std::io::ErrorKind::TimedOut, what)).into())
     })
 }
 
@@ -82,20 +83,21 @@ impl Database {
 
     /// Nothing is made here: that takes the migration's role. Says what is wrong.
     pub(super) async fn check_schema(&mut self) -> Result<(), SchemaError> {
-        match within(self.limit, applied(&mut self.connection)).await? {
+        match within(self.limit, writable(&mut self.connection, &POSTGRES)).await? {
             None => Err(SchemaError::Missing("its tables are not there, or not for this login; run `ca-server migrate`".into())),
             Some(version) if version < latest(&POSTGRES) => {
                 Err(SchemaError::Missing("its schema is older than this program; run `ca-server migrate`".into()))
             }
-            Some(_) => may_write(within(self.limit, oldest_writer(&mut self.connection)).await?, &POSTGRES),
+            Some(_) => Ok(()),
         }
     }
 
     pub(super) async fn schema_is_known(&mut self) -> sqlx::Result<bool> {
-        Ok(match within(self.limit, applied(&mut self.connection)).await? {
-            None => false,
-            Some(_) => may_write(within(self.limit, oldest_writer(&mut self.connection)).await?, &POSTGRES).is_ok(),
-        })
+        match within(self.limit, writable(&mut self.connection, &POSTGRES)).await {
+            Ok(version) => Ok(version.is_some()),
+            Err(SchemaError::Database(error)) => Err(error),
+            Err(_) => Ok(false),
+        }
     }
 
     pub(super) fn session(&self) -> i32 {

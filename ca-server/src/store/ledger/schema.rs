@@ -63,7 +63,16 @@ pub(super) async fn applied(connection: &mut PgConnection) -> Result<Option<i64>
     connection.fetch_one(sqlx::query(statements::LAST_MIGRATION)).await?.try_get(0)
 }
 
+/// The last migration that was applied, as `applied` has it, if the program with these migrations may write there.
+pub(super) async fn writable(connection: &mut PgConnection, migrations: &Migrator) -> Result<Option<i64>, SchemaError> {
+    let version = applied(connection).await?;
+    if version.is_some() {
+        may_write(oldest_writer(connection).await?, migrations)?;
+    }
+    Ok(version)
+}
+
 /// The oldest program that may write, by the last migration that it knows.
-pub(super) async fn oldest_writer(connection: &mut PgConnection) -> Result<i64, DatabaseError> {
+async fn oldest_writer(connection: &mut PgConnection) -> Result<i64, DatabaseError> {
     Ok(connection.fetch_one(sqlx::query(statements::OLDEST_WRITER)).await?.try_get::<Option<i64>, _>(0)?.unwrap_or(0))
 }
