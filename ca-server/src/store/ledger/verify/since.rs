@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 
-use super::super::body::decode;
 use super::super::database::Database;
 use super::super::event::{ChainId, Event, Hash, IssuerFacts, Place, RowRef, StoredRow};
 use super::super::issuance::certificate_of;
@@ -26,10 +25,11 @@ pub(super) struct Believed {
 impl Believed {
     /// The row, unless it cannot be read, which is noted.
     fn read(&mut self, row: &StoredRow) -> Option<Entry> {
-        let read = decode(&row.body).map_err(|cause| format!("the body cannot be read: {cause}"));
-        let unreadable = read.err();
-        self.unreadable.extend(unreadable.map(|what| Finding::new(row, what)));
-        Entry::try_from(row).ok()
+        let read = Entry::try_from(row);
+        if let Err(ReadError::Row { cause, .. }) = &read {
+            self.unreadable.push(Finding::new(row, format!("the body cannot be read: {cause}")));
+        }
+        read.ok()
     }
 
     /// What is wrong with it all the same.
