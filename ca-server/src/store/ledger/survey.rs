@@ -125,19 +125,19 @@ async fn last_row(database: &mut Database, chain: ChainId) -> Result<Last, Surve
         Some((header, event)) => Last { head, time: header.time, oldest_open: header.oldest_open, is_end: event == Event::End },
         None => {
             let oldest_open = oldest_open_before(database, head).await?;
-            Last { head, time: Timestamp::from_micros(row.time), oldest_open, is_end: false }
+            Last { head, time: Timestamp::from_micros(row.time), oldest_open: Some(oldest_open), is_end: false }
         }
     })
 }
 
 /// Where the first open intent of a chain can stand whose last row cannot be read: the row before says it, or the one before that. Where it says
 /// that none was open, what follows it may be one.
-async fn oldest_open_before(database: &mut Database, last: RowRef) -> Result<Option<Place>, SurveyError> {
+async fn oldest_open_before(database: &mut Database, last: RowRef) -> Result<Place, SurveyError> {
     let from = Place { seq: last.place.seq.saturating_sub(PAGE.into()), ..last.place };
     let rows = database.chain_page(last.chain, from, PAGE).await?;
     let readable = rows.iter().rev().find_map(|row| decode(&row.body).ok());
     let after = |place: Place| Place { seq: place.seq + 1, ..place };
-    Ok(Some(readable.map_or(Place { seq: 0, ..last.place }, |(header, _)| header.oldest_open.unwrap_or_else(|| after(header.place)))))
+    Ok(readable.map_or(Place { seq: 0, ..last.place }, |(header, _)| header.oldest_open.unwrap_or_else(|| after(header.place))))
 }
 
 /// What the newest starts and ends say.
