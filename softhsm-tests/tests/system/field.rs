@@ -1,5 +1,6 @@
 //! Files as people have them, after bug reports of other CAs: each directory of `tests/field` is a row with the right answer beside it. What is
 //! good is served: a certificate by token, its renewal by itself, both as our own client verifies them, and a ledger that verifies.
+//! `tests/field-common` has what a directory lacks: the config, the issuer's keys and the token.
 //! The keys there are for these tests alone. The certificates and tokens end in May 2029 and later: whoever runs this then makes them anew.
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -116,7 +117,7 @@ fn field() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/field")
 }
 
-/// A copy of one directory of `tests/field`, with free ports and a log that a machine reads.
+/// A copy of one directory of `tests/field`, over what all have in common.
 pub struct Case {
     directory: tempfile::TempDir,
 }
@@ -125,16 +126,15 @@ impl Case {
     /// A copy of the directory of this name.
     pub fn new(name: &str) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        for entry in std::fs::read_dir(field().join(name)).expect("there") {
-            let entry = entry.expect("readable");
-            std::fs::copy(entry.path(), directory.path().join(entry.file_name())).expect("copied");
+        for source in [field().with_file_name("field-common"), field().join(name)] {
+            for entry in std::fs::read_dir(source).expect("there") {
+                let entry = entry.expect("readable");
+                std::fs::copy(entry.path(), directory.path().join(entry.file_name())).expect("copied");
+            }
         }
         let case = Self { directory };
         // As git keeps no modes.
         std::fs::set_permissions(case.file("issuer.key"), std::fs::Permissions::from_mode(0o600)).expect("ours");
-        let text = std::fs::read_to_string(case.file("ca.toml")).expect("there");
-        let text = text.replace("127.77.0.1:15012", "127.0.0.1:0").replace("127.77.0.1:15014", "127.0.0.1:0");
-        std::fs::write(case.file("ca.toml"), text.replace("level = \"info\"", "level = \"info\"\nformat = \"json\"")).expect("writable");
         case
     }
 
