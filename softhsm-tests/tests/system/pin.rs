@@ -1,8 +1,6 @@
 //! What becomes of a PIN over several starts of a daemon, as a unit or a container makes them: no start spends a try that an earlier one may
 //! have spent, until an operator orders it or writes the PIN's file anew.
 
-use std::time::Duration;
-
 use softhsm_tests::daemon::Setup;
 use softhsm_tests::{Ask, Csr, Material, TestCa};
 
@@ -16,29 +14,12 @@ impl Unit {
         Self { ca: TestCa::configured(Material::new(), setup.with_faults().replace("env = {", "open_timeout = \"2s\"\nenv = {")) }
     }
 
-    /// How many tries of the PIN one start makes, up to its end or for three seconds.
+    /// How many tries of the PIN one start makes that ends by itself, and what it says.
     fn start(&self, rules: &str) -> (u64, String) {
         self.ca.command_faults(rules);
         let before = self.ca.faults().logins();
-        let mut command = self.ca.verb(&["serve"]);
-        let mut process = command.stderr(std::process::Stdio::piped()).spawn().expect("ca-server runs");
-        let mut log = process.stderr.take().expect("piped");
-        let read = std::thread::spawn(move || {
-            let mut text = Vec::new();
-            std::io::Read::read_to_end(&mut log, &mut text).expect("readable");
-            String::from_utf8_lossy(&text).into_owned()
-        });
-        for _ in 0..60 {
-            if process.try_wait().expect("ours").is_some() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        if process.try_wait().expect("ours").is_none() {
-            softhsm_tests::daemon::signal(process.id(), "TERM");
-        }
-        process.wait().expect("ours");
-        (self.ca.faults().logins() - before, read.join().expect("reads"))
+        let output = self.ca.verb(&["serve"]).output().expect("ca-server runs");
+        (self.ca.faults().logins() - before, String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
     /// What holds of every start that must not try.
