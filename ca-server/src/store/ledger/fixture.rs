@@ -12,7 +12,7 @@ use rcgen::{
 };
 
 use postgres_cluster::Cluster;
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row as _, SqliteConnection};
 
 use super::body::decode;
 use super::chain::{Chain, OpenIntents};
@@ -457,6 +457,19 @@ impl World {
                 connection.close().await
             }
         }
+    }
+
+    /// Runs SQL as a member of the role would, and undoes it.
+    pub(super) async fn execute_as(&self, role: &str, sql: &str) -> sqlx::Result<()> {
+        self.execute(&format!("BEGIN; SELECT set_config('role', current_database() || '_{role}', true); {sql}; ROLLBACK")).await
+    }
+
+    /// The same ledger for somebody who logs in as no more than a member of the role.
+    pub(super) async fn as_member_of(&self, role: &str) -> Self {
+        let database: String = self.superuser().await.fetch_one("SELECT current_database()::text").await.unwrap().get(0);
+        let login = format!("{database}_member_of_{role}");
+        self.execute(&format!("CREATE ROLE \"{login}\" LOGIN IN ROLE \"{database}_{role}\"")).await.unwrap();
+        Self::at_url(&self.url().replace("postgres://postgres@", &format!("postgres://{login}@")))
     }
 
     /// Runs SQL as a superuser does whom no constraint binds.

@@ -1,7 +1,7 @@
 //! A month leaves a ledger that is in use: nobody is held up, nothing that was written becomes changeable, and nothing that is still needed
 //! goes.
 
-use sqlx::{Connection, Executor, Row as _};
+use sqlx::{Executor, Row as _};
 
 use crate::store::ledger::detach::{Detached, detach};
 use crate::store::ledger::event::RowRef;
@@ -83,7 +83,6 @@ async fn a_detached_month_is_as_unchangeable_as_before_and_the_auditors_can_read
     let world = in_december().await;
     world.start().await.shutdown().await;
     detached(&world, november()).await.unwrap();
-    let database: String = world.superuser().await.fetch_one("SELECT current_database()::text").await.unwrap().get(0);
     for (role, sql, allowed) in [
         ("owner", "UPDATE event_202611 SET time = 0", false),
         ("owner", "DELETE FROM event_202611", false),
@@ -92,7 +91,7 @@ async fn a_detached_month_is_as_unchangeable_as_before_and_the_auditors_can_read
         ("auditor", "DELETE FROM event_202611", false),
         ("application", "INSERT INTO event_202611 SELECT * FROM event_202611", false),
     ] {
-        let done = world.execute(&format!("BEGIN; SET LOCAL ROLE \"{database}_{role}\"; {sql}; ROLLBACK")).await;
+        let done = world.execute_as(role, sql).await;
         assert_eq!(done.is_ok(), allowed, "{role}: {sql}: {done:?}");
     }
     let back = "BEGIN; DROP TRIGGER event_is_never_changed ON event_202611; ALTER TABLE event ATTACH PARTITION event_202611 FOR VALUES IN (202611); COMMIT";
@@ -148,11 +147,7 @@ async fn a_dead_chain_of_a_month_keeps_it_until_it_is_settled() {
 async fn whoever_may_not_is_told_as_whom_to_run_it() {
     let world = in_december().await;
     world.start().await.shutdown().await;
-    let mut connection = world.superuser().await;
-    let database: String = connection.fetch_one("SELECT current_database()::text").await.unwrap().get(0);
-    connection.close().await.unwrap();
-    world.execute(&format!("CREATE ROLE \"{database}_reader\" LOGIN IN ROLE \"{database}_auditor\"")).await.unwrap();
-    let lesser = World::at_url(&world.url().replace("postgres://postgres@", &format!("postgres://{database}_reader@")));
+    let lesser = world.as_member_of("auditor").await;
     assert!(matches!(&lesser.location, Location::Postgres(_)));
     let why = detach(&lesser.location, november(), world.hands.now()).await.unwrap_err().to_string();
     assert!(why.contains("is no member of") && why.contains("migrate"), "{why}");

@@ -207,8 +207,6 @@ async fn the_application_adds_and_reads_and_the_auditor_reads() {
     let ledger = world.start().await;
     world.issue(&ledger).await;
     ledger.shutdown().await;
-    let mut connection = world.superuser().await;
-    let database: String = sqlx::query("SELECT current_database()::text").fetch_one(&mut connection).await.unwrap().get(0);
     let insert = "INSERT INTO event SELECT period, chain, 1000, kind, time, NULL, NULL, NULL, NULL, NULL, hash, body FROM event LIMIT 1";
     let tries = [
         ("application", "SELECT count(*) FROM event", true),
@@ -232,8 +230,7 @@ async fn the_application_adds_and_reads_and_the_auditor_reads() {
         ("owner", "TRUNCATE event_default", false),
     ];
     for (role, sql, allowed) in tries {
-        let script = format!("BEGIN; SET LOCAL ROLE \"{database}_{role}\"; {sql}; ROLLBACK");
-        let done = world.execute(&script).await;
+        let done = world.execute_as(role, sql).await;
         assert_eq!(done.is_ok(), allowed, "{role}: {sql}: {done:?}");
     }
 }
@@ -241,10 +238,7 @@ async fn the_application_adds_and_reads_and_the_auditor_reads() {
 #[tokio::test]
 async fn a_daemon_logs_in_as_less_than_the_owner() {
     let world = World::postgres();
-    let mut connection = world.superuser().await;
-    let database: String = sqlx::query("SELECT current_database()::text").fetch_one(&mut connection).await.unwrap().get(0);
-    world.execute(&format!("CREATE ROLE \"{database}_daemon\" LOGIN IN ROLE \"{database}_application\"")).await.unwrap();
-    let lesser = World::at_url(&world.url().replace("postgres://postgres@", &format!("postgres://{database}_daemon@")));
+    let lesser = world.as_member_of("application").await;
     let ledger = start(&lesser.location, &world.ca, &world.hands).await.unwrap();
     world.issue(&ledger).await;
     ledger.shutdown().await;
