@@ -17,19 +17,29 @@ async fn with_faults() -> TestCa {
     TestCa::start_with(Setup::default().with_faults()).await
 }
 
+/// The checks of readiness.
+pub async fn checks(ca: &TestCa) -> Vec<serde_json::Value> {
+    let ready: serde_json::Value = serde_json::from_str(&ca.get("/healthz/ready").await.1).expect("JSON");
+    ready["checks"].as_array().expect("a list").clone()
+}
+
+/// A check of readiness: whether it is well, whether it must be, and its sentence.
+pub async fn check(ca: &TestCa, name: &str) -> (bool, bool, String) {
+    let checks = checks(ca).await;
+    let check = checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("no {name}: {checks:?}"));
+    let flag = |key: &str| check[key].as_bool().expect("a flag");
+    (flag("ready"), flag("required"), check["detail"].as_str().expect("text").to_owned())
+}
+
 /// What readiness says of the signer.
-pub async fn signer_detail(ca: &TestCa) -> (u16, String) {
-    let (status, body) = ca.get("/healthz/ready").await;
-    let ready: serde_json::Value = serde_json::from_str(&body).expect("JSON");
-    let checks = ready["checks"].as_array().expect("a list");
-    let signer = checks.iter().find(|check| check["name"] == "signer:quickstart").expect("there");
-    (status, signer["detail"].as_str().expect("text").to_owned())
+pub async fn signer_detail(ca: &TestCa) -> String {
+    check(ca, "signer:quickstart").await.2
 }
 
 /// Waits until every session is open, at most as long as a recovery may take.
 async fn until_whole(ca: &TestCa) -> Duration {
     let begun = Instant::now();
-    ca.until("whole again", || async { signer_detail(ca).await.1.starts_with("healthy: 4 of 4 sessions open, 0 stuck") }).await;
+    ca.until("whole again", || async { signer_detail(ca).await.starts_with("healthy: 4 of 4 sessions open, 0 stuck") }).await;
     let took = begun.elapsed();
     assert!(took < RECOVERY, "{took:?}\n{}", ca.log_text());
     took
@@ -155,7 +165,7 @@ async fn a_token_that_runs_short_of_sessions_is_used_by_those_it_gives() {
     for _ in 0..12 {
         ca.call(&Csr::demo().pem, &ask).await.unwrap_or_else(|status| panic!("{status}\n{}", ca.log_text()));
     }
-    ca.until("degraded", || async { signer_detail(&ca).await.1.starts_with("degraded: 2 of 4 sessions open") }).await;
+    ca.until("degraded", || async { signer_detail(&ca).await.starts_with("degraded: 2 of 4 sessions open") }).await;
     ca.command_faults("");
     until_whole(&ca).await;
     ca.check();
@@ -172,7 +182,7 @@ async fn a_mechanism_that_is_gone_is_named_and_service_resumes_with_it() {
         ca.get("/healthz/ready").await.0 == 503
     })
     .await;
-    ca.until("named", || async { signer_detail(&ca).await.1.contains("CKM_ECDSA") }).await;
+    ca.until("named", || async { signer_detail(&ca).await.contains("CKM_ECDSA") }).await;
     assert_eq!(ca.get("/healthz/live").await.0, 200);
     ca.command_faults("");
     until_whole(&ca).await;
@@ -192,10 +202,10 @@ async fn a_locked_pin_is_tried_once_an_order_and_named() {
         ca.until("locked out", || async {
             assert_refused(ca.call(&Csr::demo().pem, &ask).await, Code::Unavailable);
             // The refusal is told a moment after the try.
-            faults.logins() - before == orders && signer_detail(&ca).await.1.contains("not tried again")
+            faults.logins() - before == orders && signer_detail(&ca).await.contains("not tried again")
         })
         .await;
-        let (_, detail) = signer_detail(&ca).await;
+        let detail = signer_detail(&ca).await;
         assert!(detail.contains("CKR_PIN_LOCKED"), "{detail}");
         assert_eq!(ca.get("/healthz/ready").await.0, 503);
         for _ in 0..8 {

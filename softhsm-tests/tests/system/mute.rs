@@ -62,7 +62,7 @@ async fn renewed(place: Where) -> Duration {
             ca.until("not ready", || async { ca.get("/healthz/ready").await.0 == 503 }).await;
         }
         loop {
-            assert!(begun.elapsed() < 2 * RECOVERY, "{place:?} {code:#x}: {}\n{}", signer_detail(&ca).await.1, ca.log_text());
+            assert!(begun.elapsed() < 2 * RECOVERY, "{place:?} {code:#x}: {}\n{}", signer_detail(&ca).await, ca.log_text());
             if let Some(service) = &mut service
                 && let Some(status) = service.ended()
             {
@@ -77,7 +77,7 @@ async fn renewed(place: Where) -> Duration {
         }
         assert!(begun.elapsed() < RECOVERY, "{place:?} {code:#x}: {:?}\n{}", begun.elapsed(), ca.log_text());
         longest = longest.max(begun.elapsed());
-        ca.until("whole", || async { signer_detail(&ca).await.1.starts_with("healthy: 4 of 4 sessions open") }).await;
+        ca.until("whole", || async { signer_detail(&ca).await.starts_with("healthy: 4 of 4 sessions open") }).await;
         match place {
             Where::Thread => assert!(faults.calls("C_Finalize") > finalized, "{code:#x}"),
             Where::Process => assert_ne!(signer_processes(&ca), child, "{code:#x}"),

@@ -11,9 +11,11 @@ use softhsm_tests::check::Ledger;
 use softhsm_tests::daemon::{Setup, signal};
 use softhsm_tests::{Ask, Csr, Load, Material, TestCa, tell};
 
-use crate::devices::signer_detail;
+use crate::devices::{checks, signer_detail};
+use crate::lifetime::write_key;
 use crate::signer_process::signer_processes;
 
+const DAY: Duration = Duration::from_secs(86_400);
 const YEAR: Duration = Duration::from_secs(86_400 * 365);
 /// The limit.
 const RECOVERY: Duration = Duration::from_secs(10);
@@ -108,32 +110,51 @@ async fn taken_away_and_given_back(ca: &TestCa, second: &Second, what: &str) -> 
 }
 
 /// What readiness says of every signer.
-pub async fn signer_details(ca: &TestCa) -> String {
-    let (_, body) = ca.get("/healthz/ready").await;
-    let ready: serde_json::Value = serde_json::from_str(&body).expect("JSON");
-    let checks = ready["checks"].as_array().expect("a list").iter();
-    checks.filter(|check| check["name"].as_str().is_some_and(|name| name.starts_with("signer:"))).map(ToString::to_string).collect()
+async fn signer_details(ca: &TestCa) -> String {
+    let checks = checks(ca).await.into_iter();
+    checks.filter(|check| check["name"].as_str().is_some_and(|name| name.starts_with("signer:"))).map(|check| check.to_string()).collect()
 }
 
-/// A daemon whose one issuer has its key in two tokens, the second a copy of the first.
-pub async fn with_two_tokens() -> (TestCa, Second) {
+/// A key in two tokens, the second a copy of the first behind the fault module with a PIN file of its own.
+pub fn two_tokens() -> (Material, Setup, Second) {
     let material = Material::new();
     let second = Second::beside(&material);
     copy(&material.file("tokens"), &second.directory.join("tokens"));
+    write_key(&material, "second.pin", &material.read("issuing.pin"));
     let (key, first) = (line(&material, "key = "), uri(&material));
     let other = first.replace(softhsm().to_str().expect("text"), fault_module().to_str().expect("text"));
+    let other = other.replace("issuing.pin", "second.pin");
     let setup = Setup { append: second.section(), ..Setup::default() }
         .replace(&key, &format!("key = [{first:?}, {other:?}]"))
         .replace("device = \"softhsm\"", "device = [\"softhsm\", \"second\"]");
+    (material, setup, second)
+}
+
+/// A daemon whose one issuer has its key in two tokens.
+async fn with_two_tokens() -> (TestCa, Second) {
+    let (material, setup, second) = two_tokens();
     (TestCa::start_on(material, setup).await, second)
+}
+
+/// A new issuing key under a new root, in two more of the daemon's tokens: `one` and `two`.
+pub fn key_in_two_more_tokens(material: &Material) {
+    let root = Authority::root("root", YEAR);
+    let issuer = root.intermediate("issuing", DAY);
+    material.write("root-cert.pem", root.certificate());
+    material.write("issuing-chain.pem", issuer.certificate());
+    write_key(material, "issuing.key", &issuer.key());
+    let (conf, pin) = (material.file("softhsm2.conf"), material.read("issuing.pin").trim_end().to_owned());
+    for label in ["one", "two"] {
+        import(&conf, label, &material.file("issuing.key"), &pin);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_that_is_taken_away_from_beside_another_costs_nothing_but_time() {
     let (ca, second) = with_two_tokens().await;
-    ca.until("whole", || async { signer_detail(&ca).await.1.starts_with("healthy: token 1 is healthy: ") }).await;
+    ca.until("whole", || async { signer_detail(&ca).await.starts_with("healthy: token 1 is healthy: ") }).await;
     let took = taken_away_and_given_back(&ca, &second, "two tokens").await;
-    ca.until("healthy", || async { signer_detail(&ca).await.1.starts_with("healthy") }).await;
+    ca.until("healthy", || async { signer_detail(&ca).await.starts_with("healthy") }).await;
     let states = |state: &str| format!("ca_server_token_state{{issuer=\"quickstart\",state=\"{state}\",token=\"2\"}}");
     assert_eq!((ca.metric(&states("healthy")).await, ca.metric(&states("reconnecting")).await), (1.0, 0.0));
     // Filed when it has lasted.
@@ -154,22 +175,22 @@ async fn a_token_that_is_taken_away_from_beside_another_costs_nothing_but_time()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_of_two_tokens_that_signs_wrongly_costs_no_call_and_is_left_alone() {
     let (ca, second) = with_two_tokens().await;
-    ca.until("whole", || async { signer_detail(&ca).await.1.starts_with("healthy: token 1 is healthy: ") }).await;
+    ca.until("whole", || async { signer_detail(&ca).await.starts_with("healthy: token 1 is healthy: ") }).await;
     let mut load = Load::on(&ca, 8);
     load.until_issued(&ca, 50).await;
     second.control.set("C_Sign corrupt").expect("writable");
     let state = "ca_server_token_state{issuer=\"quickstart\",state=\"reconnecting\",token=\"2\"}";
-    ca.until("seen", || async { ca.metric(state).await == 1.0 && signer_detail(&ca).await.1.contains("token 2 is reconnecting") }).await;
+    ca.until("seen", || async { ca.metric(state).await == 1.0 && signer_detail(&ca).await.contains("token 2 is reconnecting") }).await;
     load.until_issued(&ca, 200).await;
     assert_eq!(ca.get("/healthz/ready").await.0, 200, "one that signs is enough");
     second.control.clear().expect("writable");
-    ca.until("healthy", || async { signer_detail(&ca).await.1.starts_with("healthy") }).await;
+    ca.until("healthy", || async { signer_detail(&ca).await.starts_with("healthy") }).await;
     let unknown = ca.export().count("unknown");
     assert!((1..=16).contains(&unknown), "{unknown} intents were signed wrongly");
     // One that signs wrongly now and then is told by each time.
     second.control.set("C_Sign corrupt at 3").expect("writable");
     ca.until("met", || async { second.control.met("C_Sign") > 0 && ca.export().count("unknown") > unknown }).await;
-    ca.until("healthy", || async { signer_detail(&ca).await.1.starts_with("healthy") }).await;
+    ca.until("healthy", || async { signer_detail(&ca).await.starts_with("healthy") }).await;
     load.until_issued(&ca, 50).await;
     load.stop().await;
     assert!(load.refused().is_empty() && load.unanswered().is_empty(), "{:?} {:?}", load.refused(), load.unanswered());

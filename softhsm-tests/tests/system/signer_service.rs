@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use signers::pkcs11::MayTry;
 use signers::process::wire::{Reply, Request, Setup as SignerSetup, VERSION, length};
 use signers::{Purpose, SignError};
-use softhsm_tests::authority::Authority;
 use softhsm_tests::daemon::{PATIENCE, Setup, signal};
 use softhsm_tests::{Ask, Csr, Load, Material, TestCa, tell};
 use tonic::Code;
 
-use crate::several_tokens::{fault_module, import, line};
+use crate::devices::signer_detail;
+use crate::several_tokens::{fault_module, key_in_two_more_tokens, line};
 
 /// What a workload of the tests may have for a day, and the daemon for its own port.
 const LEAF: &str = "trust_domains = [\"cluster.local\"]\nlongest = \"24h\"\n";
@@ -614,17 +614,8 @@ async fn a_signer_starts_only_on_a_file_a_socket_and_a_directory_that_are_its_ow
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_starts_with_the_keys_that_it_can_open_and_its_operator_heals_the_others() {
-    const DAY: Duration = Duration::from_secs(86_400);
     let mut ca = material(by_service().with_faults());
-    let root = Authority::root("root", DAY * 365);
-    let issuer = root.intermediate("issuing", DAY);
-    ca.material.write("root-cert.pem", root.certificate());
-    ca.material.write("issuing-chain.pem", issuer.certificate());
-    crate::lifetime::write_key(&ca.material, "issuing.key", &issuer.key());
-    let (conf, pin) = (ca.material.file("softhsm2.conf"), ca.material.read("issuing.pin").trim_end().to_owned());
-    for label in ["one", "two"] {
-        import(&conf, label, &ca.material.file("issuing.key"), &pin);
-    }
+    key_in_two_more_tokens(&ca.material);
     let uri = |label: &str| format!("pkcs11:token={label};object=sibling?module-path={}", fault_module().display());
     ca.edit_config(&line(&ca.material, "key = "), &format!("key = {:?}", uri("one")));
     let mut service = Service::of(&ca.material, LEAF, SERVING);
@@ -638,11 +629,11 @@ async fn a_service_starts_with_the_keys_that_it_can_open_and_its_operator_heals_
     assert_eq!(service.count_logged("this key cannot sign yet; the others do"), 1, "{}", service.log_text());
     ca.restart().await;
     ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.expect("the other token signs");
-    let detail = crate::several_tokens::signer_details(&ca).await;
+    let detail = signer_detail(&ca).await;
     assert!(detail.contains("degraded") && detail.contains("locked_out"), "{detail}");
     assert_eq!(ca.faults().logins(), 2, "one try a token");
     signal(service.pid(), "HUP");
-    ca.until("whole", || async { crate::several_tokens::signer_details(&ca).await.contains("healthy: token 1 is healthy") }).await;
+    ca.until("whole", || async { signer_detail(&ca).await.contains("healthy: token 1 is healthy") }).await;
     assert_eq!(ca.faults().logins(), 3);
     ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.expect("issued");
     ca.check();

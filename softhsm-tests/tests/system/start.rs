@@ -10,8 +10,9 @@ use softhsm_tests::authority::Authority;
 use softhsm_tests::daemon::{PATIENCE, Setup};
 use softhsm_tests::{Ask, Csr, Load, Material, TestCa};
 
+use crate::devices::{check, signer_detail};
 use crate::lifetime::{file_issuer, write_key};
-use crate::several_tokens::{Second, copy, fault_module, import, line, softhsm, uri};
+use crate::several_tokens::{Second, copy, fault_module, import, key_in_two_more_tokens, line, softhsm, two_tokens};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -109,18 +110,11 @@ fn serial(conf: &Path, label: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reload_leaves_each_of_several_keys_behind_one_process_its_own_token() {
     let material = Material::new();
-    let root = Authority::root("root", DAY * 365);
-    let issuer = root.intermediate("issuing", DAY);
-    material.write("root-cert.pem", root.certificate());
-    material.write("issuing-chain.pem", issuer.certificate());
-    write_key(&material, "issuing.key", &issuer.key());
-    let (conf, pin) = (material.file("softhsm2.conf"), material.read("issuing.pin").trim_end().to_owned());
-    for label in ["one", "two"] {
-        import(&conf, label, &material.file("issuing.key"), &pin);
-    }
+    key_in_two_more_tokens(&material);
+    let two = serial(&material.file("softhsm2.conf"), "two");
     // Nothing that both say differs, so they may be one token and share a process.
     let query = format!("object=sibling?module-path={}&pin-source=file:{}", softhsm().display(), material.file("issuing.pin").display());
-    let keys = [format!("pkcs11:token=one;{query}"), format!("pkcs11:serial={};{query}", serial(&conf, "two"))];
+    let keys = [format!("pkcs11:token=one;{query}"), format!("pkcs11:serial={two};{query}")];
     let key = line(&material, "key = ");
     let ca = TestCa::start_on(material, Setup::default().replace(&key, &format!("key = {keys:?}"))).await;
     assert_eq!(crate::signer_process::signer_processes(&ca).len(), 1, "one process has both");
@@ -148,30 +142,6 @@ fn refused(ca: &TestCa) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8(output.stderr).expect("text"))
 }
 
-/// A check of readiness: whether it is well, whether it must be, and its sentence.
-async fn check(ca: &TestCa, name: &str) -> (bool, bool, String) {
-    let readiness: serde_json::Value = serde_json::from_str(&ca.get("/healthz/ready").await.1).expect("JSON");
-    let checks = readiness["checks"].as_array().expect("a list");
-    let check = checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("no {name}: {readiness}"));
-    let flag = |key: &str| check[key].as_bool().expect("a flag");
-    (flag("ready"), flag("required"), check["detail"].as_str().expect("text").to_owned())
-}
-
-/// A key in two tokens, the second behind the fault module with a PIN file of its own.
-fn two_tokens() -> (Material, Setup, Second) {
-    let material = Material::new();
-    let second = Second::beside(&material);
-    copy(&material.file("tokens"), &second.directory.join("tokens"));
-    write_key(&material, "second.pin", &material.read("issuing.pin"));
-    let (key, first) = (line(&material, "key = "), uri(&material));
-    let other = first.replace(softhsm().to_str().expect("text"), fault_module().to_str().expect("text"));
-    let other = other.replace("issuing.pin", "second.pin");
-    let setup = Setup { append: second.section(), ..Setup::default() }
-        .replace(&key, &format!("key = [{first:?}, {other:?}]"))
-        .replace("device = \"softhsm\"", "device = [\"softhsm\", \"second\"]");
-    (material, setup, second)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_start_goes_on_with_the_tokens_that_are_there() {
     // What is wrong with the second token, what its state says, and whether it comes back by itself when that is over.
@@ -188,7 +158,7 @@ async fn a_start_goes_on_with_the_tokens_that_are_there() {
         assert!(begun.elapsed() < PATIENCE / 2, "{fault}: nobody waits for what does not answer");
         ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.unwrap_or_else(|status| panic!("{fault}: {status}"));
         ca.until(said, || async {
-            let (_, _, detail) = check(&ca, "signer:quickstart").await;
+            let detail = signer_detail(&ca).await;
             detail.starts_with("degraded") && detail.contains(said)
         })
         .await;
@@ -200,7 +170,7 @@ async fn a_start_goes_on_with_the_tokens_that_are_there() {
             assert_eq!(second.control.logins(), 1, "and nobody tries without another");
             assert!(ca.reload().await);
         }
-        ca.until("whole", || async { check(&ca, "signer:quickstart").await.2.starts_with("healthy") }).await;
+        ca.until("whole", || async { signer_detail(&ca).await.starts_with("healthy") }).await;
         let mut load = Load::on(&ca, 4);
         ca.until("both sign", || async { second.control.signed() > 0 }).await;
         load.stop().await;
@@ -251,7 +221,7 @@ async fn what_no_waiting_mends_is_refused_where_nobody_else_signs_and_said_where
         ca.restart().await;
         ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.unwrap_or_else(|status| panic!("{to}: {status}"));
         ca.until(said, || async {
-            let (_, _, detail) = check(&ca, "signer:quickstart").await;
+            let detail = signer_detail(&ca).await;
             detail.starts_with("degraded") && detail.contains(said)
         })
         .await;
