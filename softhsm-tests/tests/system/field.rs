@@ -224,8 +224,26 @@ impl Drop for Serving {
     }
 }
 
-fn said(output: &Output) -> String {
+/// Everything that a verb has printed.
+pub fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// What is wrong with all of them, four judged at a time.
+pub fn four_at_a_time<T>(all: impl Iterator<Item = T> + Send, judge: impl Fn(T) -> Vec<String> + Sync) -> Vec<String> {
+    let (open, wrong) = (Mutex::new(all), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                loop {
+                    let Some(one) = open.lock().expect("unpoisoned").next() else { break };
+                    let found = judge(one);
+                    wrong.lock().expect("unpoisoned").extend(found);
+                }
+            });
+        }
+    });
+    wrong.into_inner().expect("unpoisoned")
 }
 
 fn succeeded(what: &str, output: &Output) -> Result<(), String> {
@@ -299,20 +317,8 @@ fn every_directory_has_the_answer_that_stands_beside_it() {
     there.sort();
     let rows: Vec<&str> = ROWS.iter().map(|(name, _)| *name).collect();
     assert_eq!(there, rows, "each directory is one row, in order");
-    let (open, wrong) = (Mutex::new(ROWS.iter()), Mutex::new(Vec::new()));
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                loop {
-                    let Some((name, answer)) = open.lock().expect("unpoisoned").next() else { break };
-                    if let Err(why) = judged(name, answer) {
-                        wrong.lock().expect("unpoisoned").push(format!("{name}: {why}"));
-                    }
-                }
-            });
-        }
-    });
-    let wrong = wrong.into_inner().expect("unpoisoned");
+    let wrong =
+        four_at_a_time(ROWS.iter(), |(name, answer)| judged(name, answer).err().map(|why| format!("{name}: {why}")).into_iter().collect());
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
