@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use pkcs11_fault::Control;
@@ -16,8 +16,8 @@ pub(crate) const PIN: &str = "canary-24680";
 /// Runs `case` in a child process that is this test alone, with a directory, an empty SoftHSM and the fault module before it. `extra` is
 /// added to softhsm2.conf.
 pub(crate) fn in_child(test: &str, extra: &str, case: impl FnOnce(&House)) {
-    if let Some(directory) = std::env::var_os(CHILD) {
-        return case(&House { directory: directory.into() });
+    if let Some(directory) = inside() {
+        return case(&House { directory });
     }
     let softhsm = pkcs11::find_softhsm().expect("SoftHSM 2 is not installed (package libsofthsm2)");
     let directory = tempfile::tempdir().unwrap();
@@ -27,17 +27,31 @@ pub(crate) fn in_child(test: &str, extra: &str, case: impl FnOnce(&House)) {
     let config = directory.path().join("softhsm2.conf");
     fs::write(&config, format!("directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n{extra}\n", tokens.display()))
         .unwrap();
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args([test, "--exact", "--nocapture", "--test-threads=1"])
-        .env(CHILD, directory.path())
-        .env("SOFTHSM2_CONF", &config)
-        .env("PKCS11_FAULT_MODULE", softhsm)
-        .env("PKCS11_FAULT_DIR", &faults)
-        .output()
-        .unwrap();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.env("SOFTHSM2_CONF", &config).env("PKCS11_FAULT_MODULE", softhsm).env("PKCS11_FAULT_DIR", &faults);
+    run_alone(&mut command, test, directory.path());
+}
+
+/// In a child: its directory; `None` in the parent.
+pub(crate) fn inside() -> Option<PathBuf> {
+    std::env::var_os(CHILD).map(PathBuf::from)
+}
+
+/// Runs this test alone in a child process; `command` is this program, or what ends by starting it with the arguments that follow.
+pub(crate) fn run_alone(command: &mut Command, test: &str, directory: &Path) {
+    let output = command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(CHILD, directory).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{}\n{out}\n{err}", output.status);
     assert!(out.contains("1 passed"), "the child ran no test\n{out}\n{err}");
+}
+
+/// The file of the PIN in that directory, replaced as a whole.
+pub(crate) fn write_pin(directory: &Path, pin: &str) {
+    let new = directory.join("new.pin");
+    let _ = fs::remove_file(&new);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).unwrap();
+    std::io::Write::write_all(&mut file, pin.as_bytes()).unwrap();
+    fs::rename(new, directory.join("user.pin")).unwrap();
 }
 
 /// What a child process has.
@@ -60,11 +74,7 @@ impl House {
     }
 
     pub(crate) fn write_pin(&self, pin: &str) {
-        let new = self.directory.join("new.pin");
-        let _ = fs::remove_file(&new);
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).unwrap();
-        std::io::Write::write_all(&mut file, pin.as_bytes()).unwrap();
-        fs::rename(new, self.pin_file()).unwrap();
+        write_pin(&self.directory, pin);
     }
 
     /// A new token `ca`.

@@ -3,7 +3,6 @@
 //! is not installed fails. `docs/signers.md` says what each was seen to do.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,7 +11,8 @@ use secrecy::SecretString;
 use signers::conformance::{Subject, run};
 use signers::{KeyKind, KeyUri, open_vault, pkcs11};
 
-const CHILD: &str = "SIGNERS_TEST_DIRECTORY";
+use crate::common::{self, inside, run_alone};
+
 const PIN: &str = "24682468";
 const SO_PIN: &str = "76543210";
 
@@ -38,12 +38,8 @@ impl Library {
                 command
             }
         };
-        command.args([self.test, "--exact", "--nocapture", "--test-threads=1"]);
-        let output =
-            command.env(CHILD, directory).env("SIGNERS_TEST_LIBRARY", &self.path).envs(self.environment).output().expect("it runs");
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "{}\n{out}\n{err}", output.status);
-        assert!(out.contains("1 passed"), "the child ran no test\n{out}\n{err}");
+        command.env("SIGNERS_TEST_LIBRARY", &self.path).envs(self.environment);
+        run_alone(&mut command, self.test, directory);
     }
 }
 
@@ -63,11 +59,6 @@ fn installed(file: &str, package: &str) -> PathBuf {
         }
     }
     panic!("{file} is not installed (package {package})")
-}
-
-/// In the child: the directory; `None` in the parent.
-fn inside() -> Option<PathBuf> {
-    std::env::var_os(CHILD).map(PathBuf::from)
 }
 
 fn library() -> PathBuf {
@@ -97,9 +88,7 @@ impl Drop for Server {
 }
 
 fn write_pin(directory: &Path) {
-    let file = directory.join("user.pin");
-    fs::write(&file, format!("{PIN}\n")).unwrap();
-    fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
+    common::write_pin(directory, &format!("{PIN}\n"));
 }
 
 /// Makes keys of these kinds in the token, and has the suite judge them.
