@@ -123,11 +123,6 @@ impl Cluster {
         format!("postgres://{role}@/{database}?host={}&port={}", self.directory.display(), self.port)
     }
 
-    /// The superuser's way to a database, over TCP: `postgres://postgres@127.0.0.1:N/DATABASE`.
-    pub fn tcp_url(&self, database: &str) -> String {
-        format!("postgres://{SUPERUSER}@127.0.0.1:{}/{database}", self.port)
-    }
-
     /// The port, on 127.0.0.1 and of the socket's name.
     pub fn port(&self) -> u16 {
         self.port
