@@ -25,7 +25,16 @@ const ISSUING: &str =
 const PLAIN: Shape<'_> = Shape { key: "EC:P-256", digest: "-sha256", serial: "5", root: ROOT, issuing_digest: "-sha256", issuing: ISSUING };
 
 fn openssl(directory: &Path, arguments: &[&str]) {
-    let output = Command::new("openssl").args(arguments).current_dir(directory).output().expect("openssl is installed by ./run-tests");
+    openssl_at(directory, None, arguments);
+}
+
+/// openssl, as if it were another time, such as `-40d`.
+fn openssl_at(directory: &Path, time: Option<&str>, arguments: &[&str]) {
+    let mut command = Command::new(if time.is_some() { "faketime" } else { "openssl" });
+    if let Some(time) = time {
+        command.args(["-f", time, "openssl"]);
+    }
+    let output = command.args(arguments).current_dir(directory).output().expect("openssl and faketime are installed by ./run-tests");
     assert!(output.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -42,16 +51,26 @@ fn new_key(directory: &Path, kind: &str, file: &str) {
 /// A certificate of a fresh key under the root, appended to nothing.
 fn issue(directory: &Path, name: &str, issuer: &str, digest: &str, extensions: &str) {
     new_key(directory, "EC:P-256", &format!("{name}.key"));
-    std::fs::write(directory.join("extensions"), extensions).unwrap();
     let (key, subject, request) = (format!("{name}.key"), format!("/O=Kinds/CN={name}"), format!("{name}.csr"));
     openssl(directory, &["req", "-new", "-key", &key, "-subj", &subject, "-out", &request]);
-    let (ca, ca_key, out) = (format!("{issuer}.pem"), format!("{issuer}.key"), format!("{name}.pem"));
-    let mut sign = vec!["x509", "-req", "-in", &request, "-CA", &ca, "-CAkey", &ca_key, "-days", "30", "-set_serial", "7", "-out", &out];
+    certify(directory, None, name, issuer, digest, extensions, &format!("{name}.pem"));
+}
+
+/// Certifies the request of `name` for thirty days, from now or from another time on.
+fn certify(directory: &Path, time: Option<&str>, name: &str, issuer: &str, digest: &str, extensions: &str, out: &str) {
+    std::fs::write(directory.join("extensions"), extensions).unwrap();
+    let (request, ca, key) = (format!("{name}.csr"), format!("{issuer}.pem"), format!("{issuer}.key"));
+    let mut sign = vec!["x509", "-req", "-in", &request, "-CA", &ca, "-CAkey", &key, "-days", "30", "-set_serial", "7", "-out", out];
     sign.extend(["-extfile", "extensions"].into_iter().chain((!digest.is_empty()).then_some(digest)));
-    openssl(directory, &sign);
+    openssl_at(directory, time, &sign);
 }
 
 fn make(directory: &Path, shape: &Shape<'_>) {
+    make_root(directory, shape);
+    make_chain(directory, shape);
+}
+
+fn make_root(directory: &Path, shape: &Shape<'_>) {
     new_key(directory, shape.key, "root.key");
     let config = format!("[req]\ndistinguished_name=name\nx509_extensions=own\n[name]\n[own]\n{}\n[dir]\nO=Kinds\n", shape.root);
     std::fs::write(directory.join("root.cnf"), config).unwrap();
@@ -59,6 +78,9 @@ fn make(directory: &Path, shape: &Shape<'_>) {
     let more = ["-config", "root.cnf", "-set_serial", shape.serial];
     let digest: &[&str] = if shape.digest.is_empty() { &[] } else { &[shape.digest] };
     openssl(directory, &[&arguments[..], &more, digest].concat());
+}
+
+fn make_chain(directory: &Path, shape: &Shape<'_>) {
     issue(directory, "issuing", "root", shape.issuing_digest, shape.issuing);
     std::fs::copy(directory.join("issuing.pem"), directory.join("chain.pem")).unwrap();
 }
@@ -108,6 +130,8 @@ fn what_a_root_is_beside_name_and_key_is_a_warning_at_most() {
 
 #[test]
 fn an_issuer_that_nobody_would_accept_is_refused_before_the_first_call() {
+    let directory = tempfile::tempdir().unwrap();
+    make_root(directory.path(), &PLAIN);
     let good = |more: &str, warning: &'static str| (with(more), Ok(warning));
     let bad = |more: &str, why: &'static str| (with(more), Err(why));
     for (issuing, answer) in [
@@ -137,8 +161,7 @@ fn an_issuer_that_nobody_would_accept_is_refused_before_the_first_call() {
         (ISSUING.replace("CA:TRUE,pathlen:0", "CA:FALSE"), Err("it is not a CA certificate")),
         ("basicConstraints=critical,CA:TRUE".to_owned(), Ok("")),
     ] {
-        let directory = tempfile::tempdir().unwrap();
-        make(directory.path(), &Shape { issuing: &issuing, ..PLAIN });
+        make_chain(directory.path(), &Shape { issuing: &issuing, ..PLAIN });
         match (judged(directory.path()), answer) {
             (Ok(said), Ok(warning)) => assert!(said.contains(warning) && said.is_empty() == warning.is_empty(), "{issuing}: {said:?}"),
             (Err(said), Err(why)) => {
@@ -190,21 +213,6 @@ fn a_chain_is_named_where_it_breaks() {
     assert!(said.contains("CN=lower,O=Kinds: its path length does not allow 1"), "{said}");
 }
 
-/// openssl as if it were another time, such as `-40d`.
-fn openssl_at(directory: &Path, time: &str, arguments: &[&str]) {
-    let output = Command::new("faketime").args(["-f", time, "openssl"]).args(arguments).current_dir(directory).output();
-    let output = output.expect("faketime is installed by ./run-tests");
-    assert!(output.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// Certifies `name` anew under the root that `make` made, from then on and for thirty days.
-fn certify_at(directory: &Path, time: &str, name: &str, issuer: &str, extensions: &str, out: &str) {
-    std::fs::write(directory.join("extensions"), extensions).unwrap();
-    let (request, ca, key) = (format!("{name}.csr"), format!("{issuer}.pem"), format!("{issuer}.key"));
-    let sign = ["x509", "-req", "-in", &request, "-CA", &ca, "-CAkey", &key, "-days", "30", "-set_serial", "9", "-out", out];
-    openssl_at(directory, time, &[&sign[..], &["-extfile", "extensions", "-sha256"]].concat());
-}
-
 #[test]
 fn a_ca_that_two_roots_certified_is_used_by_whichever_certificate_is_in_date() {
     let directory = tempfile::tempdir().unwrap();
@@ -216,7 +224,7 @@ fn a_ca_that_two_roots_certified_is_used_by_whichever_certificate_is_in_date() {
     make(at, &PLAIN);
     let middle = ISSUING.replace("pathlen:0", "pathlen:1");
     issue(at, "middle", "root", "-sha256", &middle);
-    certify_at(at, "-40d", "middle", "one", &middle, "ended.pem");
+    certify(at, Some("-40d"), "middle", "one", "-sha256", &middle, "ended.pem");
     issue(at, "issuing", "middle", "-sha256", ISSUING);
     let read = |name: &str| std::fs::read(at.join(name)).unwrap();
     let roots = [read("one.pem"), read("root.pem")].concat();
