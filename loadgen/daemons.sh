@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by loadgen/report and loadgen/flamegraph: demonstration CAs, private PostgreSQL servers and daemons in a temporary directory,
-# which end with the script. Reads `bin`, where the built programs are, and `ledger`, sqlite or postgres.
+# Sourced by loadgen/report, loadgen/flamegraph and loadgen/large-ledger: demonstration CAs, private PostgreSQL servers and daemons in a
+# temporary directory, which end with the script. Reads `bin`, where the built programs are, and `ledger`, sqlite or postgres.
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/ca-server-measured.XXXXXX")
 # PostgreSQL's unprivileged user passes through it.
@@ -106,6 +106,20 @@ until_holds() {
     exit 3
 }
 
+# make_database DATABASE LOGIN: a new one with an empty ledger, and the login of its daemons.
+make_database() {
+    psql_says postgres "CREATE DATABASE $1"
+    psql_says postgres "CREATE ROLE $2 LOGIN"
+    "$bin/ca-server" migrate --ledger "postgres://postgres@/$1?host=$cluster&port=5432" --application "$2" >"$work/migrate.log" 2>&1 ||
+        { cat "$work/migrate.log" >&2; exit 3; }
+}
+
+# use_ledger URL CA: writes it into the config.
+use_ledger() {
+    # In sed's replacement an ampersand is the whole match.
+    sed -i "s|^url = .*|url = \"${1//&/\\&}\"|" "$2/ca.toml"
+}
+
 ledgers_made=0
 # fresh_ledger sqlite|postgres CA: an empty one in the config; `ledger_url`, and `database` on Postgres.
 fresh_ledger() {
@@ -118,14 +132,10 @@ fresh_ledger() {
         start_postgres
         [ -z "${database:-}" ] || psql_says postgres "DROP DATABASE IF EXISTS $database"
         database=measured$ledgers_made
-        psql_says postgres "CREATE DATABASE $database"
-        psql_says postgres "CREATE ROLE daemon$ledgers_made LOGIN"
-        "$bin/ca-server" migrate --ledger "postgres://postgres@/$database?host=$cluster&port=5432" \
-            --application "daemon$ledgers_made" >"$work/migrate.log" 2>&1 || { cat "$work/migrate.log" >&2; exit 3; }
+        make_database "$database" "daemon$ledgers_made"
         ledger_url="postgres://daemon$ledgers_made@/$database?host=$cluster&port=5432"
     fi
-    # In sed's replacement an ampersand is the whole match.
-    sed -i "s|^url = .*|url = \"${ledger_url//&/\\&}\"|" "$2/ca.toml"
+    use_ledger "$ledger_url" "$2"
 }
 
 # ledger_bytes sqlite|postgres: heap and indexes; the daemon has stopped.
@@ -166,13 +176,20 @@ stop_daemon() {
     daemon=""
 }
 
-# load ARGUMENTS...: loadgen against the daemon, with tokens of its CA's issuer; CPU of the daemon, and of the database where `ledger` is one.
+# load ARGUMENTS...: loadgen against the daemon; CPU of the daemon, and of the database where `ledger` is one.
 load() {
     local pids=daemon=$daemon
     [ -z "$postmaster" ] || [ "$ledger" != postgres ] || pids=$pids,database=$postmaster
+    load_at "$csr" --pid "$pids" "$@"
+}
+
+# load_at PORT ARGUMENTS...: loadgen against the daemon there, with tokens of its CA's issuer.
+load_at() {
+    local port=$1
+    shift
     # A key id may begin with a dash.
-    "$bin/loadgen" --address "localhost:$csr" --roots "$ca/root-cert.pem" --token-issuer-key "$ca/jwt-issuer.key" \
-        --token-issuer https://demo-issuer.ca-server.invalid "--token-key-id=$(key_id)" --pid "$pids" "$@"
+    "$bin/loadgen" --address "localhost:$port" --roots "$ca/root-cert.pem" --token-issuer-key "$ca/jwt-issuer.key" \
+        --token-issuer https://demo-issuer.ca-server.invalid "--token-key-id=$(key_id)" "$@"
 }
 
 # The key id of the CA's token issuer.
