@@ -233,6 +233,21 @@ impl TestCa {
         }
     }
 
+    /// Starts the process with a standard error that is not ours, on ports that are known, because no log tells them.
+    pub fn spawn_unheard(&mut self, stderr: Stdio) {
+        let csr = postgres_cluster::free_port();
+        let monitoring = std::iter::repeat_with(postgres_cluster::free_port).find(|port| *port != csr).expect("without end");
+        let text = self.material.read("ca.toml");
+        let mut parts = text.splitn(3, "127.0.0.1:0");
+        let mut part = || parts.next().expect("two ports");
+        self.material.write("ca.toml", format!("{}127.0.0.1:{csr}{}127.0.0.1:{monitoring}{}", part(), part(), part()));
+        let address = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+        (self.csr, self.monitoring) = (address(csr), address(monitoring));
+        let mut command = self.verb(&["serve"]);
+        command.args(&self.setup.arguments).envs(&self.setup.environment).stdout(Stdio::null()).stderr(stderr);
+        self.process = Some(command.spawn().expect("ca-server runs"));
+    }
+
     /// Waits until `/healthz/ready` answers 200.
     pub async fn until_ready(&self) {
         self.until("ready", || async { self.get("/healthz/ready").await.0 == 200 }).await;

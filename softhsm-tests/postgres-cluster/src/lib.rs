@@ -21,6 +21,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock};
 
 pub use options::{Login, Options, ServerTls};
 pub use pooler::Pooler;
+pub use process::free_port;
 pub use replication::Backup;
 
 use self::programs::{Programs, owned, unprivileged};

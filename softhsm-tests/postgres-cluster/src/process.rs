@@ -68,7 +68,7 @@ pub(super) fn until(holds: impl Fn() -> bool) -> bool {
 }
 
 /// A loopback port that is free now, from below those that the kernel gives to clients, so that it stays free over a restart.
-pub(super) fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     const FIRST: u16 = 20_000;
     const COUNT: u16 = 12_000;
     loop {

@@ -135,8 +135,8 @@ fn case(on_server: bool) -> Case {
     text = text.replace("roots = \"roots.pem\"\n\n[profile]", "roots = \"roots.pem\"\ntranscript = \"transcript.jsonl\"\n\n[profile]");
     assert!(text.contains("transcript"), "{text}");
     if on_server {
-        // A port on which nobody listens: bound, and closed again.
-        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
+        // Nobody listens there.
+        let port = postgres_cluster::free_port();
         let files =
             "roots = \"database-roots.pem\"\ncertificate = \"database.pem\"\nkey = \"database.key\"\npassword_file = \"database.password\"";
         text = text.replace(
