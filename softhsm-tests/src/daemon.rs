@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -213,21 +214,9 @@ impl TestCa {
             None => self.verb(&["serve"]),
             Some(directory) => self.verb_in_small_file_system(directory),
         };
-        command.args(&self.setup.arguments).envs(&self.setup.environment).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut process = command.spawn().expect("ca-server runs");
-        let stderr = process.stderr.take().expect("piped");
-        let (log, (told, address)) = (self.log.clone(), std::sync::mpsc::channel());
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                if let Some(addresses) = addresses(&line) {
-                    // Nobody listens after the first.
-                    let _ = told.send(addresses);
-                }
-                log.lock().expect("unpoisoned").push(line);
-            }
-        });
+        let (process, told) = begun(command.args(&self.setup.arguments).envs(&self.setup.environment), self.log.clone());
         self.process = Some(process);
-        match address.recv_timeout(PATIENCE) {
+        match told.recv_timeout(PATIENCE) {
             Ok((csr, monitoring)) => (self.csr, self.monitoring) = (csr, monitoring),
             Err(error) => panic!("the daemon did not start ({error}): {}", self.log_text()),
         }
@@ -418,6 +407,24 @@ impl Drop for TestCa {
             }
         }
     }
+}
+
+/// Starts a process whose log goes to `log`, line by line. The addresses are told as soon as a line says them; when it ends before, the sender
+/// is gone after its last line.
+pub fn begun(command: &mut Command, log: Arc<Mutex<Vec<String>>>) -> (Child, Receiver<(SocketAddr, SocketAddr)>) {
+    let mut process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("ca-server runs");
+    let stderr = process.stderr.take().expect("piped");
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            if let Some(addresses) = addresses(&line) {
+                // Nobody listens after the first.
+                let _ = tell.send(addresses);
+            }
+            log.lock().expect("unpoisoned").push(line);
+        }
+    });
+    (process, told)
 }
 
 /// Sends a signal by name to a process that we started.

@@ -3,15 +3,15 @@
 //! `tests/field-common` has what a directory lacks: the config, the issuer's keys and the token.
 //! The keys there are for these tests alone. The certificates and tokens end in May 2029 and later: whoever runs this then makes them anew.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Output};
 use std::sync::{Arc, Mutex};
 
 use softhsm_tests::client::{Channel, tls};
-use softhsm_tests::daemon::PATIENCE;
+use softhsm_tests::daemon::{PATIENCE, begun};
 use softhsm_tests::{Ask, Csr};
 
 /// The right answer to a config.
@@ -160,31 +160,17 @@ pub struct Serving {
     process: Child,
     address: SocketAddr,
     monitoring: SocketAddr,
-    log: Arc<Mutex<String>>,
+    log: Arc<Mutex<Vec<String>>>,
 }
 
 impl Serving {
     /// Starts it; the error is all that it said before it ended.
     pub fn start(case: &Case) -> Result<Self, String> {
-        let mut process = case.verb(&["serve"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("ca-server runs");
-        let stderr = process.stderr.take().expect("piped");
-        let log = Arc::new(Mutex::new(String::new()));
-        let (kept, (told, address)) = (log.clone(), std::sync::mpsc::channel());
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                let said: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-                if said["message"] == "serving" {
-                    // Nobody listens after the first.
-                    let address = |key: &str| said[key].as_str().and_then(|text| text.parse().ok()).expect("an address");
-                    let _ = told.send((address("csr"), address("monitoring")));
-                }
-                *kept.lock().expect("unpoisoned") += &(line + "\n");
-            }
-        });
+        let log: Arc<Mutex<Vec<String>>> = Arc::default();
+        let (process, told) = begun(&mut case.verb(&["serve"]), log.clone());
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut serving = Self { process, address: nowhere, monitoring: nowhere, log };
-        // When it ends before it serves, the thread drops its end after the last line.
-        let told = address.recv_timeout(PATIENCE).map_err(|_| format!("it does not serve: {}", serving.log_text()))?;
+        let told = told.recv_timeout(PATIENCE).map_err(|_| format!("it does not serve: {}", serving.log_text()))?;
         (serving.address, serving.monitoring) = told;
         Ok(serving)
     }
@@ -201,10 +187,25 @@ impl Serving {
         }
     }
 
-    /// The bundle that it gives to everybody.
-    fn bundle(&self) -> std::io::Result<String> {
+    /// Waits until it is ready: it may have no certificate of its own before, and until then handshakes fail.
+    fn until_ready(&self) -> Result<(), String> {
+        let begun = std::time::Instant::now();
+        loop {
+            let answer = self.get("/healthz/ready").unwrap_or_else(|error| error.to_string());
+            if answer.starts_with("HTTP/1.1 200 ") {
+                return Ok(());
+            }
+            if begun.elapsed() > PATIENCE {
+                return Err(format!("never ready: {answer}\n{}", self.log_text()));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+
+    /// The whole answer of its monitoring port.
+    fn get(&self, path: &str) -> std::io::Result<String> {
         let mut stream = std::net::TcpStream::connect(self.monitoring)?;
-        stream.write_all(b"GET /root-cert.pem HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer)
@@ -212,7 +213,7 @@ impl Serving {
 
     /// What it has logged so far.
     pub fn log_text(&self) -> String {
-        self.log.lock().expect("unpoisoned").clone()
+        self.log.lock().expect("unpoisoned").join("\n")
     }
 }
 
@@ -250,29 +251,22 @@ fn succeeded(what: &str, output: &Output) -> Result<(), String> {
     if output.status.success() { Ok(()) } else { Err(format!("{what}: {}", said(output))) }
 }
 
-/// Retries while the daemon has no certificate of its own yet: until then handshakes fail.
 fn request(case: &Case, address: SocketAddr, more: &[&str]) -> Result<(), String> {
-    let begun = std::time::Instant::now();
-    loop {
-        let address = address.to_string();
-        let output = case.run(&[&["request", "--address", &address, "--server-name", "localhost"], more].concat());
-        if output.status.success() || begun.elapsed() > PATIENCE / 6 {
-            return succeeded("request", &output);
-        }
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
+    let address = address.to_string();
+    succeeded("request", &case.run(&[&["request", "--address", &address, "--server-name", "localhost"], more].concat()))
 }
 
 /// A certificate by token, another by the first, and the whole record.
 fn serves(name: &str, roots: usize) -> Result<(), String> {
     let case = Case::new(name);
     let serving = Serving::start(&case)?;
+    serving.until_ready()?;
     let with_log = |why: String| format!("{why}\n{}", serving.log_text());
     let token = TOKENS.iter().find(|(of, _)| *of == name).map_or("demo.token", |(_, token)| *token);
     request(&case, serving.address, &["--token-file", token, "--out", "first"]).map_err(with_log)?;
     let renewal = ["--cert", "first/cert-chain.pem", "--key-file", "first/key.pem", "--out", "second"];
     request(&case, serving.address, &renewal).map_err(|why| format!("renewal: {why}\n{}", serving.log_text()))?;
-    let found = serving.bundle().map_err(|error| error.to_string())?.matches("BEGIN CERTIFICATE").count();
+    let found = serving.get("/root-cert.pem").map_err(|error| error.to_string())?.matches("BEGIN CERTIFICATE").count();
     if found != roots {
         return Err(format!("{found} roots in the bundle instead of {roots}"));
     }
@@ -347,12 +341,7 @@ async fn every_request_has_the_answer_that_stands_beside_it() {
         let case = Case::new(directory);
         let serving = Serving::start(&case).unwrap_or_else(|why| panic!("{why}"));
         let roots = std::fs::read_to_string(case.file("roots.pem")).expect("text");
-        let begun = std::time::Instant::now();
-        // Until the daemon has a certificate of its own handshakes fail.
-        while Channel::open(serving.address, tls(&roots, None)).await.is_err() {
-            assert!(begun.elapsed() < PATIENCE, "{directory}: {}", serving.log_text());
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
+        serving.until_ready().unwrap_or_else(|why| panic!("{directory}: {why}"));
         let token = std::fs::read_to_string(case.file("demo.token")).expect("text");
         for (_, file, answer) in CALLS.iter().filter(|(of, ..)| *of == directory) {
             let content = String::from_utf8_lossy(&std::fs::read(case.file(file)).expect("there")).into_owned();

@@ -1,7 +1,7 @@
 //! A signer that is a service of its own: daemons come and go, it comes and goes, and what it signs is decided by its own file alone.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use signers::pkcs11::MayTry;
 use signers::process::wire::{Reply, Request, Setup as SignerSetup, VERSION, length};
 use signers::{Purpose, SignError};
-use softhsm_tests::daemon::{PATIENCE, Setup, signal};
+use softhsm_tests::daemon::{PATIENCE, Setup, begun, signal};
 use softhsm_tests::{Ask, Csr, Load, Material, TestCa, tell};
 use tonic::Code;
 
@@ -92,14 +92,7 @@ impl Service {
 
     /// Starts it.
     fn spawn(&mut self) {
-        let mut process = self.command().stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("runs");
-        let (stderr, log) = (process.stderr.take().expect("piped"), self.log.clone());
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                log.lock().expect("unpoisoned").push(line);
-            }
-        });
-        self.process = Some(process);
+        self.process = Some(begun(&mut self.command(), self.log.clone()).0);
     }
 
     /// Starts it, and waits until it listens.
