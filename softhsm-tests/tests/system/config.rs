@@ -131,11 +131,3 @@ fn a_wrong_pin_refuses_to_start_with_one_clear_line() {
     assert!(said.to_lowercase().contains("pin"), "{said}");
     assert!(!said.contains("000000"));
 }
-
-#[test]
-fn a_missing_module_is_a_thing_that_is_missing() {
-    let ca = TestCa::configured(Material::new(), Setup::default().replace("module-path=", "module-path=/nowhere"));
-    let output = ca.verb(&["serve"]).output().expect("ca-server runs");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(3), "{said}");
-}
