@@ -39,7 +39,8 @@ pub(crate) fn inside() -> Option<PathBuf> {
 
 /// Runs this test alone in a child process; `command` is this program, or what ends by starting it with the arguments that follow.
 pub(crate) fn run_alone(command: &mut Command, test: &str, directory: &Path) {
-    let output = command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(CHILD, directory).output().unwrap();
+    let output =
+        command.args([test, "--include-ignored", "--exact", "--nocapture", "--test-threads=1"]).env(CHILD, directory).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{}\n{out}\n{err}", output.status);
     assert!(out.contains("1 passed"), "the child ran no test\n{out}\n{err}");

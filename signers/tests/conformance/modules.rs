@@ -167,15 +167,13 @@ fn p11_kits_client_conforms() {
     Library { test: "modules::p11_kits_client_conforms", path, environment, before: None }.run(directory.path());
 }
 
-/// NSS wants its directory in C_Initialize, as `pReserved`.
-#[test]
-fn nss_conforms() {
-    if let Some(directory) = inside() {
-        write_pin(&directory);
-        let init_string = format!("configDir='sql:{}' certPrefix='' keyPrefix='' secmod='secmod.db' flags=", directory.display());
-        pkcs11::set_init_string(&library(), &init_string);
-        return conforms("NSS", &directory, "NSS%20Certificate%20DB", &[KeyKind::P256, KeyKind::P384, KeyKind::Rsa2048], &[], false);
-    }
+/// NSS wants this in C_Initialize, as `pReserved`.
+fn nss_init_string(directory: &Path) -> String {
+    format!("configDir='sql:{}' certPrefix='' keyPrefix='' secmod='secmod.db' flags=", directory.display())
+}
+
+/// The library, and a database of NSS with a PIN.
+fn nss() -> (PathBuf, tempfile::TempDir) {
     let path = installed("libsoftokn3.so", "libnss3");
     let directory = tempfile::tempdir().unwrap();
     write_pin(directory.path());
@@ -187,7 +185,53 @@ fn nss_conforms() {
         .output()
         .expect("certutil is not installed (package libnss3-tools)");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    (path, directory)
+}
+
+const NSS_KEYS: [KeyKind; 3] = [KeyKind::P256, KeyKind::P384, KeyKind::Rsa2048];
+
+#[test]
+fn nss_conforms() {
+    if let Some(directory) = inside() {
+        pkcs11::set_init_string(&library(), &nss_init_string(&directory));
+        return conforms("NSS", &directory, "NSS%20Certificate%20DB", &NSS_KEYS, &[], false);
+    }
+    let (path, directory) = nss();
     Library { test: "modules::nss_conforms", path, environment: Vec::new(), before: None }.run(directory.path());
+}
+
+/// p11-kit's proxy reads `pReserved` for NSS from its own configuration, for root from the system's alone.
+#[test]
+fn nss_through_p11_kit_conforms() {
+    if let Some(directory) = inside() {
+        return conforms("NSS through p11-kit", &directory, "NSS%20Certificate%20DB", &NSS_KEYS, &[], false);
+    }
+    let (nss, directory) = nss();
+    let path = installed("p11-kit-proxy.so", "p11-kit-modules");
+    let module = directory.path().join("nss.module");
+    fs::write(&module, format!("module: {}\nx-init-reserved: {}\n", nss.display(), nss_init_string(directory.path()))).unwrap();
+    let environment = vec![("NSS_MODULE", module.display().to_string())];
+    let before = "mount -t tmpfs none /usr/share/p11-kit/modules\ncp \"$NSS_MODULE\" /usr/share/p11-kit/modules";
+    let test = "modules::nss_through_p11_kit_conforms";
+    Library { test, path, environment, before: Some(before) }.run(directory.path());
+}
+
+/// Debian has no package of it. `docs/signers.md` says how it is built.
+#[test]
+#[ignore = "asks for a library that is built by hand: KRYOPTIC=/path/to/libkryoptic_pkcs11.so"]
+fn kryoptic_conforms() {
+    if let Some(directory) = inside() {
+        write_pin(&directory);
+        pkcs11::init_token(&library(), "ca", &SecretString::from(SO_PIN), &SecretString::from(PIN)).unwrap();
+        return conforms("kryoptic", &directory, "ca", &[KeyKind::P256, KeyKind::P384, KeyKind::Rsa2048], &[], true);
+    }
+    let path = std::env::var_os("KRYOPTIC").map(PathBuf::from).expect("KRYOPTIC names the library");
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("kryoptic.conf");
+    let database = directory.path().join("token.sql");
+    fs::write(&config, format!("[[slots]]\nslot = 1\ndbtype = \"sqlite\"\ndbargs = \"{}\"\n", database.display())).unwrap();
+    let environment = vec![("KRYOPTIC_CONF", config.display().to_string())];
+    Library { test: "modules::kryoptic_conforms", path, environment, before: None }.run(directory.path());
 }
 
 #[test]
