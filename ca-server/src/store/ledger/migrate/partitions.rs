@@ -49,6 +49,18 @@ pub(super) async fn extend(connection: &mut PgConnection, now: Timestamp) -> Res
         period = period.next();
     }
     done.in_default.sort_unstable();
+    let made = make_all(connection, missing, behind_a_fence, &mut done).await;
+    // After a failure, too: what is left of a fence turns rows away once their month has come.
+    let dropped = if behind_a_fence { drop_fence(connection).await } else { Ok(()) };
+    made.and(dropped).map(|()| done)
+}
+
+async fn make_all(
+    connection: &mut PgConnection,
+    missing: Vec<Period>,
+    behind_a_fence: bool,
+    done: &mut Extended,
+) -> Result<(), DatabaseError> {
     if behind_a_fence && !missing.is_empty() {
         fence(connection, &missing).await?;
     }
@@ -57,10 +69,7 @@ pub(super) async fn extend(connection: &mut PgConnection, now: Timestamp) -> Res
         done.made.push(period);
         done.last = done.last.max(Some(period));
     }
-    if behind_a_fence {
-        drop_fence(connection).await?;
-    }
-    Ok(done)
+    Ok(())
 }
 
 /// The name of a month's partition.
