@@ -1,5 +1,5 @@
 //! Every metric name, and the only room that names the metrics library. Names begin `ca_server_` and use base units;
-//! the `citadel_server_*` families are those that Istio's dashboards know (ISTIO-CONTRACT §6), present from the start at 0.
+//! the `citadel_server_*` families are those that Istio's dashboards know (contract §6), present from the start at 0.
 
 use std::future::Future;
 use std::time::{Duration, Instant};

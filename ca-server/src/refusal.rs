@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-/// The gRPC status a refusal is answered with (ISTIO-CONTRACT §5); `front::grpc` maps it to the wire.
+/// The gRPC status a refusal is answered with (contract §5); `front::grpc` maps it to the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the gRPC names say it")]
 pub enum Code {

@@ -1,14 +1,18 @@
-//! What the documents say of the sources is true: each test that a table of SECURITY.md, ARCHITECTURE.md or docs/signers.md names stands there,
-//! and each message that docs/signers.md explains is said, and the other way round.
+//! What the documents say of the sources is true: each test that a table of a document names exists, each message that docs/signers.md explains
+//! is said, and the other way round. What sources and documents cite by number exists too: the cases and sections of docs/istio-contract.md,
+//! and the invariants of docs/invariants.md.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
-/// The name of every test function in every crate of the workspace.
-fn tests() -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
+const CONTRACT: &str = "docs/istio-contract.md";
+const INVARIANTS: &str = "docs/invariants.md";
+
+/// Every file of the workspace whose name has this ending.
+fn files(ending: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
     let mut open = vec![PathBuf::from(ROOT)];
     while let Some(directory) = open.pop() {
         for entry in std::fs::read_dir(directory).expect("readable") {
@@ -16,20 +20,29 @@ fn tests() -> BTreeSet<String> {
             let name = path.file_name().expect("named").to_string_lossy().into_owned();
             if path.is_dir() && !name.starts_with('.') && name != "target" {
                 open.push(path);
-            } else if name.ends_with(".rs") {
-                let text = std::fs::read_to_string(&path).expect("text");
-                // Stories that run on more than one ledger are plain functions there; elsewhere the attribute says what a test is.
-                let mut is_test = path.components().any(|part| part.as_os_str() == "tests") || name == "tests.rs";
-                let everywhere = is_test;
-                for line in text.lines().map(str::trim_start).filter(|line| !line.starts_with("//")) {
-                    if let Some(rest) = line.split("fn ").nth(1) {
-                        let name = rest.split(['(', '<']).next().unwrap_or_default();
-                        found.extend(is_test.then(|| name.to_owned()));
-                        is_test = everywhere;
-                    }
-                    is_test |= line.starts_with("#[") && (line.contains("test]") || line.contains("test("));
-                }
+            } else if name.ends_with(ending) {
+                found.push(path);
             }
+        }
+    }
+    found
+}
+
+/// The name of every test function in every crate of the workspace.
+fn tests() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for path in files(".rs") {
+        let text = std::fs::read_to_string(&path).expect("text");
+        // Stories that run on more than one ledger are plain functions there; elsewhere the attribute says what a test is.
+        let mut is_test = path.components().any(|part| part.as_os_str() == "tests") || path.ends_with("tests.rs");
+        let everywhere = is_test;
+        for line in text.lines().map(str::trim_start).filter(|line| !line.starts_with("//")) {
+            if let Some(rest) = line.split("fn ").nth(1) {
+                let name = rest.split(['(', '<']).next().unwrap_or_default();
+                found.extend(is_test.then(|| name.to_owned()));
+                is_test = everywhere;
+            }
+            is_test |= line.starts_with("#[") && (line.contains("test]") || line.contains("test("));
         }
     }
     found
@@ -58,12 +71,121 @@ fn named(document: &str) -> Vec<String> {
 #[test]
 fn every_test_that_a_document_names_exists() {
     let tests = tests();
-    for (document, at_least) in [("SECURITY.md", 80), ("ARCHITECTURE.md", 8), ("docs/signers.md", 20)] {
+    let documents = [("SECURITY.md", 80), ("ARCHITECTURE.md", 8), ("docs/signers.md", 20), (CONTRACT, 60), (INVARIANTS, 80)];
+    for (document, at_least) in documents {
         let named = named(document);
         let missing: Vec<&String> = named.iter().filter(|name| !tests.contains(*name)).collect();
         assert!(missing.is_empty(), "{document} names tests that are not there: {missing:#?}");
         assert!(named.len() >= at_least, "{document}: {} names were found", named.len());
     }
+}
+
+/// Every source and document of the workspace: its path, and its words in lower case and one blank apart, without the marks of comments, so that
+/// the end of a line may divide a citation.
+fn texts() -> Vec<(String, String)> {
+    let read = |path: PathBuf| {
+        let text = std::fs::read_to_string(&path).expect("text").to_ascii_lowercase();
+        let words: Vec<&str> = text.split_whitespace().filter(|word| !matches!(*word, "//" | "///" | "//!")).collect();
+        (path.display().to_string(), words.join(" "))
+    };
+    files(".rs").into_iter().chain(files(".md")).map(read).collect()
+}
+
+/// What may stand between two numbers of a citation, in prose or in a test's name, and whether it means those between them as well.
+const BETWEEN: [(&str, bool); 8] =
+    [(", and ", false), (", ", false), (" and ", false), ("_and_", false), (" to ", true), ("_to_", true), ("–", true), ("_", false)];
+
+/// The numbers that a text begins with.
+fn numbers(text: &str) -> Vec<u16> {
+    let mut found: Vec<u16> = Vec::new();
+    let (mut rest, mut is_range) = (text, false);
+    loop {
+        let end = rest.find(|sign: char| !sign.is_ascii_digit()).unwrap_or(rest.len());
+        let Ok(number) = rest[..end].parse::<u16>() else { return found };
+        let first = match found.last() {
+            Some(last) if is_range => last + 1,
+            _ => number,
+        };
+        found.extend(first..=number);
+        rest = &rest[end..];
+        let Some(&(between, range)) = BETWEEN.iter().find(|(between, _)| rest.starts_with(*between)) else { return found };
+        rest = &rest[between.len()..];
+        is_range = range;
+    }
+}
+
+/// Every number behind a word or its plural, in prose or in a test's name, and the file where it is.
+fn cited(word: &str) -> Vec<(String, u16)> {
+    let mut found = Vec::new();
+    for (path, text) in texts() {
+        for (at, _) in text.match_indices(word) {
+            let rest = &text[at + word.len()..];
+            let rest = rest.strip_prefix('s').unwrap_or(rest);
+            let is_word = !text[..at].ends_with(|sign: char| sign.is_alphanumeric() || sign == '_' || sign == '-');
+            if let Some(rest) = rest.strip_prefix([' ', '_']).filter(|_| is_word) {
+                found.extend(numbers(rest).into_iter().map(|number| (path.clone(), number)));
+            }
+        }
+    }
+    found
+}
+
+/// The numbers in the first column of a document's tables, in their order.
+fn rows(document: &str) -> Vec<u16> {
+    let text = std::fs::read_to_string(Path::new(ROOT).join(document)).expect("text");
+    text.lines().filter_map(|line| line.strip_prefix("| ")?.split(" |").next()?.parse().ok()).collect()
+}
+
+#[test]
+fn every_case_and_invariant_that_is_cited_has_its_row() {
+    assert_eq!(numbers("68–70 and 74, and what else"), [68_u16, 69, 70, 74]);
+    assert_eq!(numbers("2, 4 to 7, and 9 in 1 row"), [2_u16, 4, 5, 6, 7, 9]);
+    assert_eq!(numbers("1_and_6_a_call"), [1_u16, 6]);
+    assert_eq!(numbers("40_to_44_a_wish"), [40_u16, 41, 42, 43, 44]);
+    for (word, document, last, at_least) in [("case", CONTRACT, 80_u16, 250), ("invariant", INVARIANTS, 12, 20)] {
+        let rows = rows(document);
+        assert!(rows.iter().copied().eq(1..=last), "the rows of {document} are {rows:?}");
+        let cited = cited(word);
+        let missing: Vec<_> = cited.iter().filter(|(_, number)| !rows.contains(number)).collect();
+        assert!(missing.is_empty(), "{document} has no row for {missing:#?}");
+        assert!(cited.len() >= at_least, "{word}: {} citations were found", cited.len());
+    }
+}
+
+/// What has sections. The one that is named last before a section sign is meant, if it is near.
+const SECTIONED: [&str; 9] = ["contract", "rfc ", "pkcs#11 v", "x.509-svid", "spiffe-id", "x.680", "x.690", "sec 1", "file format"];
+
+/// How many octets before a section sign that may begin.
+const NEAR: usize = 60;
+
+/// Every section that is cited: the file where it is, its number, and what it is a section of if that is named.
+fn sections() -> Vec<(String, String, Option<&'static str>)> {
+    let mut found = Vec::new();
+    for (path, text) in texts() {
+        for (at, sign) in text.match_indices('§') {
+            let behind = text[at + sign.len()..].chars();
+            let number: String = behind.take_while(|sign| sign.is_ascii_alphanumeric() || *sign == '.').collect();
+            let number = number.trim_end_matches('.');
+            let named = SECTIONED.iter().filter_map(|&of| Some((text[..at].rfind(of)?, of))).max();
+            let of = named.filter(|(begin, _)| at - begin <= NEAR).map(|(_, of)| of);
+            // The sign without a number is a character in the code above.
+            found.extend((!number.is_empty()).then(|| (path.clone(), number.to_owned(), of)));
+        }
+    }
+    found
+}
+
+#[test]
+fn every_section_that_is_cited_says_of_what_and_the_contract_has_its_own() {
+    let text = std::fs::read_to_string(Path::new(ROOT).join(CONTRACT)).expect("text");
+    let headings: BTreeSet<&str> = text.lines().filter_map(|line| Some(line.strip_prefix("## ")?.split_once(". ")?.0)).collect();
+    let cited = sections();
+    let unclear: Vec<_> = cited.iter().filter(|(_, _, of)| of.is_none()).collect();
+    assert!(unclear.is_empty(), "sections of what? {unclear:#?}");
+    let ours: Vec<_> = cited.iter().filter(|(_, _, of)| *of == Some("contract")).collect();
+    let missing: Vec<_> = ours.iter().filter(|(_, number, _)| !headings.contains(number.as_str())).collect();
+    assert!(missing.is_empty(), "{CONTRACT} has no section for {missing:#?}");
+    assert!(ours.len() >= 12 && cited.len() >= 150, "{} sections were found, {} of the contract", cited.len(), ours.len());
 }
 
 /// Every sentence, of at least three words, in the string literals of the sources under `directory`, `…` for each value in it.

@@ -86,8 +86,8 @@ impl TestCa {
     }
 }
 
-/// Invariant 3: every signature that a device was asked for belongs to exactly one intent, which was issued, is unknown, or is open
-/// still; and every certificate issued was signed. A retry of the same bytes after a lost session is the same signature.
+/// Invariant 3 (docs/invariants.md): every signature that a device was asked for belongs to exactly one intent, which was issued, is unknown, or
+/// is open still; and every certificate issued was signed. A retry of the same bytes after a lost session is the same signature.
 fn check_signatures(ledger: &Ledger, asked_before: &BTreeSet<String>, asked_after: &BTreeSet<String>) {
     let digests = |kind: &str| -> BTreeSet<String> {
         ledger.kind(kind).iter().map(|row| row["to_be_signed_sha256"].as_str().expect("a digest").to_owned()).collect()

@@ -82,7 +82,7 @@ pub enum Authenticator {
 pub struct Authenticators(Vec<Authenticator>);
 
 impl Authenticators {
-    /// The contract's order (ISTIO-CONTRACT §3).
+    /// In the order of contract §3.
     pub fn new(certificates: ClientCertificates, tokens: Tokens) -> Self {
         Self(vec![Authenticator::ClientCertificate(certificates), Authenticator::Jwt(tokens)])
     }

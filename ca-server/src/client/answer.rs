@@ -1,4 +1,4 @@
-//! Verifies what a CA answered, as strictly as the strictest agent: the shape of the chain (ISTIO-CONTRACT §1), our own key in the
+//! Verifies what a CA answered, as strictly as the strictest agent: the shape of the chain (contract §1), our own key in the
 //! leaf, a path to roots that we had before the call, and the identity that we expected.
 
 use der::{Decode, Encode};

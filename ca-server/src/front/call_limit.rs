@@ -1,5 +1,5 @@
 //! The limits on each call, outside tonic's decoding so that slow and large bodies count. Clients set no deadline of their own
-//! (ISTIO-CONTRACT §2), and tonic's own timeout would answer Cancelled. A call that ends here never reached the pipeline, so it is
+//! (contract §2), and tonic's own timeout would answer Cancelled. A call that ends here never reached the pipeline, so it is
 //! reported for the ledger's groups of refusals. From its headers on a call holds a place, and nothing of its headers but what is read:
 //! whoever opens calls and never ends them, holds little and soon has no more.
 

@@ -1,4 +1,5 @@
-//! The Istio CSR call (ISTIO-CONTRACT §1): a request becomes a `Call`, an `Answer` becomes a response, a `Refusal` becomes a status.
+//! The Istio CSR call (docs/istio-contract.md, contract §1): a request becomes a `Call`, an `Answer` becomes a response, a `Refusal` becomes a
+//! status.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,7 +21,7 @@ use crate::metrics::Metrics;
 use crate::policy::{Asked, Wishes};
 use crate::refusal::{Code, Refusal};
 
-/// The largest message that is read (ISTIO-CONTRACT §2).
+/// The largest message that is read (contract §2).
 pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 
 /// The certificate service over one pipeline.
@@ -104,7 +105,7 @@ fn asked(metadata: Option<&Struct>, key: &str) -> Asked {
     }
 }
 
-/// The one place where a refusal becomes a status (ISTIO-CONTRACT §5).
+/// The one place where a refusal becomes a status (contract §5).
 fn status(refusal: &Refusal) -> Status {
     let code = match refusal.code() {
         Code::InvalidArgument => tonic::Code::InvalidArgument,

@@ -29,7 +29,7 @@ impl Answer {
         Self { released: Released::Repeated(repeated), bundle }
     }
 
-    /// As Istio's clients read it (ISTIO-CONTRACT §1): leaf, intermediates one a string, all roots together in the last.
+    /// As Istio's clients read it (contract §1): leaf, intermediates one a string, all roots together in the last.
     pub fn chain(&self) -> Vec<String> {
         let (leaf, issuer) = match &self.released {
             Released::Issued(issued) => (issued.certificate().der(), &**issued.draft().issuer()),

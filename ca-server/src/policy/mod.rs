@@ -17,7 +17,7 @@ use crate::timestamp::Timestamp;
 use crate::x509::chain::IssuerChain;
 use crate::x509::csr::{Csr, San};
 
-/// NotBefore lies at most this far in the past (ISTIO-CONTRACT §4).
+/// NotBefore lies at most this far in the past (contract §4).
 pub const BACKDATED_AT_MOST: Duration = Duration::from_secs(120);
 
 /// A text value of the request's metadata, as it arrived.

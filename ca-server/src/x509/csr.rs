@@ -76,7 +76,7 @@ impl Csr {
     }
 }
 
-/// The sizes that no profile can widen (ISTIO-CONTRACT §4); checked before the signature, so that a huge key costs nothing.
+/// The sizes that no profile can widen (contract §4); checked before the signature, so that a huge key costs nothing.
 fn check_size(kind: KeyKind) -> Result<(), Refusal> {
     match kind {
         KeyKind::Rsa(bits) if !(2048..=8192).contains(&bits) => {

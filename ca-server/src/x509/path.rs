@@ -1,6 +1,7 @@
 //! Path validation (RFC 5280 §6) from a certificate to trust anchors, by rustls-webpki with the algorithms that TLS has: what the daemon, its
-//! `request` and peers on rustls accept of a certificate. Beside that library it knows constraints on URIs (§4.2.1.10), which that library
-//! refuses whatever they say, and anchors whose RSA key is shorter than 2048 bits. An anchor is a name and a key, nothing more (§6.1.1).
+//! `request` and peers on rustls accept of a certificate. Beside that library it knows constraints on URIs (RFC 5280 §4.2.1.10), which that
+//! library refuses whatever they say, and anchors whose RSA key is shorter than 2048 bits. An anchor is a name and a key, nothing more (RFC 5280
+//! §6.1.1).
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;

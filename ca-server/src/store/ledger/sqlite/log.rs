@@ -142,7 +142,7 @@ impl Checksum {
     }
 }
 
-/// The first and the last row number of a page that is a leaf of a table (§1.6); the first page holds the schema.
+/// The first and the last row number of a page that is a leaf of a table (file format, §1.6); the first page holds the schema.
 fn rows(page: &[u8], number: u32) -> Option<(i64, i64)> {
     if number == 1 || page.first() != Some(&0x0d) {
         return None;
