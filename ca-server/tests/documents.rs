@@ -1,6 +1,6 @@
 //! What the documents say of the sources is true: each test that a table of a document names exists, each message that docs/signers.md explains
-//! is said, and the other way round. What sources and documents cite by number exists too: the cases and sections of docs/istio-contract.md,
-//! and the invariants of docs/invariants.md.
+//! is said, and the other way round. What sources and documents cite exists too: the cases and sections of docs/istio-contract.md, the
+//! invariants of docs/invariants.md, and the file and heading to which a link leads.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,17 +10,17 @@ const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 const CONTRACT: &str = "docs/istio-contract.md";
 const INVARIANTS: &str = "docs/invariants.md";
 
-/// Every file of the workspace whose name has this ending.
-fn files(ending: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut open = vec![PathBuf::from(ROOT)];
+/// Every file of the repository with one of these extensions, except what is hidden, built, or the state of a CA to try out.
+fn files(extensions: &[&str]) -> Vec<PathBuf> {
+    let (mut found, mut open) = (Vec::new(), vec![PathBuf::from(ROOT)]);
     while let Some(directory) = open.pop() {
         for entry in std::fs::read_dir(directory).expect("readable") {
             let path = entry.expect("readable").path();
             let name = path.file_name().expect("named").to_string_lossy().into_owned();
-            if path.is_dir() && !name.starts_with('.') && name != "target" {
+            let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+            if path.is_dir() && !name.starts_with('.') && !["target", "var", "state"].contains(&name.as_str()) {
                 open.push(path);
-            } else if name.ends_with(ending) {
+            } else if path.is_file() && extensions.contains(&extension) {
                 found.push(path);
             }
         }
@@ -31,7 +31,7 @@ fn files(ending: &str) -> Vec<PathBuf> {
 /// The name of every test function in every crate of the workspace.
 fn tests() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    for path in files(".rs") {
+    for path in files(&["rs"]) {
         let text = std::fs::read_to_string(&path).expect("text");
         // Stories that run on more than one ledger are plain functions there; elsewhere the attribute says what a test is.
         let mut is_test = path.components().any(|part| part.as_os_str() == "tests") || path.ends_with("tests.rs");
@@ -88,7 +88,7 @@ fn texts() -> Vec<(String, String)> {
         let words: Vec<&str> = text.split_whitespace().filter(|word| !matches!(*word, "//" | "///" | "//!")).collect();
         (path.display().to_string(), words.join(" "))
     };
-    files(".rs").into_iter().chain(files(".md")).map(read).collect()
+    files(&["rs", "md"]).into_iter().map(read).collect()
 }
 
 /// What may stand between two numbers of a citation, in prose or in a test's name, and whether it means those between them as well.
@@ -283,4 +283,82 @@ fn every_message_of_a_signer_is_explained_and_every_one_that_is_explained_is_sai
     let gone: Vec<&String> = explained.difference(&said).filter(|message| message.split_whitespace().count() >= 3).collect();
     assert!(gone.is_empty(), "docs/signers.md explains what nobody says: {gone:#?}");
     assert!(explained.len() > 100, "{} messages were found", explained.len());
+}
+
+/// The lines of a document outside its blocks of code.
+fn prose(document: &str) -> Vec<&str> {
+    let mut in_code = false;
+    let outside = document.lines().filter(|line| {
+        let fence = line.trim_start().starts_with("```");
+        in_code ^= fence;
+        !fence && !in_code
+    });
+    outside.collect()
+}
+
+/// The anchors of a document's headings, as GitHub makes them: letters in lower case, a hyphen for each space, no punctuation, and a number
+/// where a heading is repeated.
+fn anchors(document: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for line in prose(document) {
+        let Some(heading) = line.strip_prefix('#').and_then(|line| line.trim_start_matches('#').strip_prefix(' ')) else { continue };
+        let kept = heading.trim().chars().filter(|sign| sign.is_alphanumeric() || [' ', '-', '_'].contains(sign));
+        let anchor: String = kept.flat_map(char::to_lowercase).map(|sign| if sign == ' ' { '-' } else { sign }).collect();
+        let mut unique = anchor.clone();
+        for count in 1.. {
+            if found.insert(unique) {
+                break;
+            }
+            unique = format!("{anchor}-{count}");
+        }
+    }
+    found
+}
+
+/// The targets of a document's inline links.
+fn links(document: &str) -> Vec<String> {
+    let prose = prose(document).join("\n");
+    let outside_code: String = prose.split('`').step_by(2).collect();
+    let targets = outside_code.split("](").skip(1).filter_map(|rest| rest.split([')', ' ', '\n']).next());
+    targets.map(str::to_owned).collect()
+}
+
+#[test]
+fn every_link_of_a_document_leads_to_a_file_and_a_heading() {
+    let (mut looked_at, mut dead) = (0, Vec::<String>::new());
+    for path in files(&["md"]) {
+        let text = std::fs::read_to_string(&path).expect("text");
+        for link in links(&text).into_iter().filter(|link| !link.contains("://") && !link.starts_with("mailto:")) {
+            let (file, anchor) = link.split_once('#').map_or((link.as_str(), None), |(file, anchor)| (file, Some(anchor)));
+            let target = if file.is_empty() { path.clone() } else { path.parent().expect("a directory").join(file) };
+            let leads = target.exists()
+                && anchor.is_none_or(|anchor| std::fs::read_to_string(&target).is_ok_and(|text| anchors(&text).contains(anchor)));
+            if !leads {
+                dead.push(format!("{}: {link}", path.display()));
+            }
+            looked_at += 1;
+        }
+    }
+    assert!(dead.is_empty(), "links that lead nowhere: {dead:#?}");
+    assert!(looked_at > 50, "{looked_at} links were found");
+}
+
+#[test]
+fn every_document_that_a_file_names_exists() {
+    let (mut looked_at, mut missing) = (0, Vec::<String>::new());
+    for path in files(&["md", "rs", "sql", "toml", "yaml"]) {
+        let bytes = std::fs::read(&path).expect("readable");
+        let text = String::from_utf8_lossy(&bytes);
+        for rest in text.split("docs/").skip(1) {
+            let name =
+                rest.split(|sign: char| !sign.is_ascii_alphanumeric() && !['-', '_', '.', '/'].contains(&sign)).next().unwrap_or_default();
+            let name = name.trim_end_matches('.');
+            if name.ends_with(".md") {
+                looked_at += 1;
+                missing.extend((!Path::new(ROOT).join("docs").join(name).is_file()).then(|| format!("{}: docs/{name}", path.display())));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "documents that are not there: {missing:#?}");
+    assert!(looked_at > 50, "{looked_at} names were found");
 }
