@@ -189,7 +189,9 @@ async fn orphans(
             next.seq = reference(end)?.place.seq + 1;
             for row in &rows {
                 match read(row) {
-                    Some((header, Event::Intent(_))) => drop(open.insert(header.place, (reference(row)?, header.request))),
+                    Some((header, Event::Intent(_))) => {
+                        open.insert(header.place, (reference(row)?, header.request));
+                    }
                     Some((_, event)) => {
                         if let Some(intent) = event.closes().filter(|intent| intent.chain == chain) {
                             open.remove(&intent.place);
