@@ -1,9 +1,11 @@
-//! Fills a ledger with valid issuances, for measurements of `audit` at size: real intents and outcomes through the real writer, signed
-//! by a key that is made here and forgotten. The identities are those of loadgen's tokens with 10,000 accounts, in no order: an index of
+//! Fills a ledger with valid issuances, for measurements of `audit` at size: real intents and
+//! outcomes through the real writer, signed by a key that is made here and forgotten. The
+//! identities are those of loadgen's tokens with 10,000 accounts, in no order: an index of
 //! identities is then written all over, as by a mesh that renews.
 //!
-//! `cargo run --release --example fill_ledger -- LEDGER ISSUANCES [IN_FLIGHT]`, where LEDGER is sqlite:FILE or
-//! postgres://LOGIN@HOST/DATABASE, migrated. Each issuance is two rows. Run again on the same ledger, it adds another chain.
+//! `cargo run --release --example fill_ledger -- LEDGER ISSUANCES [IN_FLIGHT]`, where LEDGER is
+//! sqlite:FILE or postgres://LOGIN@HOST/DATABASE, migrated. Each issuance is two rows. Run again on
+//! the same ledger, it adds another chain.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,7 +20,9 @@ use ca_server::clock::Clock;
 use ca_server::evidence::{Credential, Evidence, Pod, RequestId};
 use ca_server::policy::{Asked, Choice, KeyAllowed, Policy, Profile, SanRule, Wishes};
 use ca_server::spiffe::{ServiceAccount, SpiffeId, TrustDomain};
-use ca_server::store::ledger::{Ledger, LedgerOptions, Location, NotOpened, ServerFiles, StartFact, Unobserved};
+use ca_server::store::ledger::{
+    Ledger, LedgerOptions, Location, NotOpened, ServerFiles, StartFact, Unobserved,
+};
 use ca_server::x509::chain::IssuerChain;
 use ca_server::x509::csr::Csr;
 use ca_server::x509::template::{Draft, SerialRandom};
@@ -27,11 +31,15 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsage
 const ACCOUNTS: u64 = 10_000;
 const ACCOUNTS_OF_NAMESPACE: u64 = 20;
 
-/// CSRs, each with a key of its own, that are used in turn: the key of a certificate does not matter here.
+/// CSRs, each with a key of its own, that are used in turn: the key of a certificate does not
+/// matter here.
 const CSRS: usize = 16;
 
 fn main() -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .expect("threads");
     match runtime.block_on(run(std::env::args().skip(1).collect())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -50,7 +58,8 @@ async fn run(args: Vec<String>) -> Result<()> {
     let ca = Arc::new(Ca::new()?);
     let clock = Clock::system();
     let options = LedgerOptions {
-        location: Location::parse(ledger, ServerFiles::default(), Path::new("")).map_err(|why| anyhow!("the ledger's URL {why}"))?,
+        location: Location::parse(ledger, ServerFiles::default(), Path::new(""))
+            .map_err(|why| anyhow!("the ledger's URL {why}"))?,
         host: "fill-ledger".into(),
         version: env!("CARGO_PKG_VERSION").into(),
         facts: vec![ca.fact()],
@@ -72,7 +81,8 @@ async fn run(args: Vec<String>) -> Result<()> {
                     return Ok(());
                 }
                 let begun_at = Instant::now();
-                // A database that stalls for a moment, as a busy disk makes it, is no reason to begin hours of work anew.
+                // A database that stalls for a moment, as a busy disk makes it, is no reason to
+                // begin hours of work anew.
                 while let Err(error) = ca.issue(&ledger, &clock, number).await {
                     if begun_at.elapsed() > PATIENCE {
                         return Err(error.context(format!("issuance {number}")));
@@ -80,7 +90,11 @@ async fn run(args: Vec<String>) -> Result<()> {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 if number % 100_000 == 99_999 {
-                    eprintln!("{} issuances, {:.0}/s", number + 1, (number + 1) as f64 / begun.elapsed().as_secs_f64());
+                    eprintln!(
+                        "{} issuances, {:.0}/s",
+                        number + 1,
+                        (number + 1) as f64 / begun.elapsed().as_secs_f64()
+                    );
                 }
             }
         });
@@ -89,7 +103,10 @@ async fn run(args: Vec<String>) -> Result<()> {
         task??;
     }
     ledger.shutdown().await;
-    println!("{count} issuances in {:.1} s", begun.elapsed().as_secs_f64());
+    println!(
+        "{count} issuances in {:.1} s",
+        begun.elapsed().as_secs_f64()
+    );
     Ok(())
 }
 
@@ -109,11 +126,17 @@ impl Ca {
     fn new() -> Result<Self> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(Vec::new())?;
-        params.distinguished_name.push(DnType::CommonName, "CA for measurements");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "CA for measurements");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let pem = params.self_signed(&key)?.pem();
-        let chain = Arc::new(IssuerChain::parse("default", pem.as_bytes(), pem.as_bytes())?);
+        let chain = Arc::new(IssuerChain::parse(
+            "default",
+            pem.as_bytes(),
+            pem.as_bytes(),
+        )?);
         let profile = Profile {
             default: Duration::from_secs(86_400),
             minimum: Duration::from_secs(60),
@@ -123,13 +146,22 @@ impl Ca {
             keys: vec![KeyAllowed::P256],
         };
         let csr = || {
-            let pem = CertificateParams::new(Vec::new())?.serialize_request(&KeyPair::generate()?)?.pem()?;
+            let pem = CertificateParams::new(Vec::new())?
+                .serialize_request(&KeyPair::generate()?)?
+                .pem()?;
             Csr::parse(&pem).map_err(|refusal| anyhow!("{}", refusal.detail()))
         };
         let random = SystemRandom::new();
         Ok(Self {
             key: EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, key.serialized_der())?,
-            policy: Policy::new(profile, vec![Choice { chain: chain.clone(), active: true, sibling_of: None }]),
+            policy: Policy::new(
+                profile,
+                vec![Choice {
+                    chain: chain.clone(),
+                    active: true,
+                    sibling_of: None,
+                }],
+            ),
             chain,
             csrs: (0..CSRS).map(|_| csr()).collect::<Result<_>>()?,
             random,
@@ -147,30 +179,56 @@ impl Ca {
 
     async fn issue(&self, ledger: &Ledger, clock: &Clock, number: u64) -> Result<()> {
         let account = u64::from_be_bytes(random()?) % ACCOUNTS;
-        let (namespace, name) = (format!("load-{}", account / ACCOUNTS_OF_NAMESPACE), format!("workload-{account}"));
+        let (namespace, name) = (
+            format!("load-{}", account / ACCOUNTS_OF_NAMESPACE),
+            format!("workload-{account}"),
+        );
         let subject = format!("system:serviceaccount:{namespace}:{name}");
         let account = ServiceAccount::new(&namespace, &name).context("a service account")?;
-        let identity = SpiffeId::new(TrustDomain::parse("cluster.local").context("a trust domain")?, account);
+        let identity = SpiffeId::new(
+            TrustDomain::parse("cluster.local").context("a trust domain")?,
+            account,
+        );
         let csr = &self.csrs[usize::try_from(number)? % CSRS];
         let now = clock.now();
         let granted = self
             .policy
             .issuers(&Asked::Nothing, now)
-            .and_then(|issuers| self.policy.grant(&identity, csr, &Wishes::default(), &issuers[0], now, 0));
+            .and_then(|issuers| {
+                self.policy
+                    .grant(&identity, csr, &Wishes::default(), &issuers[0], now, 0)
+            });
         let grant = granted.map_err(|refusal| anyhow!("{}", refusal.detail()))?;
-        let mut draft = Draft::new(grant, csr.key().clone(), ledger.period(now), now, SerialRandom(random()?));
+        let mut draft = Draft::new(
+            grant,
+            csr.key().clone(),
+            ledger.period(now),
+            now,
+            SerialRandom(random()?),
+        );
         let evidence = evidence(subject, name, number);
         let recorded = loop {
             match ledger.open(draft, &evidence, RequestId(random()?)).await {
                 Ok(recorded) => break recorded,
-                Err(NotOpened::PeriodMoved(old, period)) => draft = old.again(period, clock.now(), SerialRandom(random()?)),
+                Err(NotOpened::PeriodMoved(old, period)) => {
+                    draft = old.again(period, clock.now(), SerialRandom(random()?))
+                }
                 Err(NotOpened::Refused(refusal)) => return Err(anyhow!("{}", refusal.detail())),
             }
         };
-        let signature = self.key.sign(&self.random, recorded.draft().to_be_signed())?.as_ref().to_vec();
+        let signature = self
+            .key
+            .sign(&self.random, recorded.draft().to_be_signed())?
+            .as_ref()
+            .to_vec();
         let certificate = recorded.draft().complete(signature)?;
-        let signed = recorded.signed(certificate).map_err(|unsigned| anyhow!("{}", unsigned.refusal().detail()));
-        ledger.close(Ok(signed?)).await.map_err(|refusal| anyhow!("{}", refusal.detail()))?;
+        let signed = recorded
+            .signed(certificate)
+            .map_err(|unsigned| anyhow!("{}", unsigned.refusal().detail()));
+        ledger
+            .close(Ok(signed?))
+            .await
+            .map_err(|refusal| anyhow!("{}", refusal.detail()))?;
         Ok(())
     }
 }
@@ -188,12 +246,19 @@ fn evidence(subject: String, name: String, number: u64) -> Evidence {
             name: format!("{name}-5d8f7c9b6-{:05x}", number & 0xf_ffff),
             uid: format!("{b:08x}-5c1b-4f6e-8a77-{a:04x}{b:08x}"),
         }),
-        peer: Some(([10, 1, (number >> 8 & 255) as u8, (number & 255) as u8], 40_512).into()),
+        peer: Some(
+            (
+                [10, 1, (number >> 8 & 255) as u8, (number & 255) as u8],
+                40_512,
+            )
+                .into(),
+        ),
     }
 }
 
 fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).map_err(|error| anyhow!("the system gives no random bytes: {error}"))?;
+    getrandom::fill(&mut bytes)
+        .map_err(|error| anyhow!("the system gives no random bytes: {error}"))?;
     Ok(bytes)
 }

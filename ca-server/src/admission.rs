@@ -1,6 +1,8 @@
-//! The waiting room before a device. So many calls are under way to it as keep it busy, and no more: an intent is opened only for what will be
-//! signed. Beyond that calls wait, whoever has no certificate before those that renew, and of these the one first whose certificate ends
-//! soonest. A call that cannot be served in the time that it has left is refused at once, so that its caller can go elsewhere.
+//! The waiting room before a device. So many calls are under way to it as keep it busy, and no
+//! more: an intent is opened only for what will be signed. Beyond that calls wait, whoever has no
+//! certificate before those that renew, and of these the one first whose certificate ends soonest.
+//! A call that cannot be served in the time that it has left is refused at once, so that its caller
+//! can go elsewhere.
 
 mod line;
 
@@ -31,7 +33,8 @@ pub enum Standing {
         /// Its end.
         until: Timestamp,
     },
-    /// Whoever has another call under way: nobody gets before others by asking twice, or for short lives.
+    /// Whoever has another call under way: nobody gets before others by asking twice, or for short
+    /// lives.
     Again,
 }
 
@@ -62,10 +65,15 @@ struct Looked {
 impl Admission {
     /// So many calls are under way to a device at most.
     pub fn new(most: usize, metrics: Arc<Metrics>) -> Self {
-        Self { most, metrics, rooms: Mutex::default() }
+        Self {
+            most,
+            metrics,
+            rooms: Mutex::default(),
+        }
     }
 
-    /// Waits for the device of this issuer, for as long as the caller does: dropped, it has left the line. `pace` is asked now and then.
+    /// Waits for the device of this issuer, for as long as the caller does: dropped, it has left
+    /// the line. `pace` is asked now and then.
     pub async fn enter(
         &self,
         issuer: &str,
@@ -100,8 +108,14 @@ impl Admission {
         if let Some(room) = rooms.get(issuer) {
             return room.clone();
         }
-        let line = Looked { line: Line::new(self.most), at: None };
-        let room = Arc::new(Room { line: Mutex::new(line), shown: DeviceLine::new(&self.metrics, issuer) });
+        let line = Looked {
+            line: Line::new(self.most),
+            at: None,
+        };
+        let room = Arc::new(Room {
+            line: Mutex::new(line),
+            shown: DeviceLine::new(&self.metrics, issuer),
+        });
         rooms.insert(issuer.to_owned(), room.clone());
         room
     }
@@ -112,11 +126,15 @@ impl Room {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the device's pace is to be asked now; of many that call at once one does. While nothing is known, all do.
+    /// Whether the device's pace is to be asked now; of many that call at once one does. While
+    /// nothing is known, all do.
     fn must_look(&self, now: Instant) -> bool {
         let mut looked = self.lock();
         let known = looked.line.pace().per_signature.is_some();
-        let must = !known || looked.at.is_none_or(|at| now.saturating_duration_since(at) >= LOOK_EVERY);
+        let must = !known
+            || looked
+                .at
+                .is_none_or(|at| now.saturating_duration_since(at) >= LOOK_EVERY);
         if must {
             looked.at = Some(now);
         }
@@ -126,16 +144,25 @@ impl Room {
     /// A change of the line, and those told whom it concerns.
     fn moved(self: &Arc<Self>, change: impl FnOnce(&mut Calls) -> Moved<oneshot::Sender<Entered>>) {
         let mut looked = self.lock();
-        let Moved { called, turned_away } = change(&mut looked.line);
+        let Moved {
+            called,
+            turned_away,
+        } = change(&mut looked.line);
         if called.is_empty() && turned_away.is_empty() {
             return;
         }
         looked.show(&self.shown);
-        // Nobody is told under the lock: whoever has gone away meanwhile gives the right back, and takes it.
+        // Nobody is told under the lock: whoever has gone away meanwhile gives the right back, and
+        // takes it.
         drop(looked);
         drop(turned_away);
         let at = Instant::now();
-        called.into_iter().for_each(|tell| drop(tell.send(Entered { room: self.clone(), at })));
+        called.into_iter().for_each(|tell| {
+            drop(tell.send(Entered {
+                room: self.clone(),
+                at,
+            }))
+        });
     }
 
     fn turned_away(&self, issuer: &str) -> Refusal {
@@ -145,14 +172,20 @@ impl Room {
         let rate = pace.per_second().unwrap_or_default();
         Refusal::new(
             Reason::DeviceBusy,
-            format_args!("the device of issuer {issuer} makes {rate:.0} signatures a second, {waiting} calls wait: no chance in time"),
+            format_args!(
+                "the device of issuer {issuer} makes {rate:.0} signatures a second, {waiting} calls wait: no chance in time"
+            ),
         )
     }
 }
 
 impl Looked {
     fn show(&self, shown: &DeviceLine) {
-        shown.is(self.line.waiting(), self.line.window(), self.line.pace().per_second());
+        shown.is(
+            self.line.waiting(),
+            self.line.window(),
+            self.line.pace().per_second(),
+        );
     }
 }
 
@@ -171,7 +204,8 @@ impl Drop for Waiting {
     }
 }
 
-/// The right to ask the device for one signature. It comes back when this is dropped: when the signature is there, or will not be.
+/// The right to ask the device for one signature. It comes back when this is dropped: when the
+/// signature is there, or will not be.
 #[derive(Debug)]
 pub struct Entered {
     room: Arc<Room>,

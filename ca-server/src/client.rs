@@ -1,5 +1,6 @@
-//! A client of any Istio CA: dials over TLS, asks for a certificate, and believes nothing of the answer that it has not verified.
-//! `request` and the quickstart's first certificate go through it, so that they take the way that agents take.
+//! A client of any Istio CA: dials over TLS, asks for a certificate, and believes nothing of the
+//! answer that it has not verified. `request` and the quickstart's first certificate go through it,
+//! so that they take the way that agents take.
 
 mod answer;
 mod csr;
@@ -68,11 +69,23 @@ pub struct Connection {
 impl Connection {
     /// Dials and shakes hands.
     pub async fn open(target: &Target) -> Result<Self, ConnectError> {
-        let failed = |cause: String| ConnectError { address: target.address.clone(), cause };
-        let authority = target.address.strip_prefix("https://").unwrap_or(&target.address).trim_end_matches('/').to_owned();
-        let host = tls::host(&authority).ok_or_else(|| failed("an address is host:port, such as istiod.istio-system.svc:15012".into()))?;
-        let name = tls::server_name(target.server_name.as_deref().unwrap_or(host)).map_err(|error| failed(error.to_string()))?;
-        let connector = TlsConnector::from(tls::config(target).map_err(|error| failed(error.to_string()))?);
+        let failed = |cause: String| ConnectError {
+            address: target.address.clone(),
+            cause,
+        };
+        let authority = target
+            .address
+            .strip_prefix("https://")
+            .unwrap_or(&target.address)
+            .trim_end_matches('/')
+            .to_owned();
+        let host = tls::host(&authority).ok_or_else(|| {
+            failed("an address is host:port, such as istiod.istio-system.svc:15012".into())
+        })?;
+        let name = tls::server_name(target.server_name.as_deref().unwrap_or(host))
+            .map_err(|error| failed(error.to_string()))?;
+        let connector =
+            TlsConnector::from(tls::config(target).map_err(|error| failed(error.to_string()))?);
         let dialled = authority.clone();
         let dial = tower::service_fn(move |_: http::Uri| {
             let (connector, name, authority) = (connector.clone(), name.clone(), dialled.clone());
@@ -86,33 +99,57 @@ impl Connection {
             .map_err(|error| failed(deepest_cause(&error)))?
             .connect_timeout(DIAL_LIMIT)
             .timeout(CALL_LIMIT);
-        let channel = endpoint.connect_with_connector(dial).await.map_err(|error| failed(deepest_cause(&error)))?;
-        Ok(Self { service: IstioCertificateServiceClient::new(channel) })
+        let channel = endpoint
+            .connect_with_connector(dial)
+            .await
+            .map_err(|error| failed(deepest_cause(&error)))?;
+        Ok(Self {
+            service: IstioCertificateServiceClient::new(channel),
+        })
     }
 
     /// Makes the call; the chain as it came, unverified, leaf first.
-    pub async fn create_certificate(&self, csr_pem: &str, ask: &Ask) -> Result<Vec<String>, tonic::Status> {
-        let metadata = ask
-            .signer
-            .as_ref()
-            .map(|signer| Struct { fields: [("CertSigner".to_owned(), Value { kind: Some(Kind::StringValue(signer.clone())) })].into() });
+    pub async fn create_certificate(
+        &self,
+        csr_pem: &str,
+        ask: &Ask,
+    ) -> Result<Vec<String>, tonic::Status> {
+        let metadata = ask.signer.as_ref().map(|signer| Struct {
+            fields: [(
+                "CertSigner".to_owned(),
+                Value {
+                    kind: Some(Kind::StringValue(signer.clone())),
+                },
+            )]
+            .into(),
+        });
         let mut request = tonic::Request::new(IstioCertificateRequest {
             csr: csr_pem.to_owned(),
             validity_duration: i64::try_from(ask.lifetime.as_secs()).unwrap_or(i64::MAX),
             metadata,
         });
         if let Some(token) = &ask.token {
-            let mut value: MetadataValue<_> =
-                format!("Bearer {token}").parse().map_err(|_| tonic::Status::invalid_argument("the token holds control characters"))?;
+            let mut value: MetadataValue<_> = format!("Bearer {token}").parse().map_err(|_| {
+                tonic::Status::invalid_argument("the token holds control characters")
+            })?;
             value.set_sensitive(true);
             request.metadata_mut().insert("authorization", value);
         }
         if let Some(cluster) = &ask.cluster_id {
-            let value = cluster.parse().map_err(|_| tonic::Status::invalid_argument("the cluster id holds control characters"))?;
+            let value = cluster.parse().map_err(|_| {
+                tonic::Status::invalid_argument("the cluster id holds control characters")
+            })?;
             request.metadata_mut().insert("clusterid", value);
         }
-        // The generated client takes `&mut self` for each call; a clone is a handle on the same connection.
-        Ok(self.service.clone().create_certificate(request).await?.into_inner().cert_chain)
+        // The generated client takes `&mut self` for each call; a clone is a handle on the same
+        // connection.
+        Ok(self
+            .service
+            .clone()
+            .create_certificate(request)
+            .await?
+            .into_inner()
+            .cert_chain)
     }
 }
 

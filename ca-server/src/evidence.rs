@@ -1,4 +1,5 @@
-//! What the ledger keeps of who asked: enough for an auditor to see why an identity was granted, never a secret.
+//! What the ledger keeps of who asked: enough for an auditor to see why an identity was granted,
+//! never a secret.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -44,7 +45,8 @@ pub struct Pod {
     pub uid: String,
 }
 
-/// The recorded proof of an identity. Texts come from verified credentials and are at most a few hundred bytes.
+/// The recorded proof of an identity. Texts come from verified credentials and are at most a few
+/// hundred bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Evidence {
     /// What was presented.
@@ -53,7 +55,8 @@ pub struct Evidence {
     pub issuer: Option<String>,
     /// The token's `sub`, or the client certificate's URI SAN.
     pub subject: Option<String>,
-    /// The token's `jti`, else `sha256:` and the hex digest of the token; for a client certificate its serial in hex.
+    /// The token's `jti`, else `sha256:` and the hex digest of the token; for a client certificate
+    /// its serial in hex.
     pub token: Option<String>,
     /// The cluster whose issuer checked the token.
     pub cluster: Option<String>,
@@ -66,6 +69,14 @@ pub struct Evidence {
 impl Evidence {
     /// The daemon asks on its own behalf.
     pub fn daemon() -> Self {
-        Self { credential: Credential::Daemon, issuer: None, subject: None, token: None, cluster: None, pod: None, peer: None }
+        Self {
+            credential: Credential::Daemon,
+            issuer: None,
+            subject: None,
+            token: None,
+            cluster: None,
+            pod: None,
+            peer: None,
+        }
     }
 }

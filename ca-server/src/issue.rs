@@ -1,9 +1,11 @@
 //! The path of a CSR, top to bottom. Start reading here.
 //!
-//! Each value has one private maker, so holding it proves that its step happened: `Caller → Csr → Grant → Draft → Recorded<Draft> →
-//! Signed → Issued`. From the intent on the call belongs to the server: its steps run in a task that no reset, time limit or shutdown drops.
-//! Before it drafts anything a call waits for its turn with the device (`admission`), if the device is busy.
-//! A call that is made again leaves the path after policy, with the certificate that is recorded: `Repeated`.
+//! Each value has one private maker, so holding it proves that its step happened: `Caller → Csr →
+//! Grant → Draft → Recorded<Draft> → Signed → Issued`. From the intent on the call belongs to the
+//! server: its steps run in a task that no reset, time limit or shutdown drops. Before it drafts
+//! anything a call waits for its turn with the device (`admission`), if the device is busy. A call
+//! that is made again leaves the path after policy, with the certificate that is recorded:
+//! `Repeated`.
 
 mod answer;
 mod hold;
@@ -40,7 +42,8 @@ use crate::x509::csr::Csr;
 use crate::x509::subject_key::SubjectKey;
 use crate::x509::template::{Draft, SerialRandom};
 
-/// Calls between authentication and their durable outcome. Bounds the signer's queue, the writer's queue and the open intents alike.
+/// Calls between authentication and their durable outcome. Bounds the signer's queue, the writer's
+/// queue and the open intents alike.
 pub const PERMITS: usize = 1024;
 
 /// One CSR call, as the front hands it over.
@@ -58,7 +61,8 @@ pub struct Call {
     pub deadline: Instant,
 }
 
-/// Everything that a reload can change. A call loads one at its start and reads nothing else that changes.
+/// Everything that a reload can change. A call loads one at its start and reads nothing else that
+/// changes.
 #[derive(Debug)]
 pub struct Snapshot {
     /// Who is calling.
@@ -91,10 +95,29 @@ pub struct Pipeline {
 impl Pipeline {
     /// A pipeline over this ledger, with this first snapshot.
     pub fn new(snapshot: Snapshot, ledger: Ledger, clock: Clock, metrics: Arc<Metrics>) -> Self {
-        let (permits, snapshot) = (Arc::new(Semaphore::new(PERMITS)), ArcSwap::from_pointee(snapshot));
-        let (repeats, fairness, holders, log_budget) = (Repeats::default(), Arc::default(), Arc::default(), LogBudget::default());
+        let (permits, snapshot) = (
+            Arc::new(Semaphore::new(PERMITS)),
+            ArcSwap::from_pointee(snapshot),
+        );
+        let (repeats, fairness, holders, log_budget) = (
+            Repeats::default(),
+            Arc::default(),
+            Arc::default(),
+            LogBudget::default(),
+        );
         let admission = Admission::new(PERMITS, metrics.clone());
-        Self { permits, snapshot, ledger, clock, metrics, repeats, fairness, holders, admission, log_budget }
+        Self {
+            permits,
+            snapshot,
+            ledger,
+            clock,
+            metrics,
+            repeats,
+            fairness,
+            holders,
+            admission,
+            log_budget,
+        }
     }
 
     /// What is in force now.
@@ -107,7 +130,8 @@ impl Pipeline {
         self.snapshot.store(Arc::new(snapshot));
     }
 
-    /// One CSR call, from credentials to a recorded certificate. Every refusal passes through here, so it is recorded here.
+    /// One CSR call, from credentials to a recorded certificate. Every refusal passes through here,
+    /// so it is recorded here.
     pub async fn issue(&self, call: &Call) -> Result<Answer, Refusal> {
         let mut caller = None;
         let limit = tokio::time::Instant::from_std(call.deadline);
@@ -116,7 +140,10 @@ impl Pipeline {
             // A ledger that cannot record is why, and agents try again on Unavailable.
             Err(_) => match self.ledger.answering(self.clock.now()) {
                 Err(down) => Err(down),
-                Ok(()) => Err(Refusal::new(Reason::Deadline, "the call's time limit passed")),
+                Ok(()) => Err(Refusal::new(
+                    Reason::Deadline,
+                    "the call's time limit passed",
+                )),
             },
         };
         match &outcome {
@@ -127,40 +154,111 @@ impl Pipeline {
     }
 
     async fn walk(&self, call: &Call, proven: &mut Option<Caller>) -> Result<Answer, Refusal> {
-        let (ca, now, metrics, random) = (self.snapshot(), self.clock.now(), &self.metrics, Randomness::fresh());
+        let (ca, now, metrics, random) = (
+            self.snapshot(),
+            self.clock.now(),
+            &self.metrics,
+            Randomness::fresh(),
+        );
         let permit = self.permit()?;
         self.ledger.accepting(now)?;
-        let caller = metrics.step(Step::Authenticate, ca.authenticators.authenticate(&call.credentials, now)).await?;
+        let caller = metrics
+            .step(
+                Step::Authenticate,
+                ca.authenticators.authenticate(&call.credentials, now),
+            )
+            .await?;
         let caller = proven.insert(caller);
         self.fairness.call(&ca.limits, caller.identity(), now)?;
         let csr = metrics.quick_step(Step::Csr, || Csr::parse(&call.csr))?;
         let (grant, issuers) = metrics.quick_step(Step::Policy, || {
             let issuers = ca.policy.issuers(&call.wishes.signer, now)?;
             let issuer = choose(&ca, &issuers, random.jitter)?;
-            Ok((ca.policy.grant(caller.identity(), &csr, &call.wishes, issuer, now, random.jitter)?, issuers))
+            Ok((
+                ca.policy.grant(
+                    caller.identity(),
+                    &csr,
+                    &call.wishes,
+                    issuer,
+                    now,
+                    random.jitter,
+                )?,
+                issuers,
+            ))
         })?;
-        let question = Question::new(caller.identity(), &call.csr, call.wishes.lifetime, &grant, &issuers);
+        let question = Question::new(
+            caller.identity(),
+            &call.csr,
+            call.wishes.lifetime,
+            &grant,
+            &issuers,
+        );
         let place = match self.repeats.turn(question, now).await {
             Turn::First(place) => place,
-            Turn::Again(known) => return self.repeat(permit, ca, known, caller.evidence().clone(), call.request).await,
-            Turn::Crowded => return Err(Refusal::new(Reason::Overloaded, "too many calls wait for the answer to the same CSR")),
+            Turn::Again(known) => {
+                return self
+                    .repeat(permit, ca, known, caller.evidence().clone(), call.request)
+                    .await;
+            }
+            Turn::Crowded => {
+                return Err(Refusal::new(
+                    Reason::Overloaded,
+                    "too many calls wait for the answer to the same CSR",
+                ));
+            }
         };
-        let key = self.fairness.key(&ca.limits, caller.identity(), csr.key(), now)?;
+        let key = self
+            .fairness
+            .key(&ca.limits, caller.identity(), csr.key(), now)?;
         let holder = self.holders.holder(caller.identity(), caller.evidence());
         let standing = holder.standing(caller.presented_ends(), now);
         ca.issuers.able(&issuers)?;
-        let device = self.admission.enter(issuers[0].id(), || ca.issuers.pace(&issuers), standing, call.deadline).await?;
+        let device = self
+            .admission
+            .enter(
+                issuers[0].id(),
+                || ca.issuers.pace(&issuers),
+                standing,
+                call.deadline,
+            )
+            .await?;
         // Which of them signs is said when the turn has come.
         let issuer = choose(&ca, &issuers, random.jitter)?;
-        let grant = if issuer.id() == grant.issuer().id() { grant } else { ca.policy.under(issuer, &grant, now)? };
+        let grant = if issuer.id() == grant.issuer().id() {
+            grant
+        } else {
+            ca.policy.under(issuer, &grant, now)?
+        };
         let period = self.ledger.period(now);
-        let draft = metrics.quick_step(Step::Draft, || Draft::new(grant, csr.into_key(), period, now, random.serial));
-        let hold = Hold::of_caller(permit, device, OfCaller { place, key, holder, at: now });
-        let issued = self.finish(hold, ca.clone(), draft, issuers, caller.evidence().clone(), call.request, call.deadline).await?;
+        let draft = metrics.quick_step(Step::Draft, || {
+            Draft::new(grant, csr.into_key(), period, now, random.serial)
+        });
+        let hold = Hold::of_caller(
+            permit,
+            device,
+            OfCaller {
+                place,
+                key,
+                holder,
+                at: now,
+            },
+        );
+        let issued = self
+            .finish(
+                hold,
+                ca.clone(),
+                draft,
+                issuers,
+                caller.evidence().clone(),
+                call.request,
+                call.deadline,
+            )
+            .await?;
         Ok(Answer::issued(issued, ca.bundle.clone()))
     }
 
-    /// The daemon's own serving certificate: enters where policy grants, and takes the same path from there.
+    /// The daemon's own serving certificate: enters where policy grants, and takes the same path
+    /// from there.
     pub async fn issue_serving(
         &self,
         names: &[ServingName],
@@ -170,20 +268,49 @@ impl Pipeline {
     ) -> Result<Issued, Refusal> {
         let (ca, now, random) = (self.snapshot(), self.clock.now(), Randomness::fresh());
         // Callers that hold every permit must not keep it out.
-        let next = tokio::time::timeout_at(deadline.into(), self.permits.clone().acquire_owned()).await;
-        let permit = next.map_err(|_| Refusal::new(Reason::Overloaded, format_args!("{PERMITS} calls are under way")))?;
+        let next =
+            tokio::time::timeout_at(deadline.into(), self.permits.clone().acquire_owned()).await;
+        let permit = next.map_err(|_| {
+            Refusal::new(
+                Reason::Overloaded,
+                format_args!("{PERMITS} calls are under way"),
+            )
+        })?;
         let permit = Permit::new(permit.map_err(|_| stopping())?, self.metrics.clone());
         let issuers = ca.policy.issuers(&Asked::Nothing, now)?;
-        let grant = ca.policy.serving(names, choose(&ca, &issuers, random.jitter)?, now)?;
-        let device = self.admission.enter(issuers[0].id(), || ca.issuers.pace(&issuers), Standing::Daemon, deadline).await?;
+        let grant = ca
+            .policy
+            .serving(names, choose(&ca, &issuers, random.jitter)?, now)?;
+        let device = self
+            .admission
+            .enter(
+                issuers[0].id(),
+                || ca.issuers.pace(&issuers),
+                Standing::Daemon,
+                deadline,
+            )
+            .await?;
         let draft = Draft::new(grant, key, self.ledger.period(now), now, random.serial);
-        self.finish(Hold::of_daemon(permit, device), ca, draft, issuers, Evidence::daemon(), request, deadline).await
+        self.finish(
+            Hold::of_daemon(permit, device),
+            ca,
+            draft,
+            issuers,
+            Evidence::daemon(),
+            request,
+            deadline,
+        )
+        .await
     }
 
-    /// Hands the call to the server: intent, signature and outcome run to their end whatever becomes of the caller. An issuer that fails
-    /// leaves the call to the next of `issuers`, and a token that signs wrongly to another of the same issuer, each with an intent and a serial
-    /// of its own.
-    #[allow(clippy::too_many_arguments, reason = "what the task takes along, each of it once")]
+    /// Hands the call to the server: intent, signature and outcome run to their end whatever
+    /// becomes of the caller. An issuer that fails leaves the call to the next of `issuers`, and a
+    /// token that signs wrongly to another of the same issuer, each with an intent and a serial of
+    /// its own.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "what the task takes along, each of it once"
+    )]
     async fn finish(
         &self,
         mut hold: Hold,
@@ -194,39 +321,57 @@ impl Pipeline {
         request: RequestId,
         deadline: Instant,
     ) -> Result<Issued, Refusal> {
-        let (ledger, metrics, clock) = (self.ledger.clone(), self.metrics.clone(), self.clock.clone());
+        let (ledger, metrics, clock) = (
+            self.ledger.clone(),
+            self.metrics.clone(),
+            self.clock.clone(),
+        );
         let task = async move {
             let (mut first, mut wrong) = (true, 0);
             let issued = loop {
                 let tokens = ca.issuers.tokens(draft.issuer_id());
                 let spare = (issuers.len() > 1 || tokens > 1).then(|| draft.clone());
-                let recorded = metrics.step(Step::Open, open(&ledger, draft, &evidence, request, &clock)).await?;
+                let recorded = metrics
+                    .step(Step::Open, open(&ledger, draft, &evidence, request, &clock))
+                    .await?;
                 if std::mem::take(&mut first) {
                     hold.recorded();
                 }
-                let Attempt { outcome, another_token } = metrics.step(Step::Sign, ca.issuers.sign(recorded, deadline)).await;
+                let Attempt {
+                    outcome,
+                    another_token,
+                } = metrics
+                    .step(Step::Sign, ca.issuers.sign(recorded, deadline))
+                    .await;
                 wrong += usize::from(another_token);
                 if let Some(spare) = &spare
                     && !(another_token && wrong < tokens)
                 {
                     issuers.retain(|issuer| issuer.id() != spare.issuer_id());
                 }
-                let fails = outcome.as_ref().is_err_and(|unsigned| is_the_issuers(unsigned.refusal()));
+                let fails = outcome
+                    .as_ref()
+                    .is_err_and(|unsigned| is_the_issuers(unsigned.refusal()));
                 let spare = spare.filter(|_| fails && !issuers.is_empty());
                 if spare.is_none() {
                     hold.signed();
                 }
                 draft = match metrics.step(Step::Close, ledger.close(outcome)).await {
                     Ok(issued) => break issued,
-                    // Asked after the outcome is recorded: that may have taken all the time that was left.
-                    Err(refusal) => match spare.filter(|_| Instant::now() < deadline && ca.issuers.able(&issuers).is_ok()) {
+                    // Asked after the outcome is recorded: that may have taken all the time that
+                    // was left.
+                    Err(refusal) => match spare
+                        .filter(|_| Instant::now() < deadline && ca.issuers.able(&issuers).is_ok())
+                    {
                         None => return Err(refusal),
-                        Some(spare) => under_another(&ca, spare, &issuers, &ledger, clock.now()).map_err(|_| refusal)?,
+                        Some(spare) => under_another(&ca, spare, &issuers, &ledger, clock.now())
+                            .map_err(|_| refusal)?,
                     },
                 };
             };
             metrics.issued(issued.draft().issuer_id(), issued.draft().purpose());
-            // What is held comes back when the outcome is durable, not when the caller has lost patience.
+            // What is held comes back when the outcome is durable, not when the caller has lost
+            // patience.
             hold.end(&issued);
             Ok(issued)
         };
@@ -244,7 +389,9 @@ impl Pipeline {
     ) -> Result<Answer, Refusal> {
         let (ledger, metrics) = (self.ledger.clone(), self.metrics.clone());
         let task = async move {
-            let repeated = metrics.step(Step::Repeat, ledger.repeat(known, &evidence, request)).await?;
+            let repeated = metrics
+                .step(Step::Repeat, ledger.repeat(known, &evidence, request))
+                .await?;
             metrics.repeated(repeated.issuer().id());
             drop(permit);
             Ok(Answer::repeated(repeated, ca.bundle.clone()))
@@ -256,7 +403,10 @@ impl Pipeline {
         match self.permits.clone().try_acquire_owned() {
             Ok(permit) => Ok(Permit::new(permit, self.metrics.clone())),
             Err(TryAcquireError::Closed) => Err(stopping()),
-            Err(TryAcquireError::NoPermits) => Err(Refusal::new(Reason::Overloaded, format_args!("{PERMITS} calls are under way"))),
+            Err(TryAcquireError::NoPermits) => Err(Refusal::new(
+                Reason::Overloaded,
+                format_args!("{PERMITS} calls are under way"),
+            )),
         }
     }
 
@@ -274,31 +424,49 @@ impl Pipeline {
             );
         }
         match caller {
-            Some(caller) => self.ledger.refused(refusal, call.request, identity, caller.evidence()),
-            None => self.ledger.refused_before_authentication(refusal.reason(), call.credentials.peer.map(|peer| peer.ip())),
+            Some(caller) => self
+                .ledger
+                .refused(refusal, call.request, identity, caller.evidence()),
+            None => self.ledger.refused_before_authentication(
+                refusal.reason(),
+                call.credentials.peer.map(|peer| peer.ip()),
+            ),
         }
     }
 
-    /// One more connection or call of a peer, by the limits in force; that it may not is recorded here.
+    /// One more connection or call of a peer, by the limits in force; that it may not is recorded
+    /// here.
     pub fn admits(&self, arrival: Arrival, peer: IpAddr) -> Result<Place, NotAdmitted> {
-        let admitted = self.fairness.admits(&self.snapshot.load().limits, arrival, peer, self.clock.now());
+        let admitted = self.fairness.admits(
+            &self.snapshot.load().limits,
+            arrival,
+            peer,
+            self.clock.now(),
+        );
         match (&admitted, arrival) {
             (Ok(_), _) => {}
             // There was no call: the listener counts it.
             (Err(NotAdmitted::Full), Arrival::Connection) => {}
-            (Err(NotAdmitted::Full), Arrival::Call) => self.refused_outside(Reason::Overloaded, Some(peer)),
-            (Err(NotAdmitted::Share | NotAdmitted::Rate), _) => self.refused_outside(Reason::PeerLimit, Some(peer)),
+            (Err(NotAdmitted::Full), Arrival::Call) => {
+                self.refused_outside(Reason::Overloaded, Some(peer))
+            }
+            (Err(NotAdmitted::Share | NotAdmitted::Rate), _) => {
+                self.refused_outside(Reason::PeerLimit, Some(peer))
+            }
         }
         admitted
     }
 
-    /// A caller was refused before there was a call: for its certificate, by its message, by a body that never ended.
+    /// A caller was refused before there was a call: for its certificate, by its message, by a body
+    /// that never ended.
     pub fn refused_outside(&self, reason: Reason, peer: Option<IpAddr>) {
-        self.metrics.refused(&Refusal::new(reason, "before there was a call"));
+        self.metrics
+            .refused(&Refusal::new(reason, "before there was a call"));
         self.ledger.refused_before_authentication(reason, peer);
     }
 
-    /// Waits until every call that belongs to the server has its outcome recorded. Those that come meanwhile are refused.
+    /// Waits until every call that belongs to the server has its outcome recorded. Those that come
+    /// meanwhile are refused.
     pub async fn drain(&self) {
         let all = u32::try_from(PERMITS).expect("a constant below four billion");
         if let Ok(permits) = self.permits.acquire_many(all).await {
@@ -318,22 +486,42 @@ fn stopping() -> Refusal {
 
 /// The end of a task that runs to its end whatever becomes of the caller.
 async fn of<T>(task: JoinHandle<Result<T, Refusal>>) -> Result<T, Refusal> {
-    task.await.unwrap_or_else(|error| Err(Refusal::new(Reason::Internal, format_args!("the issuing task ended early: {error}"))))
+    task.await.unwrap_or_else(|error| {
+        Err(Refusal::new(
+            Reason::Internal,
+            format_args!("the issuing task ended early: {error}"),
+        ))
+    })
 }
 
 /// The issuer that signs, of those that may.
-fn choose<'a>(ca: &Snapshot, issuers: &'a [Arc<IssuerChain>], chance: u64) -> Result<&'a Arc<IssuerChain>, Refusal> {
-    ca.issuers.choose(issuers, chance).ok_or_else(|| Refusal::new(Reason::Internal, "no issuer may sign"))
+fn choose<'a>(
+    ca: &Snapshot,
+    issuers: &'a [Arc<IssuerChain>],
+    chance: u64,
+) -> Result<&'a Arc<IssuerChain>, Refusal> {
+    ca.issuers
+        .choose(issuers, chance)
+        .ok_or_else(|| Refusal::new(Reason::Internal, "no issuer may sign"))
 }
 
 /// The same certificate by another of these issuers.
-fn under_another(ca: &Snapshot, draft: Draft, issuers: &[Arc<IssuerChain>], ledger: &Ledger, now: Timestamp) -> Result<Draft, Refusal> {
+fn under_another(
+    ca: &Snapshot,
+    draft: Draft,
+    issuers: &[Arc<IssuerChain>],
+    ledger: &Ledger,
+    now: Timestamp,
+) -> Result<Draft, Refusal> {
     let random = Randomness::fresh();
-    let grant = ca.policy.under(choose(ca, issuers, random.jitter)?, draft.grant(), now)?;
+    let grant = ca
+        .policy
+        .under(choose(ca, issuers, random.jitter)?, draft.grant(), now)?;
     Ok(draft.under(grant, ledger.period(now), now, random.serial))
 }
 
-/// Makes the intent durable; a draft whose month the ledger has left is drafted again with a new serial.
+/// Makes the intent durable; a draft whose month the ledger has left is drafted again with a new
+/// serial.
 async fn open(
     ledger: &Ledger,
     mut draft: Draft,
@@ -345,7 +533,9 @@ async fn open(
         match ledger.open(draft, evidence, request).await {
             Ok(recorded) => return Ok(recorded),
             Err(NotOpened::Refused(refusal)) => return Err(refusal),
-            Err(NotOpened::PeriodMoved(old, period)) => draft = old.again(period, clock.now(), Randomness::fresh().serial),
+            Err(NotOpened::PeriodMoved(old, period)) => {
+                draft = old.again(period, clock.now(), Randomness::fresh().serial)
+            }
         }
     }
 }
@@ -359,7 +549,8 @@ struct Randomness {
 impl Randomness {
     fn fresh() -> Self {
         let mut bytes = [0; 19];
-        getrandom::fill(&mut bytes).expect("the system's random source never fails once it is seeded");
+        getrandom::fill(&mut bytes)
+            .expect("the system's random source never fails once it is seeded");
         let (serial, jitter) = bytes.split_at(11);
         Self {
             serial: SerialRandom(serial.try_into().expect("split at 11")),

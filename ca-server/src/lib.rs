@@ -1,4 +1,5 @@
-//! A certificate authority for Istio meshes whose keys live in hardware. Start reading at `issue`; ARCHITECTURE.md is the map.
+//! A certificate authority for Istio meshes whose keys live in hardware. Start reading at `issue`;
+//! ARCHITECTURE.md is the map.
 
 pub mod admission;
 pub mod app;

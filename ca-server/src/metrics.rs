@@ -1,12 +1,13 @@
-//! Every metric name, and the only room that names the metrics library. Names begin `ca_server_` and use base units;
-//! the `citadel_server_*` families are those that Istio's dashboards know (contract §6), present from the start at 0.
+//! Every metric name, and the only room that names the metrics library. Names begin `ca_server_`
+//! and use base units; the `citadel_server_*` families are those that Istio's dashboards know
+//! (contract §6), present from the start at 0.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
 
 use prometheus::{
-    Counter, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Counter, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
+    IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use signers::{Condition, Purpose, SignerHealth};
 use tracing::Instrument;
@@ -33,8 +34,17 @@ pub enum Step {
 }
 
 impl Step {
-    const ALL: [Step; 9] =
-        [Step::Authenticate, Step::Csr, Step::Policy, Step::Wait, Step::Draft, Step::Open, Step::Sign, Step::Close, Step::Repeat];
+    const ALL: [Step; 9] = [
+        Step::Authenticate,
+        Step::Csr,
+        Step::Policy,
+        Step::Wait,
+        Step::Draft,
+        Step::Open,
+        Step::Sign,
+        Step::Close,
+        Step::Repeat,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -56,8 +66,10 @@ impl Step {
 }
 
 /// From 10 µs to 10 s.
-const SECONDS: [f64; 19] =
-    [0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const SECONDS: [f64; 19] = [
+    0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
+    0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
 
 /// The `error` labels of Istio's sign error counter.
 const CITADEL_SIGN_ERRORS: [&str; 4] = ["CA_NOT_READY", "CSR_ERROR", "TTL_ERROR", "CERT_GEN_ERROR"];
@@ -126,29 +138,84 @@ impl Metrics {
     pub fn new() -> Self {
         let registry = Registry::new();
         let r = &registry;
-        let build = gauges(r, "ca_server_build_info", "Always 1; the labels say what runs.", &["version"]);
+        let build = gauges(
+            r,
+            "ca_server_build_info",
+            "Always 1; the labels say what runs.",
+            &["version"],
+        );
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let metrics = Self {
-            calls: counters(r, "ca_server_calls_total", "CSR calls answered, by gRPC status.", &["code"]),
-            refusals: counters(r, "ca_server_refusals_total", "CSR calls refused, by reason.", &["reason"]),
-            call_seconds: histogram(r, "ca_server_call_seconds", "Time from a call's first byte to its answer.", &SECONDS),
-            step_seconds: histograms(r, "ca_server_step_seconds", "Time in each step of the path of a CSR.", &["step"]),
+            calls: counters(
+                r,
+                "ca_server_calls_total",
+                "CSR calls answered, by gRPC status.",
+                &["code"],
+            ),
+            refusals: counters(
+                r,
+                "ca_server_refusals_total",
+                "CSR calls refused, by reason.",
+                &["reason"],
+            ),
+            call_seconds: histogram(
+                r,
+                "ca_server_call_seconds",
+                "Time from a call's first byte to its answer.",
+                &SECONDS,
+            ),
+            step_seconds: histograms(
+                r,
+                "ca_server_step_seconds",
+                "Time in each step of the path of a CSR.",
+                &["step"],
+            ),
             in_flight: gauge(r, "ca_server_calls_in_flight", "Calls that hold a permit."),
-            issued: counters(r, "ca_server_certificates_issued_total", "Certificates issued and recorded.", &["issuer", "purpose"]),
+            issued: counters(
+                r,
+                "ca_server_certificates_issued_total",
+                "Certificates issued and recorded.",
+                &["issuer", "purpose"],
+            ),
             repeated: counters(
                 r,
                 "ca_server_certificates_repeated_total",
                 "Calls made again that got the certificate already recorded.",
                 &["issuer"],
             ),
-            line_waiting: gauges(r, "ca_server_admission_waiting_calls", "Calls that wait for their turn with the device.", &["issuer"]),
-            line_window: gauges(r, "ca_server_admission_window_calls", "Calls that may be under way to the device at a time.", &["issuer"]),
+            line_waiting: gauges(
+                r,
+                "ca_server_admission_waiting_calls",
+                "Calls that wait for their turn with the device.",
+                &["issuer"],
+            ),
+            line_window: gauges(
+                r,
+                "ca_server_admission_window_calls",
+                "Calls that may be under way to the device at a time.",
+                &["issuer"],
+            ),
             signer_rate: {
-                let help = "Signatures a second that the device makes when it is busy, as measured.";
-                registered(r, GaugeVec::new(Opts::new("ca_server_signer_rate", help), &["issuer"]).expect(LEGAL))
+                let help =
+                    "Signatures a second that the device makes when it is busy, as measured.";
+                registered(
+                    r,
+                    GaugeVec::new(Opts::new("ca_server_signer_rate", help), &["issuer"])
+                        .expect(LEGAL),
+                )
             },
-            signer_queue: gauges(r, "ca_server_signer_queue_jobs", "Jobs waiting for a session.", &["issuer", "token"]),
-            signer_wait: histograms(r, "ca_server_signer_wait_seconds", "Time a job waited for a session.", &["issuer", "token"]),
+            signer_queue: gauges(
+                r,
+                "ca_server_signer_queue_jobs",
+                "Jobs waiting for a session.",
+                &["issuer", "token"],
+            ),
+            signer_wait: histograms(
+                r,
+                "ca_server_signer_wait_seconds",
+                "Time a job waited for a session.",
+                &["issuer", "token"],
+            ),
             signer_sign: histograms(
                 r,
                 "ca_server_signer_sign_seconds",
@@ -167,8 +234,18 @@ impl Metrics {
                 "Device calls past their deadline, not returned.",
                 &["issuer", "token"],
             ),
-            signer_reopened: counters(r, "ca_server_signer_reopened_total", "Sessions opened again after a loss.", &["issuer", "token"]),
-            signer_state: gauges(r, "ca_server_signer_state", "1 for the state that an issuer's signer is in.", &["issuer", "state"]),
+            signer_reopened: counters(
+                r,
+                "ca_server_signer_reopened_total",
+                "Sessions opened again after a loss.",
+                &["issuer", "token"],
+            ),
+            signer_state: gauges(
+                r,
+                "ca_server_signer_state",
+                "1 for the state that an issuer's signer is in.",
+                &["issuer", "state"],
+            ),
             token_state: gauges(
                 r,
                 "ca_server_token_state",
@@ -187,9 +264,22 @@ impl Metrics {
                 "Rows a commit carried.",
                 &[1., 2., 4., 8., 16., 32., 64., 128., 256., 512.],
             ),
-            ledger_commit: histogram(r, "ca_server_ledger_commit_seconds", "Time of one durable commit.", &SECONDS),
-            ledger_queue: gauge(r, "ca_server_ledger_queue_rows", "Rows waiting for the next commit."),
-            ledger_dropped: counter(r, "ca_server_ledger_dropped_total", "Refusal rows dropped because their queue was full."),
+            ledger_commit: histogram(
+                r,
+                "ca_server_ledger_commit_seconds",
+                "Time of one durable commit.",
+                &SECONDS,
+            ),
+            ledger_queue: gauge(
+                r,
+                "ca_server_ledger_queue_rows",
+                "Rows waiting for the next commit.",
+            ),
+            ledger_dropped: counter(
+                r,
+                "ca_server_ledger_dropped_total",
+                "Refusal rows dropped because their queue was full.",
+            ),
             ledger_up: gauge(r, "ca_server_ledger_up", "1 while the ledger records."),
             ledger_search: histogram(
                 r,
@@ -205,34 +295,68 @@ impl Metrics {
             ),
             expiry: {
                 let name = "ca_server_certificate_expiry_timestamp_seconds";
-                let expiry = GaugeVec::new(Opts::new(name, "NotAfter, Unix time."), &["certificate"]).expect(LEGAL);
+                let expiry =
+                    GaugeVec::new(Opts::new(name, "NotAfter, Unix time."), &["certificate"])
+                        .expect(LEGAL);
                 registered(r, expiry)
             },
-            connections: gauge(r, "ca_server_connections", "Open connections on the CSR port."),
-            handshake_failures: counters(r, "ca_server_handshake_failures_total", "Connections that ended before a call.", &["reason"]),
+            connections: gauge(
+                r,
+                "ca_server_connections",
+                "Open connections on the CSR port.",
+            ),
+            handshake_failures: counters(
+                r,
+                "ca_server_handshake_failures_total",
+                "Connections that ended before a call.",
+                &["reason"],
+            ),
             monitoring_shed: counter(
                 r,
                 "ca_server_monitoring_connections_shed_total",
                 "Monitoring connections that were closed unanswered because there was no place for them.",
             ),
-            ready: gauges(r, "ca_server_ready", "1 while this check of /healthz/ready is well.", &["check"]),
-            reloads: counters(r, "ca_server_reloads_total", "Reloads of the config, by result.", &["result"]),
-            log_lost: counter(r, "ca_server_log_lines_lost_total", "Lines of the log that standard error did not take."),
+            ready: gauges(
+                r,
+                "ca_server_ready",
+                "1 while this check of /healthz/ready is well.",
+                &["check"],
+            ),
+            reloads: counters(
+                r,
+                "ca_server_reloads_total",
+                "Reloads of the config, by result.",
+                &["result"],
+            ),
+            log_lost: counter(
+                r,
+                "ca_server_log_lines_lost_total",
+                "Lines of the log that standard error did not take.",
+            ),
             citadel: Citadel::new(r),
             registry,
         };
-        Step::ALL.iter().for_each(|step| drop(metrics.step_seconds.with_label_values(&[step.name()])));
+        Step::ALL
+            .iter()
+            .for_each(|step| drop(metrics.step_seconds.with_label_values(&[step.name()])));
         let reasons = ["timeout", "tls", "limit", "peer_limit", "peer_share"];
-        reasons.iter().for_each(|reason| drop(metrics.handshake_failures.with_label_values(&[reason])));
-        ["ok", "refused"].iter().for_each(|result| drop(metrics.reloads.with_label_values(&[result])));
+        reasons
+            .iter()
+            .for_each(|reason| drop(metrics.handshake_failures.with_label_values(&[reason])));
+        ["ok", "refused"]
+            .iter()
+            .for_each(|result| drop(metrics.reloads.with_label_values(&[result])));
         metrics
     }
 
     /// The text exposition format.
     pub fn render(&self) -> String {
-        self.log_lost.inc_by(output::lost_lines().saturating_sub(self.log_lost.get()));
+        self.log_lost
+            .inc_by(output::lost_lines().saturating_sub(self.log_lost.get()));
         let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("our names and labels are legal");
+        TextEncoder::new()
+            .encode(&self.registry.gather(), &mut text)
+            .expect("our names and labels are legal");
         String::from_utf8(text).expect("the encoder writes text")
     }
 
@@ -240,7 +364,9 @@ impl Metrics {
     pub async fn step<T>(&self, step: Step, work: impl Future<Output = T>) -> T {
         let begun = Instant::now();
         let result = work.instrument(step.span()).await;
-        self.step_seconds.with_label_values(&[step.name()]).observe(begun.elapsed().as_secs_f64());
+        self.step_seconds
+            .with_label_values(&[step.name()])
+            .observe(begun.elapsed().as_secs_f64());
         result
     }
 
@@ -248,7 +374,9 @@ impl Metrics {
     pub fn quick_step<T>(&self, step: Step, work: impl FnOnce() -> T) -> T {
         let begun = Instant::now();
         let result = step.span().in_scope(work);
-        self.step_seconds.with_label_values(&[step.name()]).observe(begun.elapsed().as_secs_f64());
+        self.step_seconds
+            .with_label_values(&[step.name()])
+            .observe(begun.elapsed().as_secs_f64());
         result
     }
 
@@ -275,27 +403,50 @@ impl Metrics {
 
     /// A CSR call was refused.
     pub fn refused(&self, refusal: &Refusal) {
-        self.refusals.with_label_values(&[refusal.reason().as_str()]).inc();
-        let sign_error = |label| self.citadel.csr_sign_error.with_label_values(&[label]).inc();
+        self.refusals
+            .with_label_values(&[refusal.reason().as_str()])
+            .inc();
+        let sign_error = |label| {
+            self.citadel
+                .csr_sign_error
+                .with_label_values(&[label])
+                .inc()
+        };
         match refusal.reason() {
-            Reason::NoCredentials | Reason::BadCredentials | Reason::UnknownCluster | Reason::TokenCheckDown => {
+            Reason::NoCredentials
+            | Reason::BadCredentials
+            | Reason::UnknownCluster
+            | Reason::TokenCheckDown => {
                 self.citadel.authentication_failure.inc();
             }
             Reason::Impersonation => self.citadel.id_extraction_error.inc(),
             Reason::MalformedCsr | Reason::MalformedRequest => self.citadel.csr_parsing_error.inc(),
-            Reason::ProofOfPossession | Reason::WeakKey | Reason::SanMismatch | Reason::UnknownSigner => sign_error("CSR_ERROR"),
+            Reason::ProofOfPossession
+            | Reason::WeakKey
+            | Reason::SanMismatch
+            | Reason::UnknownSigner => sign_error("CSR_ERROR"),
             Reason::Lifetime => sign_error("TTL_ERROR"),
-            Reason::LedgerDown | Reason::DeviceDown | Reason::Stopping | Reason::Clock | Reason::DeviceRefused => {
-                sign_error("CA_NOT_READY")
+            Reason::LedgerDown
+            | Reason::DeviceDown
+            | Reason::Stopping
+            | Reason::Clock
+            | Reason::DeviceRefused => sign_error("CA_NOT_READY"),
+            Reason::IssuerExpired | Reason::GuardRefused | Reason::Internal | Reason::Deadline => {
+                sign_error("CERT_GEN_ERROR")
             }
-            Reason::IssuerExpired | Reason::GuardRefused | Reason::Internal | Reason::Deadline => sign_error("CERT_GEN_ERROR"),
-            Reason::Overloaded | Reason::DeviceBusy | Reason::PeerLimit | Reason::IdentityLimit | Reason::KeyLimit => {}
+            Reason::Overloaded
+            | Reason::DeviceBusy
+            | Reason::PeerLimit
+            | Reason::IdentityLimit
+            | Reason::KeyLimit => {}
         }
     }
 
     /// A certificate was issued and recorded.
     pub fn issued(&self, issuer: &str, purpose: Purpose) {
-        self.issued.with_label_values(&[issuer, purpose.as_str()]).inc();
+        self.issued
+            .with_label_values(&[issuer, purpose.as_str()])
+            .inc();
         if purpose == Purpose::Leaf {
             self.citadel.success.inc();
         }
@@ -317,8 +468,12 @@ impl Metrics {
 
     /// When an issuer's certificate and the root above it end.
     pub fn issuer_ends(&self, issuer: &str, issuing: Timestamp, root: Timestamp) {
-        self.expiry.with_label_values(&[&format!("issuer:{issuer}")]).set(issuing.seconds() as f64);
-        self.expiry.with_label_values(&[&format!("root:{issuer}")]).set(root.seconds() as f64);
+        self.expiry
+            .with_label_values(&[&format!("issuer:{issuer}")])
+            .set(issuing.seconds() as f64);
+        self.expiry
+            .with_label_values(&[&format!("root:{issuer}")])
+            .set(root.seconds() as f64);
     }
 
     /// What Istio's own gauges show: the default issuer's chain and root.
@@ -329,7 +484,9 @@ impl Metrics {
 
     /// When the serving certificate ends.
     pub fn serving_ends(&self, at: Timestamp) {
-        self.expiry.with_label_values(&["serving"]).set(at.seconds() as f64);
+        self.expiry
+            .with_label_values(&["serving"])
+            .set(at.seconds() as f64);
     }
 
     /// Which kind of device signs for an issuer.
@@ -341,9 +498,13 @@ impl Metrics {
     pub fn signer_state(&self, issuer: &str, health: &SignerHealth) {
         for state in Condition::ALL {
             let is = |condition: Condition| i64::from(condition == state);
-            self.signer_state.with_label_values(&[issuer, state.as_str()]).set(is(health.condition));
+            self.signer_state
+                .with_label_values(&[issuer, state.as_str()])
+                .set(is(health.condition));
             for (number, token) in health.tokens.iter().enumerate() {
-                self.token_state.with_label_values(&[issuer, &of_token(number), state.as_str()]).set(is(token.condition));
+                self.token_state
+                    .with_label_values(&[issuer, &of_token(number), state.as_str()])
+                    .set(is(token.condition));
             }
         }
     }
@@ -370,12 +531,16 @@ impl Metrics {
 
     /// What the checks of readiness say now: name, and whether it is well.
     pub fn ready<'a>(&self, checks: impl Iterator<Item = (&'a str, bool)>) {
-        checks.for_each(|(check, ready)| self.ready.with_label_values(&[check]).set(i64::from(ready)));
+        checks.for_each(|(check, ready)| {
+            self.ready.with_label_values(&[check]).set(i64::from(ready))
+        });
     }
 
     /// A reload succeeded or was refused.
     pub fn reloaded(&self, ok: bool) {
-        self.reloads.with_label_values(&[if ok { "ok" } else { "refused" }]).inc();
+        self.reloads
+            .with_label_values(&[if ok { "ok" } else { "refused" }])
+            .inc();
     }
 
     /// One durable commit of the ledger.
@@ -430,7 +595,14 @@ impl SignerMetrics {
     /// The series of the `issuer`'s token of this number, looked up once.
     pub fn new(metrics: &Metrics, issuer: &str, number: usize) -> Self {
         let token = of_token(number);
-        let sign = |purpose: Purpose| (purpose, metrics.signer_sign.with_label_values(&[issuer, &token, purpose.as_str()]));
+        let sign = |purpose: Purpose| {
+            (
+                purpose,
+                metrics
+                    .signer_sign
+                    .with_label_values(&[issuer, &token, purpose.as_str()]),
+            )
+        };
         Self {
             queue: metrics.signer_queue.with_label_values(&[issuer, &token]),
             wait: metrics.signer_wait.with_label_values(&[issuer, &token]),
@@ -487,7 +659,8 @@ impl DeviceLine {
         }
     }
 
-    /// So many wait, so many may be under way, and the device makes so many signatures a second, if that is known.
+    /// So many wait, so many may be under way, and the device makes so many signatures a second, if
+    /// that is known.
     pub fn is(&self, waiting: usize, window: usize, rate: Option<f64>) {
         self.waiting.set(clamp(waiting));
         self.window.set(clamp(window));
@@ -499,17 +672,43 @@ impl Citadel {
     fn new(r: &Registry) -> Self {
         let count = |name: &str, help: &str| registered(r, Counter::new(name, help).expect(LEGAL));
         let time = |name: &str, help: &str| registered(r, Gauge::new(name, help).expect(LEGAL));
-        let sign_errors = Opts::new("citadel_server_csr_sign_err_count", "The number of errors occurred when signing the CSR.");
-        let csr_sign_error = registered(r, prometheus::CounterVec::new(sign_errors, &["error"]).expect(LEGAL));
-        CITADEL_SIGN_ERRORS.iter().for_each(|error| drop(csr_sign_error.with_label_values(&[error])));
+        let sign_errors = Opts::new(
+            "citadel_server_csr_sign_err_count",
+            "The number of errors occurred when signing the CSR.",
+        );
+        let csr_sign_error = registered(
+            r,
+            prometheus::CounterVec::new(sign_errors, &["error"]).expect(LEGAL),
+        );
+        CITADEL_SIGN_ERRORS
+            .iter()
+            .for_each(|error| drop(csr_sign_error.with_label_values(&[error])));
         Self {
             csr: count("citadel_server_csr_count", "The number of CSRs received."),
-            authentication_failure: count("citadel_server_authentication_failure_count", "The number of authentication failures."),
-            csr_parsing_error: count("citadel_server_csr_parsing_err_count", "The number of errors occurred when parsing the CSR."),
-            id_extraction_error: count("citadel_server_id_extraction_err_count", "The number of errors occurred when extracting the ID."),
-            success: count("citadel_server_success_cert_issuance_count", "The number of certificates issued."),
-            root_expiry: time("citadel_server_root_cert_expiry_timestamp", "The Unix time at which the root certificate expires."),
-            chain_expiry: time("citadel_server_cert_chain_expiry_timestamp", "The Unix time at which the issuing chain expires."),
+            authentication_failure: count(
+                "citadel_server_authentication_failure_count",
+                "The number of authentication failures.",
+            ),
+            csr_parsing_error: count(
+                "citadel_server_csr_parsing_err_count",
+                "The number of errors occurred when parsing the CSR.",
+            ),
+            id_extraction_error: count(
+                "citadel_server_id_extraction_err_count",
+                "The number of errors occurred when extracting the ID.",
+            ),
+            success: count(
+                "citadel_server_success_cert_issuance_count",
+                "The number of certificates issued.",
+            ),
+            root_expiry: time(
+                "citadel_server_root_cert_expiry_timestamp",
+                "The Unix time at which the root certificate expires.",
+            ),
+            chain_expiry: time(
+                "citadel_server_cert_chain_expiry_timestamp",
+                "The Unix time at which the issuing chain expires.",
+            ),
             csr_sign_error,
         }
     }
@@ -521,7 +720,10 @@ fn clamp(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-fn registered<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, collector: C) -> C {
+fn registered<C: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: C,
+) -> C {
     registry.register(Box::new(collector.clone())).expect(LEGAL);
     collector
 }
@@ -531,7 +733,10 @@ fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
 }
 
 fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-    registered(registry, IntCounterVec::new(Opts::new(name, help), labels).expect(LEGAL))
+    registered(
+        registry,
+        IntCounterVec::new(Opts::new(name, help), labels).expect(LEGAL),
+    )
 }
 
 fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
@@ -539,13 +744,27 @@ fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
 }
 
 fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-    registered(registry, IntGaugeVec::new(Opts::new(name, help), labels).expect(LEGAL))
+    registered(
+        registry,
+        IntGaugeVec::new(Opts::new(name, help), labels).expect(LEGAL),
+    )
 }
 
 fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
-    registered(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())).expect(LEGAL))
+    registered(
+        registry,
+        Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
+            .expect(LEGAL),
+    )
 }
 
 fn histograms(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
-    registered(registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()), labels).expect(LEGAL))
+    registered(
+        registry,
+        HistogramVec::new(
+            HistogramOpts::new(name, help).buckets(SECONDS.to_vec()),
+            labels,
+        )
+        .expect(LEGAL),
+    )
 }

@@ -1,13 +1,14 @@
-//! What is remembered of callers: of those that were there lately, so many and no more. Where there is no more room, or nothing matters any
-//! longer, the half that was not touched for longest is forgotten. Told the time.
+//! What is remembered of callers: of those that were there lately, so many and no more. Where there
+//! is no more room, or nothing matters any longer, the half that was not touched for longest is
+//! forgotten. Told the time.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::timestamp::Timestamp;
 
-/// A map by digests, in two halves: when the young one is full, or has lasted for as long as anything matters, it becomes the old one, and the
-/// old one is forgotten.
+/// A map by digests, in two halves: when the young one is full, or has lasted for as long as
+/// anything matters, it becomes the old one, and the old one is forgotten.
 #[derive(Debug)]
 pub struct Recent<V> {
     young: HashMap<u64, V>,
@@ -20,7 +21,13 @@ pub struct Recent<V> {
 impl<V: Copy + Default> Recent<V> {
     /// So many at most, none for longer than it `lasts` untouched twice over.
     pub fn new(most: usize, lasts: Duration) -> Self {
-        Self { young: HashMap::new(), old: HashMap::new(), since: Timestamp::from_micros(0), half: most / 2, lasts }
+        Self {
+            young: HashMap::new(),
+            old: HashMap::new(),
+            since: Timestamp::from_micros(0),
+            half: most / 2,
+            lasts,
+        }
     }
 
     /// What is known of it, or nothing yet.
@@ -75,14 +82,25 @@ mod tests {
         for key in 1000..1300 {
             recent.entry(key, at(0));
         }
-        assert_eq!((*recent.entry(7, at(0)), recent.get(7)), (1, Some(1)), "what is touched is kept");
+        assert_eq!(
+            (*recent.entry(7, at(0)), recent.get(7)),
+            (1, Some(1)),
+            "what is touched is kept"
+        );
         for key in 2000..12_000 {
             recent.entry(key, at(0));
             assert!(recent.young.len() + recent.old.len() <= 1000);
         }
-        assert!(!recent.knows(7, at(0)) && recent.get(7).is_none(), "the oldest is forgotten");
+        assert!(
+            !recent.knows(7, at(0)) && recent.get(7).is_none(),
+            "the oldest is forgotten"
+        );
         recent.entry(8, at(60));
         recent.entry(9, at(120));
-        assert_eq!((recent.young.len(), recent.old.len()), (1, 1), "what is over is forgotten");
+        assert_eq!(
+            (recent.young.len(), recent.old.len()),
+            (1, 1),
+            "what is over is forgotten"
+        );
     }
 }

@@ -1,7 +1,8 @@
-//! Why a call ends without a certificate, grouped by who must act. The bottom room: everyone may name it.
+//! Why a call ends without a certificate, grouped by who must act. The bottom room: everyone may
+//! name it.
 //!
-//! A refusal has two faces. Outside, `code` and `public_text`, opaque where the contract wants it; inside, `reason` and `detail`,
-//! which the log and the ledger keep.
+//! A refusal has two faces. Outside, `code` and `public_text`, opaque where the contract wants it;
+//! inside, `reason` and `detail`, which the log and the ledger keep.
 
 use std::fmt;
 
@@ -129,7 +130,10 @@ impl Reason {
     /// The status it is answered with.
     pub fn code(self) -> Code {
         match self {
-            Self::NoCredentials | Self::BadCredentials | Self::UnknownCluster | Self::Impersonation => Code::Unauthenticated,
+            Self::NoCredentials
+            | Self::BadCredentials
+            | Self::UnknownCluster
+            | Self::Impersonation => Code::Unauthenticated,
             Self::MalformedCsr
             | Self::ProofOfPossession
             | Self::WeakKey
@@ -137,11 +141,18 @@ impl Reason {
             | Self::UnknownSigner
             | Self::SanMismatch
             | Self::MalformedRequest => Code::InvalidArgument,
-            Self::Overloaded | Self::DeviceBusy | Self::PeerLimit | Self::IdentityLimit | Self::KeyLimit => Code::ResourceExhausted,
+            Self::Overloaded
+            | Self::DeviceBusy
+            | Self::PeerLimit
+            | Self::IdentityLimit
+            | Self::KeyLimit => Code::ResourceExhausted,
             Self::Deadline => Code::DeadlineExceeded,
-            Self::LedgerDown | Self::DeviceDown | Self::TokenCheckDown | Self::Stopping | Self::Clock | Self::DeviceRefused => {
-                Code::Unavailable
-            }
+            Self::LedgerDown
+            | Self::DeviceDown
+            | Self::TokenCheckDown
+            | Self::Stopping
+            | Self::Clock
+            | Self::DeviceRefused => Code::Unavailable,
             Self::GuardRefused | Self::IssuerExpired | Self::Internal => Code::Internal,
         }
     }
@@ -157,7 +168,8 @@ pub struct Refusal {
 /// The longest detail that is kept, in bytes: it may quote what a caller sent.
 const DETAIL_LIMIT: usize = 500;
 
-/// A text that takes no more than it may, so that quoting a long value costs no more than what is kept.
+/// A text that takes no more than it may, so that quoting a long value costs no more than what is
+/// kept.
 struct Detail(String);
 
 impl fmt::Write for Detail {
@@ -167,7 +179,10 @@ impl fmt::Write for Detail {
             self.0.push_str(text);
             return Ok(());
         }
-        let end = (0..=room).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        let end = (0..=room)
+            .rev()
+            .find(|&at| text.is_char_boundary(at))
+            .unwrap_or(0);
         self.0.push_str(&text[..end]);
         Err(fmt::Error)
     }
@@ -180,7 +195,10 @@ impl Refusal {
         if fmt::write(&mut kept, format_args!("{detail}")).is_err() {
             kept.0.push('…');
         }
-        Self { reason, detail: kept.0 }
+        Self {
+            reason,
+            detail: kept.0,
+        }
     }
 
     /// Why.
@@ -198,7 +216,8 @@ impl Refusal {
         self.reason.code()
     }
 
-    /// What the caller may read: the cause where the caller must act on it, one fixed text elsewhere.
+    /// What the caller may read: the cause where the caller must act on it, one fixed text
+    /// elsewhere.
     pub fn public_text(&self) -> &str {
         match self.code() {
             Code::InvalidArgument => &self.detail,
@@ -226,8 +245,14 @@ mod tests {
 
     #[test]
     fn a_long_detail_is_cut_at_a_character_and_says_so() {
-        let refusal = Refusal::new(Reason::UnknownSigner, format_args!("CertSigner {:?}", "ü".repeat(1_000_000)));
-        assert!(refusal.detail().len() <= DETAIL_LIMIT + '…'.len_utf8() && refusal.detail().ends_with('…'));
+        let refusal = Refusal::new(
+            Reason::UnknownSigner,
+            format_args!("CertSigner {:?}", "ü".repeat(1_000_000)),
+        );
+        assert!(
+            refusal.detail().len() <= DETAIL_LIMIT + '…'.len_utf8()
+                && refusal.detail().ends_with('…')
+        );
         assert_eq!(Refusal::new(Reason::Internal, "short").detail(), "short");
     }
 }

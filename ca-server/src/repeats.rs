@@ -1,6 +1,7 @@
-//! Calls that are made again: an agent that got no answer in time, or two requests for one thing at once. Whoever asks the same within a
-//! minute gets the certificate that is recorded, and concurrent calls share one intent. Everything is kept in memory, so much and no more;
-//! what is forgotten costs one signature.
+//! Calls that are made again: an agent that got no answer in time, or two requests for one thing at
+//! once. Whoever asks the same within a minute gets the certificate that is recorded, and
+//! concurrent calls share one intent. Everything is kept in memory, so much and no more; what is
+//! forgotten costs one signature.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,14 +31,22 @@ const KEPT: usize = 32_768;
 /// Questions are forgotten after this; longer than a call and its certificate's minute together.
 const FORGOTTEN: Duration = Duration::from_secs(150);
 
-/// What makes two calls the same: who asks, with which CSR, and everything that decides what becomes of it. A digest.
+/// What makes two calls the same: who asks, with which CSR, and everything that decides what
+/// becomes of it. A digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Question([u8; 32]);
 
 impl Question {
-    /// `lifetime` as it was asked for. Of the grant counts the profile, of the issuers that may sign it their certificates, so that a reload
-    /// that changes one of them makes it another question.
-    pub fn new(caller: &SpiffeId, csr: &str, lifetime: i64, grant: &Grant, issuers: &[Arc<IssuerChain>]) -> Self {
+    /// `lifetime` as it was asked for. Of the grant counts the profile, of the issuers that may
+    /// sign it their certificates, so that a reload that changes one of them makes it another
+    /// question.
+    pub fn new(
+        caller: &SpiffeId,
+        csr: &str,
+        lifetime: i64,
+        grant: &Grant,
+        issuers: &[Arc<IssuerChain>],
+    ) -> Self {
         let mut context = digest::Context::new(&digest::SHA256);
         // Each part after its length, so that no two lists of parts are one text.
         let mut part = |octets: &[u8]| {
@@ -50,9 +59,18 @@ impl Question {
         part(grant.profile());
         for issuer in issuers {
             part(issuer.id().as_bytes());
-            issuer.chain().iter().for_each(|certificate| part(certificate));
+            issuer
+                .chain()
+                .iter()
+                .for_each(|certificate| part(certificate));
         }
-        Self(context.finish().as_ref().try_into().expect("SHA-256 has 32 octets"))
+        Self(
+            context
+                .finish()
+                .as_ref()
+                .try_into()
+                .expect("SHA-256 has 32 octets"),
+        )
     }
 }
 
@@ -67,15 +85,17 @@ pub enum Turn {
     Crowded,
 }
 
-/// The right to answer a question, and the duty to let others have it: whoever waits goes on when this is dropped, with the certificate that
-/// was left here or as the next to go first.
+/// The right to answer a question, and the duty to let others have it: whoever waits goes on when
+/// this is dropped, with the certificate that was left here or as the next to go first.
 #[derive(Debug)]
 pub struct Place(OwnedMutexGuard<Answer>);
 
 impl Place {
     /// The certificate that is the answer from `now` on.
     pub fn leave(mut self, issued: &Issued, now: Timestamp) {
-        *self.0 = issued.remembered().map(|certificate| (now, Arc::new(certificate)));
+        *self.0 = issued
+            .remembered()
+            .map(|certificate| (now, Arc::new(certificate)));
     }
 }
 
@@ -103,7 +123,9 @@ impl Repeats {
         }
         let answer = answer.lock_owned().await;
         match &*answer {
-            Some((since, certificate)) if is_good(*since, certificate.ends(), now) => Turn::Again(certificate.clone()),
+            Some((since, certificate)) if is_good(*since, certificate.ends(), now) => {
+                Turn::Again(certificate.clone())
+            }
             _ => Turn::First(Place(answer)),
         }
     }
@@ -113,7 +135,11 @@ impl Repeats {
         if let Some(answer) = kept.answers.get(&question) {
             return answer.clone();
         }
-        while kept.order.front().is_some_and(|(since, _)| kept.order.len() >= KEPT || apart(*since, now) >= FORGOTTEN) {
+        while kept
+            .order
+            .front()
+            .is_some_and(|(since, _)| kept.order.len() >= KEPT || apart(*since, now) >= FORGOTTEN)
+        {
             if let Some((_, oldest)) = kept.order.pop_front() {
                 kept.answers.remove(&oldest);
             }
@@ -157,8 +183,14 @@ mod tests {
         let day = at(86_400);
         assert!(is_good(at(0), day, at(0)) && is_good(at(0), day, at(59)));
         assert!(!is_good(at(0), day, at(60)));
-        assert!(is_good(at(0), at(100), at(9)) && !is_good(at(0), at(100), at(10)), "a short one not into its second half");
-        assert!(is_good(at(2), day, at(0)), "calls that came at once need not be in order");
+        assert!(
+            is_good(at(0), at(100), at(9)) && !is_good(at(0), at(100), at(10)),
+            "a short one not into its second half"
+        );
+        assert!(
+            is_good(at(2), day, at(0)),
+            "calls that came at once need not be in order"
+        );
         assert!(!is_good(at(0), day, at(-60)), "a clock that was set back");
     }
 
@@ -189,11 +221,15 @@ mod tests {
                 })
             })
             .collect();
-        // A runtime with one thread looks at the clock between so many tasks; each has its turn after as many yields.
+        // A runtime with one thread looks at the clock between so many tasks; each has its turn
+        // after as many yields.
         for _ in 0..WAITING {
             tokio::task::yield_now().await;
         }
-        assert!(matches!(repeats.turn(question(1), at(0)).await, Turn::Crowded));
+        assert!(matches!(
+            repeats.turn(question(1), at(0)).await,
+            Turn::Crowded
+        ));
         drop(first(&repeats, question(2), at(0)).await);
         drop(place);
         for one in waiting {
@@ -214,7 +250,10 @@ mod tests {
             kept.answers.len()
         };
         assert_eq!(count(&repeats), KEPT);
-        assert!(!repeats.0.lock().unwrap().answers.contains_key(&question(0)), "the oldest makes room");
+        assert!(
+            !repeats.0.lock().unwrap().answers.contains_key(&question(0)),
+            "the oldest makes room"
+        );
         drop(first(&repeats, question(50_000), at(150)).await);
         assert_eq!(count(&repeats), 1, "what is over is forgotten");
     }

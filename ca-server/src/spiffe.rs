@@ -1,16 +1,21 @@
-//! SPIFFE identities as typed values (SPIFFE-ID.md). An identity is parsed once at the edge and never joined into text and split again.
+//! SPIFFE identities as typed values (SPIFFE-ID.md). An identity is parsed once at the edge and
+//! never joined into text and split again.
 
 use std::fmt;
 
-/// A trust domain: lower-case letters, digits, dots, dashes and underscores, at most 255 bytes (SPIFFE-ID §2.1).
+/// A trust domain: lower-case letters, digits, dots, dashes and underscores, at most 255 bytes
+/// (SPIFFE-ID §2.1).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TrustDomain(String);
 
 impl TrustDomain {
     /// The trust domain of that name, or `None` if it is not a legal one.
     pub fn parse(name: &str) -> Option<Self> {
-        let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-' | b'_');
-        (!name.is_empty() && name.len() <= 255 && name.bytes().all(legal)).then(|| Self(name.to_owned()))
+        let legal = |byte: u8| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-' | b'_')
+        };
+        (!name.is_empty() && name.len() <= 255 && name.bytes().all(legal))
+            .then(|| Self(name.to_owned()))
     }
 
     /// The name without scheme.
@@ -33,10 +38,17 @@ pub struct ServiceAccount {
 }
 
 impl ServiceAccount {
-    /// The account, or `None` unless both parts are legal: a namespace is an RFC 1123 label, an account name an RFC 1123 subdomain.
+    /// The account, or `None` unless both parts are legal: a namespace is an RFC 1123 label, an
+    /// account name an RFC 1123 subdomain.
     pub fn new(namespace: &str, name: &str) -> Option<Self> {
-        (namespace.len() <= 63 && is_label(namespace) && name.len() <= 253 && name.split('.').all(is_label))
-            .then(|| Self { namespace: namespace.to_owned(), name: name.to_owned() })
+        (namespace.len() <= 63
+            && is_label(namespace)
+            && name.len() <= 253
+            && name.split('.').all(is_label))
+        .then(|| Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        })
     }
 
     /// Reads `system:serviceaccount:<namespace>:<name>`: exactly four parts, none empty.
@@ -75,16 +87,28 @@ pub struct SpiffeId {
 impl SpiffeId {
     /// The identity of a service account in a trust domain.
     pub fn new(trust_domain: TrustDomain, account: ServiceAccount) -> Self {
-        Self { trust_domain, account }
+        Self {
+            trust_domain,
+            account,
+        }
     }
 
-    /// Reads the exact form that Istio uses; anything else (another path, upper case, escapes, empty segments) is `None`.
+    /// Reads the exact form that Istio uses; anything else (another path, upper case, escapes,
+    /// empty segments) is `None`.
     pub fn parse(uri: &str) -> Option<Self> {
         let mut segments = uri.strip_prefix("spiffe://")?.split('/');
         let trust_domain = TrustDomain::parse(segments.next()?)?;
-        let path = (segments.next()?, segments.next()?, segments.next()?, segments.next()?);
+        let path = (
+            segments.next()?,
+            segments.next()?,
+            segments.next()?,
+            segments.next()?,
+        );
         match (path, segments.next()) {
-            (("ns", namespace, "sa", name), None) => Some(Self { trust_domain, account: ServiceAccount::new(namespace, name)? }),
+            (("ns", namespace, "sa", name), None) => Some(Self {
+                trust_domain,
+                account: ServiceAccount::new(namespace, name)?,
+            }),
             _ => None,
         }
     }
@@ -102,7 +126,11 @@ impl SpiffeId {
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.account.namespace, self.account.name)
+        write!(
+            f,
+            "spiffe://{}/ns/{}/sa/{}",
+            self.trust_domain, self.account.namespace, self.account.name
+        )
     }
 }
 
@@ -113,7 +141,10 @@ mod tests {
     #[test]
     fn an_identity_reads_back_as_it_was_written() {
         let uri = "spiffe://cluster.local/ns/default/sa/demo";
-        assert_eq!(SpiffeId::parse(uri).map(|id| id.to_string()).as_deref(), Some(uri));
+        assert_eq!(
+            SpiffeId::parse(uri).map(|id| id.to_string()).as_deref(),
+            Some(uri)
+        );
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! What the workspace may be built of: one crypto provider, and licences from a list. Both lists stand in deny.toml, so that this
-//! test and cargo-deny can never disagree.
+//! What the workspace may be built of: one crypto provider, and licences from a list. Both lists
+//! stand in deny.toml, so that this test and cargo-deny can never disagree.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -38,17 +38,27 @@ fn metadata() -> Metadata {
     let platform = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     MetadataCommand::new()
         .manifest_path(Path::new(ROOT).join("Cargo.toml"))
-        .other_options(["--locked".to_owned(), "--filter-platform".to_owned(), platform])
+        .other_options([
+            "--locked".to_owned(),
+            "--filter-platform".to_owned(),
+            platform,
+        ])
         .exec()
         .unwrap()
 }
 
-/// The packages that are really compiled. Cargo's resolution also names optional ones that only a weak feature (`ring?/std`) mentions,
-/// so an optional dependency counts only if an active feature turns it on.
+/// The packages that are really compiled. Cargo's resolution also names optional ones that only a
+/// weak feature (`ring?/std`) mentions, so an optional dependency counts only if an active feature
+/// turns it on.
 fn compiled(metadata: &Metadata) -> Vec<&Package> {
-    let packages: BTreeMap<&PackageId, &Package> = metadata.packages.iter().map(|package| (&package.id, package)).collect();
+    let packages: BTreeMap<&PackageId, &Package> = metadata
+        .packages
+        .iter()
+        .map(|package| (&package.id, package))
+        .collect();
     let resolve = metadata.resolve.as_ref().unwrap();
-    let nodes: BTreeMap<&PackageId, _> = resolve.nodes.iter().map(|node| (&node.id, node)).collect();
+    let nodes: BTreeMap<&PackageId, _> =
+        resolve.nodes.iter().map(|node| (&node.id, node)).collect();
     let mut seen = BTreeSet::new();
     let mut open: Vec<&PackageId> = metadata.workspace_members.iter().collect();
     while let Some(id) = open.pop() {
@@ -56,13 +66,26 @@ fn compiled(metadata: &Metadata) -> Vec<&Package> {
             continue;
         }
         let (package, node) = (packages[id], nodes[id]);
-        let active: BTreeSet<&str> = node.features.iter().map(|feature| feature.as_str()).collect();
+        let active: BTreeSet<&str> = node
+            .features
+            .iter()
+            .map(|feature| feature.as_str())
+            .collect();
         for dependency in &node.deps {
             let name = packages[&dependency.pkg].name.as_str();
-            let declared: Vec<_> = package.dependencies.iter().filter(|declared| declared.name == name).collect();
-            let wanted = declared
+            let declared: Vec<_> = package
+                .dependencies
                 .iter()
-                .any(|declared| !declared.optional || is_turned_on(package, &active, declared.rename.as_deref().unwrap_or(&declared.name)));
+                .filter(|declared| declared.name == name)
+                .collect();
+            let wanted = declared.iter().any(|declared| {
+                !declared.optional
+                    || is_turned_on(
+                        package,
+                        &active,
+                        declared.rename.as_deref().unwrap_or(&declared.name),
+                    )
+            });
             if wanted {
                 open.push(&dependency.pkg);
             }
@@ -73,21 +96,46 @@ fn compiled(metadata: &Metadata) -> Vec<&Package> {
 
 fn is_turned_on(package: &Package, active: &BTreeSet<&str>, dependency: &str) -> bool {
     let strong = |value: &String| {
-        value.strip_prefix("dep:").unwrap_or(value) == dependency || value.split_once('/').is_some_and(|(name, _)| name == dependency)
+        value.strip_prefix("dep:").unwrap_or(value) == dependency
+            || value
+                .split_once('/')
+                .is_some_and(|(name, _)| name == dependency)
     };
-    package.features.iter().any(|(feature, values)| active.contains(feature.as_str()) && values.iter().any(strong))
+    package
+        .features
+        .iter()
+        .any(|(feature, values)| active.contains(feature.as_str()) && values.iter().any(strong))
 }
 
 #[test]
 fn there_is_exactly_one_crypto_provider() {
     let metadata = metadata();
     let compiled = compiled(&metadata);
-    let banned: BTreeSet<String> = deny().bans.deny.into_iter().map(|banned| banned.name).collect();
-    assert!(banned.contains("ring") && banned.contains("openssl-sys"), "deny.toml lost its bans");
-    let found: Vec<&str> = compiled.iter().map(|package| package.name.as_str()).filter(|name| banned.contains(*name)).collect();
+    let banned: BTreeSet<String> = deny()
+        .bans
+        .deny
+        .into_iter()
+        .map(|banned| banned.name)
+        .collect();
+    assert!(
+        banned.contains("ring") && banned.contains("openssl-sys"),
+        "deny.toml lost its bans"
+    );
+    let found: Vec<&str> = compiled
+        .iter()
+        .map(|package| package.name.as_str())
+        .filter(|name| banned.contains(*name))
+        .collect();
     assert!(found.is_empty(), "banned, and compiled: {found:?}");
     for one in ["aws-lc-rs", "aws-lc-sys", "rustls"] {
-        assert_eq!(compiled.iter().filter(|package| package.name.as_str() == one).count(), 1, "{one}");
+        assert_eq!(
+            compiled
+                .iter()
+                .filter(|package| package.name.as_str() == one)
+                .count(),
+            1,
+            "{one}"
+        );
     }
 }
 
@@ -97,8 +145,18 @@ fn every_licence_is_on_the_list() {
     let allowed = deny().licenses.allow;
     let refused: Vec<String> = compiled(&metadata)
         .iter()
-        .filter(|package| !package.license.as_deref().is_some_and(|license| Expression::allows(license, &allowed)))
-        .map(|package| format!("{} {}: {:?}", package.name, package.version, package.license))
+        .filter(|package| {
+            !package
+                .license
+                .as_deref()
+                .is_some_and(|license| Expression::allows(license, &allowed))
+        })
+        .map(|package| {
+            format!(
+                "{} {}: {:?}",
+                package.name, package.version, package.license
+            )
+        })
         .collect();
     assert!(refused.is_empty(), "{refused:#?}");
 }
@@ -118,11 +176,16 @@ fn an_expression_is_allowed_only_if_every_required_part_is() {
         ("MIT WITH Some-exception", false),
         ("", false),
     ] {
-        assert_eq!(Expression::allows(expression, &allowed), expected, "{expression}");
+        assert_eq!(
+            Expression::allows(expression, &allowed),
+            expected,
+            "{expression}"
+        );
     }
 }
 
-/// An SPDX licence expression (annex D of SPDX 2.3): OR binds weaker than AND; the old `/` means OR.
+/// An SPDX licence expression (annex D of SPDX 2.3): OR binds weaker than AND; the old `/` means
+/// OR.
 struct Expression<'a> {
     words: std::iter::Peekable<std::vec::IntoIter<String>>,
     allowed: &'a BTreeSet<String>,
@@ -130,9 +193,15 @@ struct Expression<'a> {
 
 impl<'a> Expression<'a> {
     fn allows(text: &str, allowed: &'a BTreeSet<String>) -> bool {
-        let spaced = text.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
+        let spaced = text
+            .replace('/', " OR ")
+            .replace('(', " ( ")
+            .replace(')', " ) ");
         let words: Vec<String> = spaced.split_whitespace().map(str::to_owned).collect();
-        let mut expression = Self { words: words.into_iter().peekable(), allowed };
+        let mut expression = Self {
+            words: words.into_iter().peekable(),
+            allowed,
+        };
         expression.any() && expression.words.peek().is_none()
     }
 

@@ -1,5 +1,6 @@
-//! What the documents say of the sources is true: each test that a table of a document names exists, each message that docs/signers.md explains
-//! is said, and the other way round. What sources and documents cite exists too: the cases and sections of docs/istio-contract.md, the
+//! What the documents say of the sources is true: each test that a table of a document names
+//! exists, each message that docs/signers.md explains is said, and the other way round. What
+//! sources and documents cite exists too: the cases and sections of docs/istio-contract.md, the
 //! invariants of docs/invariants.md, and the file and heading to which a link leads.
 
 use std::collections::BTreeSet;
@@ -10,15 +11,26 @@ const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 const CONTRACT: &str = "docs/istio-contract.md";
 const INVARIANTS: &str = "docs/invariants.md";
 
-/// Every file of the repository with one of these extensions, except what is hidden, built, or the state of a CA to try out.
+/// Every file of the repository with one of these extensions, except what is hidden, built, or the
+/// state of a CA to try out.
 fn files(extensions: &[&str]) -> Vec<PathBuf> {
     let (mut found, mut open) = (Vec::new(), vec![PathBuf::from(ROOT)]);
     while let Some(directory) = open.pop() {
         for entry in std::fs::read_dir(directory).expect("readable") {
             let path = entry.expect("readable").path();
-            let name = path.file_name().expect("named").to_string_lossy().into_owned();
-            let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-            if path.is_dir() && !name.starts_with('.') && !["target", "var", "state"].contains(&name.as_str()) {
+            let name = path
+                .file_name()
+                .expect("named")
+                .to_string_lossy()
+                .into_owned();
+            let extension = path
+                .extension()
+                .and_then(|extension| extension.to_str())
+                .unwrap_or_default();
+            if path.is_dir()
+                && !name.starts_with('.')
+                && !["target", "var", "state"].contains(&name.as_str())
+            {
                 open.push(path);
             } else if path.is_file() && extensions.contains(&extension) {
                 found.push(path);
@@ -33,10 +45,16 @@ fn tests() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for path in files(&["rs"]) {
         let text = std::fs::read_to_string(&path).expect("text");
-        // Stories that run on more than one ledger are plain functions there; elsewhere the attribute says what a test is.
-        let mut is_test = path.components().any(|part| part.as_os_str() == "tests") || path.ends_with("tests.rs");
+        // Stories that run on more than one ledger are plain functions there; elsewhere the
+        // attribute says what a test is.
+        let mut is_test =
+            path.components().any(|part| part.as_os_str() == "tests") || path.ends_with("tests.rs");
         let everywhere = is_test;
-        for line in text.lines().map(str::trim_start).filter(|line| !line.starts_with("//")) {
+        for line in text
+            .lines()
+            .map(str::trim_start)
+            .filter(|line| !line.starts_with("//"))
+        {
             if let Some(rest) = line.split("fn ").nth(1) {
                 let name = rest.split(['(', '<']).next().unwrap_or_default();
                 found.extend(is_test.then(|| name.to_owned()));
@@ -48,19 +66,27 @@ fn tests() -> BTreeSet<String> {
     found
 }
 
-/// Every name in backquotes in the last column of the tables whose last heading is `Test` or begins so.
+/// Every name in backquotes in the last column of the tables whose last heading is `Test` or begins
+/// so.
 fn named(document: &str) -> Vec<String> {
     let text = std::fs::read_to_string(Path::new(ROOT).join(document)).expect("text");
     let (mut names, mut in_table) = (Vec::new(), false);
     for line in text.lines() {
-        let Some(cells) = line.strip_prefix('|').and_then(|line| line.strip_suffix('|')) else {
+        let Some(cells) = line
+            .strip_prefix('|')
+            .and_then(|line| line.strip_suffix('|'))
+        else {
             in_table = false;
             continue;
         };
         let last = cells.rsplit(" | ").next().unwrap_or_default().trim();
         if in_table {
             let quoted = last.split('`').skip(1).step_by(2);
-            names.extend(quoted.filter(|name| name.contains('_') && !name.contains(['.', '/', ':'])).map(str::to_owned));
+            names.extend(
+                quoted
+                    .filter(|name| name.contains('_') && !name.contains(['.', '/', ':']))
+                    .map(str::to_owned),
+            );
         } else if last == "Test" || last.starts_with("Test,") {
             in_table = true;
         }
@@ -71,59 +97,101 @@ fn named(document: &str) -> Vec<String> {
 #[test]
 fn every_test_that_a_document_names_exists() {
     let tests = tests();
-    let documents = [("docs/threats.md", 200), ("ARCHITECTURE.md", 8), ("docs/signers.md", 20), (CONTRACT, 60), (INVARIANTS, 80)];
+    let documents = [
+        ("docs/threats.md", 200),
+        ("ARCHITECTURE.md", 8),
+        ("docs/signers.md", 20),
+        (CONTRACT, 60),
+        (INVARIANTS, 80),
+    ];
     for (document, at_least) in documents {
         let named = named(document);
         let missing: Vec<&String> = named.iter().filter(|name| !tests.contains(*name)).collect();
-        assert!(missing.is_empty(), "{document} names tests that are not there: {missing:#?}");
-        assert!(named.len() >= at_least, "{document}: {} names were found", named.len());
+        assert!(
+            missing.is_empty(),
+            "{document} names tests that are not there: {missing:#?}"
+        );
+        assert!(
+            named.len() >= at_least,
+            "{document}: {} names were found",
+            named.len()
+        );
     }
 }
 
-/// Every source and document of the workspace: its path, and its words in lower case and one blank apart, without the marks of comments, so that
-/// the end of a line may divide a citation.
+/// Every source and document of the workspace: its path, and its words in lower case and one blank
+/// apart, without the marks of comments, so that the end of a line may divide a citation.
 fn texts() -> Vec<(String, String)> {
     let read = |path: PathBuf| {
-        let text = std::fs::read_to_string(&path).expect("text").to_ascii_lowercase();
-        let words: Vec<&str> = text.split_whitespace().filter(|word| !matches!(*word, "//" | "///" | "//!")).collect();
+        let text = std::fs::read_to_string(&path)
+            .expect("text")
+            .to_ascii_lowercase();
+        let words: Vec<&str> = text
+            .split_whitespace()
+            .filter(|word| !matches!(*word, "//" | "///" | "//!"))
+            .collect();
         (path.display().to_string(), words.join(" "))
     };
     files(&["rs", "md"]).into_iter().map(read).collect()
 }
 
-/// What may stand between two numbers of a citation, in prose or in a test's name, and whether it means those between them as well.
-const BETWEEN: [(&str, bool); 8] =
-    [(", and ", false), (", ", false), (" and ", false), ("_and_", false), (" to ", true), ("_to_", true), ("–", true), ("_", false)];
+/// What may stand between two numbers of a citation, in prose or in a test's name, and whether it
+/// means those between them as well.
+const BETWEEN: [(&str, bool); 8] = [
+    (", and ", false),
+    (", ", false),
+    (" and ", false),
+    ("_and_", false),
+    (" to ", true),
+    ("_to_", true),
+    ("–", true),
+    ("_", false),
+];
 
 /// The numbers that a text begins with.
 fn numbers(text: &str) -> Vec<u16> {
     let mut found: Vec<u16> = Vec::new();
     let (mut rest, mut is_range) = (text, false);
     loop {
-        let end = rest.find(|sign: char| !sign.is_ascii_digit()).unwrap_or(rest.len());
-        let Ok(number) = rest[..end].parse::<u16>() else { return found };
+        let end = rest
+            .find(|sign: char| !sign.is_ascii_digit())
+            .unwrap_or(rest.len());
+        let Ok(number) = rest[..end].parse::<u16>() else {
+            return found;
+        };
         let first = match found.last() {
             Some(last) if is_range => last + 1,
             _ => number,
         };
         found.extend(first..=number);
         rest = &rest[end..];
-        let Some(&(between, range)) = BETWEEN.iter().find(|(between, _)| rest.starts_with(*between)) else { return found };
+        let Some(&(between, range)) = BETWEEN
+            .iter()
+            .find(|(between, _)| rest.starts_with(*between))
+        else {
+            return found;
+        };
         rest = &rest[between.len()..];
         is_range = range;
     }
 }
 
-/// Every number behind a word or its plural, in prose or in a test's name, and the file where it is.
+/// Every number behind a word or its plural, in prose or in a test's name, and the file where it
+/// is.
 fn cited(word: &str) -> Vec<(String, u16)> {
     let mut found = Vec::new();
     for (path, text) in texts() {
         for (at, _) in text.match_indices(word) {
             let rest = &text[at + word.len()..];
             let rest = rest.strip_prefix('s').unwrap_or(rest);
-            let is_word = !text[..at].ends_with(|sign: char| sign.is_alphanumeric() || sign == '_' || sign == '-');
+            let is_word = !text[..at]
+                .ends_with(|sign: char| sign.is_alphanumeric() || sign == '_' || sign == '-');
             if let Some(rest) = rest.strip_prefix([' ', '_']).filter(|_| is_word) {
-                found.extend(numbers(rest).into_iter().map(|number| (path.clone(), number)));
+                found.extend(
+                    numbers(rest)
+                        .into_iter()
+                        .map(|number| (path.clone(), number)),
+                );
             }
         }
     }
@@ -133,7 +201,9 @@ fn cited(word: &str) -> Vec<(String, u16)> {
 /// The numbers in the first column of a document's tables, in their order.
 fn rows(document: &str) -> Vec<u16> {
     let text = std::fs::read_to_string(Path::new(ROOT).join(document)).expect("text");
-    text.lines().filter_map(|line| line.strip_prefix("| ")?.split(" |").next()?.parse().ok()).collect()
+    text.lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split(" |").next()?.parse().ok())
+        .collect()
 }
 
 #[test]
@@ -142,32 +212,63 @@ fn every_case_and_invariant_that_is_cited_has_its_row() {
     assert_eq!(numbers("2, 4 to 7, and 9 in 1 row"), [2_u16, 4, 5, 6, 7, 9]);
     assert_eq!(numbers("1_and_6_a_call"), [1_u16, 6]);
     assert_eq!(numbers("40_to_44_a_wish"), [40_u16, 41, 42, 43, 44]);
-    for (word, document, last, at_least) in [("case", CONTRACT, 80_u16, 250), ("invariant", INVARIANTS, 12, 20)] {
+    for (word, document, last, at_least) in [
+        ("case", CONTRACT, 80_u16, 250),
+        ("invariant", INVARIANTS, 12, 20),
+    ] {
         let rows = rows(document);
-        assert!(rows.iter().copied().eq(1..=last), "the rows of {document} are {rows:?}");
+        assert!(
+            rows.iter().copied().eq(1..=last),
+            "the rows of {document} are {rows:?}"
+        );
         let cited = cited(word);
-        let missing: Vec<_> = cited.iter().filter(|(_, number)| !rows.contains(number)).collect();
+        let missing: Vec<_> = cited
+            .iter()
+            .filter(|(_, number)| !rows.contains(number))
+            .collect();
         assert!(missing.is_empty(), "{document} has no row for {missing:#?}");
-        assert!(cited.len() >= at_least, "{word}: {} citations were found", cited.len());
+        assert!(
+            cited.len() >= at_least,
+            "{word}: {} citations were found",
+            cited.len()
+        );
     }
 }
 
 /// What has sections. The one that is named last before a section sign is meant, if it is near.
-const SECTIONED: [&str; 9] = ["contract", "rfc ", "pkcs#11 v", "x.509-svid", "spiffe-id", "x.680", "x.690", "sec 1", "file format"];
+const SECTIONED: [&str; 9] = [
+    "contract",
+    "rfc ",
+    "pkcs#11 v",
+    "x.509-svid",
+    "spiffe-id",
+    "x.680",
+    "x.690",
+    "sec 1",
+    "file format",
+];
 
 /// How many octets before a section sign that may begin.
 const NEAR: usize = 60;
 
-/// Every section that is cited: the file where it is, its number, and what it is a section of if that is named.
+/// Every section that is cited: the file where it is, its number, and what it is a section of if
+/// that is named.
 fn sections() -> Vec<(String, String, Option<&'static str>)> {
     let mut found = Vec::new();
     for (path, text) in texts() {
         for (at, sign) in text.match_indices('§') {
             let behind = text[at + sign.len()..].chars();
-            let number: String = behind.take_while(|sign| sign.is_ascii_alphanumeric() || *sign == '.').collect();
+            let number: String = behind
+                .take_while(|sign| sign.is_ascii_alphanumeric() || *sign == '.')
+                .collect();
             let number = number.trim_end_matches('.');
-            let named = SECTIONED.iter().filter_map(|&of| Some((text[..at].rfind(of)?, of))).max();
-            let of = named.filter(|(begin, _)| at - begin <= NEAR).map(|(_, of)| of);
+            let named = SECTIONED
+                .iter()
+                .filter_map(|&of| Some((text[..at].rfind(of)?, of)))
+                .max();
+            let of = named
+                .filter(|(begin, _)| at - begin <= NEAR)
+                .map(|(_, of)| of);
             // The sign without a number is a character in the code above.
             found.extend((!number.is_empty()).then(|| (path.clone(), number.to_owned(), of)));
         }
@@ -178,35 +279,69 @@ fn sections() -> Vec<(String, String, Option<&'static str>)> {
 #[test]
 fn every_section_that_is_cited_says_of_what_and_the_contract_has_its_own() {
     let text = std::fs::read_to_string(Path::new(ROOT).join(CONTRACT)).expect("text");
-    let headings: BTreeSet<&str> = text.lines().filter_map(|line| Some(line.strip_prefix("## ")?.split_once(". ")?.0)).collect();
+    let headings: BTreeSet<&str> = text
+        .lines()
+        .filter_map(|line| Some(line.strip_prefix("## ")?.split_once(". ")?.0))
+        .collect();
     let cited = sections();
     let unclear: Vec<_> = cited.iter().filter(|(_, _, of)| of.is_none()).collect();
     assert!(unclear.is_empty(), "sections of what? {unclear:#?}");
-    let ours: Vec<_> = cited.iter().filter(|(_, _, of)| *of == Some("contract")).collect();
-    let missing: Vec<_> = ours.iter().filter(|(_, number, _)| !headings.contains(number.as_str())).collect();
-    assert!(missing.is_empty(), "{CONTRACT} has no section for {missing:#?}");
-    assert!(ours.len() >= 12 && cited.len() >= 150, "{} sections were found, {} of the contract", cited.len(), ours.len());
+    let ours: Vec<_> = cited
+        .iter()
+        .filter(|(_, _, of)| *of == Some("contract"))
+        .collect();
+    let missing: Vec<_> = ours
+        .iter()
+        .filter(|(_, number, _)| !headings.contains(number.as_str()))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "{CONTRACT} has no section for {missing:#?}"
+    );
+    assert!(
+        ours.len() >= 12 && cited.len() >= 150,
+        "{} sections were found, {} of the contract",
+        cited.len(),
+        ours.len()
+    );
 }
 
-/// Every sentence, of at least three words, in the string literals of the sources under `directory`, `…` for each value in it.
+/// Every sentence, of at least three words, in the string literals of the sources under
+/// `directory`, `…` for each value in it.
 fn sentences(directory: &str, but: &[&str]) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut open = vec![Path::new(ROOT).join(directory)];
     while let Some(path) = open.pop() {
-        let name = path.file_name().expect("named").to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .expect("named")
+            .to_string_lossy()
+            .into_owned();
         if path.is_dir() {
-            open.extend(std::fs::read_dir(path).expect("readable").map(|entry| entry.expect("readable").path()));
+            open.extend(
+                std::fs::read_dir(path)
+                    .expect("readable")
+                    .map(|entry| entry.expect("readable").path()),
+            );
         } else if name.ends_with(".rs") && name != "tests.rs" && !but.contains(&name.as_str()) {
             let text = std::fs::read_to_string(&path).expect("text");
             let code = &text[..text.find("#[cfg(test)]\nmod tests {").unwrap_or(text.len())];
-            let lines: Vec<&str> = code.lines().map(|line| line.split("//").next().unwrap_or_default()).collect();
-            found.extend(literals(&lines.join("\n")).map(|literal| plain(&literal)).filter(|said| said.split_whitespace().count() >= 3));
+            let lines: Vec<&str> = code
+                .lines()
+                .map(|line| line.split("//").next().unwrap_or_default())
+                .collect();
+            found.extend(
+                literals(&lines.join("\n"))
+                    .map(|literal| plain(&literal))
+                    .filter(|said| said.split_whitespace().count() >= 3),
+            );
         }
     }
     found
 }
 
-/// The string literals of code, but those of bytes and those that no operator reads: what is expected never to fail, and reasons of lints.
+/// The string literals of code, but those of bytes and those that no operator reads: what is
+/// expected never to fail, and reasons of lints.
 fn literals(code: &str) -> impl Iterator<Item = String> + '_ {
     let mut rest = code;
     std::iter::from_fn(move || {
@@ -227,7 +362,9 @@ fn literals(code: &str) -> impl Iterator<Item = String> + '_ {
                     }
                 }
             }
-            let unread = before.ends_with("expect(") || before.ends_with("reason =") || rest[..begin].ends_with(['b', '\'']);
+            let unread = before.ends_with("expect(")
+                || before.ends_with("reason =")
+                || rest[..begin].ends_with(['b', '\'']);
             rest = &rest[end?..];
             if !unread {
                 return Some(literal);
@@ -236,7 +373,8 @@ fn literals(code: &str) -> impl Iterator<Item = String> + '_ {
     })
 }
 
-/// A message as a table and as the code have it: `…` for each value, and nothing of that or of punctuation around it.
+/// A message as a table and as the code have it: `…` for each value, and nothing of that or of
+/// punctuation around it.
 fn plain(message: &str) -> String {
     let (mut text, mut depth) = (String::new(), 0);
     for sign in message.chars() {
@@ -274,15 +412,32 @@ fn explained(document: &str) -> BTreeSet<String> {
 
 #[test]
 fn every_message_of_a_signer_is_explained_and_every_one_that_is_explained_is_said() {
-    // Not of a device: what is wrong with a URI says so itself, and the suite of conformance is for tests.
+    // Not of a device: what is wrong with a URI says so itself, and the suite of conformance is for
+    // tests.
     let said = sentences("signers/src", &["uri.rs", "conformance.rs"]);
     let explained = explained("docs/signers.md");
     let missing: Vec<&String> = said.difference(&explained).collect();
-    assert!(missing.is_empty(), "docs/signers.md explains no {missing:#?}");
-    let said = said.into_iter().chain(sentences("ca-server/src/cli", &[])).collect();
-    let gone: Vec<&String> = explained.difference(&said).filter(|message| message.split_whitespace().count() >= 3).collect();
-    assert!(gone.is_empty(), "docs/signers.md explains what nobody says: {gone:#?}");
-    assert!(explained.len() > 100, "{} messages were found", explained.len());
+    assert!(
+        missing.is_empty(),
+        "docs/signers.md explains no {missing:#?}"
+    );
+    let said = said
+        .into_iter()
+        .chain(sentences("ca-server/src/cli", &[]))
+        .collect();
+    let gone: Vec<&String> = explained
+        .difference(&said)
+        .filter(|message| message.split_whitespace().count() >= 3)
+        .collect();
+    assert!(
+        gone.is_empty(),
+        "docs/signers.md explains what nobody says: {gone:#?}"
+    );
+    assert!(
+        explained.len() > 100,
+        "{} messages were found",
+        explained.len()
+    );
 }
 
 /// The lines of a document outside its blocks of code.
@@ -296,14 +451,25 @@ fn prose(document: &str) -> Vec<&str> {
     outside.collect()
 }
 
-/// The anchors of a document's headings, as GitHub makes them: letters in lower case, a hyphen for each space, no punctuation, and a number
-/// where a heading is repeated.
+/// The anchors of a document's headings, as GitHub makes them: letters in lower case, a hyphen for
+/// each space, no punctuation, and a number where a heading is repeated.
 fn anchors(document: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for line in prose(document) {
-        let Some(heading) = line.strip_prefix('#').and_then(|line| line.trim_start_matches('#').strip_prefix(' ')) else { continue };
-        let kept = heading.trim().chars().filter(|sign| sign.is_alphanumeric() || [' ', '-', '_'].contains(sign));
-        let anchor: String = kept.flat_map(char::to_lowercase).map(|sign| if sign == ' ' { '-' } else { sign }).collect();
+        let Some(heading) = line
+            .strip_prefix('#')
+            .and_then(|line| line.trim_start_matches('#').strip_prefix(' '))
+        else {
+            continue;
+        };
+        let kept = heading
+            .trim()
+            .chars()
+            .filter(|sign| sign.is_alphanumeric() || [' ', '-', '_'].contains(sign));
+        let anchor: String = kept
+            .flat_map(char::to_lowercase)
+            .map(|sign| if sign == ' ' { '-' } else { sign })
+            .collect();
         let mut unique = anchor.clone();
         for count in 1.. {
             if found.insert(unique) {
@@ -319,7 +485,10 @@ fn anchors(document: &str) -> BTreeSet<String> {
 fn links(document: &str) -> Vec<String> {
     let prose = prose(document).join("\n");
     let outside_code: String = prose.split('`').step_by(2).collect();
-    let targets = outside_code.split("](").skip(1).filter_map(|rest| rest.split([')', ' ', '\n']).next());
+    let targets = outside_code
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split([')', ' ', '\n']).next());
     targets.map(str::to_owned).collect()
 }
 
@@ -328,11 +497,23 @@ fn every_link_of_a_document_leads_to_a_file_and_a_heading() {
     let (mut looked_at, mut dead) = (0, Vec::<String>::new());
     for path in files(&["md"]) {
         let text = std::fs::read_to_string(&path).expect("text");
-        for link in links(&text).into_iter().filter(|link| !link.contains("://") && !link.starts_with("mailto:")) {
-            let (file, anchor) = link.split_once('#').map_or((link.as_str(), None), |(file, anchor)| (file, Some(anchor)));
-            let target = if file.is_empty() { path.clone() } else { path.parent().expect("a directory").join(file) };
+        for link in links(&text)
+            .into_iter()
+            .filter(|link| !link.contains("://") && !link.starts_with("mailto:"))
+        {
+            let (file, anchor) = link
+                .split_once('#')
+                .map_or((link.as_str(), None), |(file, anchor)| (file, Some(anchor)));
+            let target = if file.is_empty() {
+                path.clone()
+            } else {
+                path.parent().expect("a directory").join(file)
+            };
             let leads = target.exists()
-                && anchor.is_none_or(|anchor| std::fs::read_to_string(&target).is_ok_and(|text| anchors(&text).contains(anchor)));
+                && anchor.is_none_or(|anchor| {
+                    std::fs::read_to_string(&target)
+                        .is_ok_and(|text| anchors(&text).contains(anchor))
+                });
             if !leads {
                 dead.push(format!("{}: {link}", path.display()));
             }
@@ -350,15 +531,25 @@ fn every_document_that_a_file_names_exists() {
         let bytes = std::fs::read(&path).expect("readable");
         let text = String::from_utf8_lossy(&bytes);
         for rest in text.split("docs/").skip(1) {
-            let name =
-                rest.split(|sign: char| !sign.is_ascii_alphanumeric() && !['-', '_', '.', '/'].contains(&sign)).next().unwrap_or_default();
+            let name = rest
+                .split(|sign: char| {
+                    !sign.is_ascii_alphanumeric() && !['-', '_', '.', '/'].contains(&sign)
+                })
+                .next()
+                .unwrap_or_default();
             let name = name.trim_end_matches('.');
             if name.ends_with(".md") {
                 looked_at += 1;
-                missing.extend((!Path::new(ROOT).join("docs").join(name).is_file()).then(|| format!("{}: docs/{name}", path.display())));
+                missing.extend(
+                    (!Path::new(ROOT).join("docs").join(name).is_file())
+                        .then(|| format!("{}: docs/{name}", path.display())),
+                );
             }
         }
     }
-    assert!(missing.is_empty(), "documents that are not there: {missing:#?}");
+    assert!(
+        missing.is_empty(),
+        "documents that are not there: {missing:#?}"
+    );
     assert!(looked_at > 50, "{looked_at} names were found");
 }

@@ -1,5 +1,6 @@
-//! The corpora of `fuzz/`, run through the same functions that fuzzing drives. A file's name says what must become of it: `good-` is accepted,
-//! `bad-` is refused, `found-` was found by fuzzing and must only leave the checks inside those functions content.
+//! The corpora of `fuzz/`, run through the same functions that fuzzing drives. A file's name says
+//! what must become of it: `good-` is accepted, `bad-` is refused, `found-` was found by fuzzing
+//! and must only leave the checks inside those functions content.
 
 use std::path::Path;
 
@@ -8,15 +9,23 @@ mod parsers;
 
 fn run(target: &str, accepted: fn(&[u8]) -> bool, also: Option<&str>) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let mut files: Vec<_> = std::fs::read_dir(root.join("fuzz/corpus").join(target)).expect("committed").collect();
+    let mut files: Vec<_> = std::fs::read_dir(root.join("fuzz/corpus").join(target))
+        .expect("committed")
+        .collect();
     assert!(files.len() >= 24, "{target}: the corpus is there");
     if let Some(also) = also {
-        files.extend(std::fs::read_dir(root.join("ca-server/tests/corpus").join(also)).expect("committed"));
+        files.extend(
+            std::fs::read_dir(root.join("ca-server/tests/corpus").join(also)).expect("committed"),
+        );
     }
     let (mut good, mut bad) = (0, 0);
     for file in files {
         let path = file.expect("readable").path();
-        let name = path.file_name().expect("named").to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .expect("named")
+            .to_string_lossy()
+            .into_owned();
         let accepted = accepted(&std::fs::read(&path).expect("readable"));
         match name.split('-').next() {
             Some("good") => good += usize::from(accepted),
@@ -43,7 +52,11 @@ fn every_csr_that_fuzzing_starts_from_becomes_what_its_name_says() {
 
 #[test]
 fn every_token_that_fuzzing_starts_from_becomes_what_its_name_says() {
-    run("token", |data| parsers::token(data.trim_ascii_end()), Some("token"));
+    run(
+        "token",
+        |data| parsers::token(data.trim_ascii_end()),
+        Some("token"),
+    );
 }
 
 #[test]
@@ -86,22 +99,37 @@ const MUTATIONS: usize = 20_000;
 
 /// Runs the target over mutations of its corpus, by turns of each file; how many were accepted.
 fn mutate(target: &str, accepted: fn(&[u8]) -> bool) -> usize {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
-    let mut files: Vec<_> = std::fs::read_dir(directory).expect("committed").map(|file| file.expect("readable").path()).collect();
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../fuzz/corpus")
+        .join(target);
+    let mut files: Vec<_> = std::fs::read_dir(directory)
+        .expect("committed")
+        .map(|file| file.expect("readable").path())
+        .collect();
     files.sort();
-    let bodies: Vec<Vec<u8>> = files.iter().map(|path| std::fs::read(path).expect("readable")).collect();
+    let bodies: Vec<Vec<u8>> = files
+        .iter()
+        .map(|path| std::fs::read(path).expect("readable"))
+        .collect();
     let (mut random, mut count) = (fastrand::Rng::with_seed(20_261_122), 0);
     for number in 0..MUTATIONS {
         let mutated = mutated(&mut random, &bodies, number % bodies.len());
         // A panic must say what caused it.
         let outcome = std::panic::catch_unwind(|| accepted(&mutated));
-        let by_name = || format!("{target}, mutation {number} of {}: {}", files[number % files.len()].display(), hex::encode(&mutated));
+        let by_name = || {
+            format!(
+                "{target}, mutation {number} of {}: {}",
+                files[number % files.len()].display(),
+                hex::encode(&mutated)
+            )
+        };
         count += usize::from(outcome.unwrap_or_else(|_| panic!("{}", by_name())));
     }
     count
 }
 
-/// One to four changes: a bit, an octet, one more, one less, a length's worth of high bits, the end, a stretch of another body.
+/// One to four changes: a bit, an octet, one more, one less, a length's worth of high bits, the
+/// end, a stretch of another body.
 fn mutated(random: &mut fastrand::Rng, bodies: &[Vec<u8>], of: usize) -> Vec<u8> {
     let mut body = bodies[of].clone();
     for _ in 0..random.usize(1..=4) {
@@ -129,25 +157,37 @@ fn mutated(random: &mut fastrand::Rng, bodies: &[Vec<u8>], of: usize) -> Vec<u8>
 #[test]
 fn no_request_near_a_good_one_is_read_as_something_else() {
     let read = mutate("signer_request", parsers::signer_request);
-    assert!(read > MUTATIONS / 100, "only {read} were read: the mutations are too wild");
+    assert!(
+        read > MUTATIONS / 100,
+        "only {read} were read: the mutations are too wild"
+    );
 }
 
 #[test]
 fn no_reply_near_a_good_one_is_read_as_something_else() {
     let read = mutate("signer_reply", parsers::signer_reply);
-    assert!(read > MUTATIONS / 100, "only {read} were read: the mutations are too wild");
+    assert!(
+        read > MUTATIONS / 100,
+        "only {read} were read: the mutations are too wild"
+    );
 }
 
 #[test]
 fn nothing_near_a_good_certificate_passes_the_guard_and_breaks_its_rules() {
     let passed = mutate("guard", parsers::guard);
     // A serial, a time and an account are free; all else is written anew and compared.
-    assert!(passed > MUTATIONS / 2000, "only {passed} passed: the mutations are too wild");
+    assert!(
+        passed > MUTATIONS / 2000,
+        "only {passed} passed: the mutations are too wild"
+    );
 }
 
 #[test]
 fn no_rules_near_good_ones_are_read_as_others() {
     let read = mutate("guard_rules", parsers::guard_rules);
     // Nearly all of a text is the issuer in hexadecimal, of which no octet may change.
-    assert!(read > MUTATIONS / 1000, "only {read} were read: the mutations are too wild");
+    assert!(
+        read > MUTATIONS / 1000,
+        "only {read} were read: the mutations are too wild"
+    );
 }

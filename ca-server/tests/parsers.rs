@@ -1,5 +1,6 @@
-//! The parsers that meet the network, driven with what is in `corpus/` and with everything near it: none panics, and nothing that was
-//! changed after it was signed is ever accepted. A file's name says what must become of it.
+//! The parsers that meet the network, driven with what is in `corpus/` and with everything near it:
+//! none panics, and nothing that was changed after it was signed is ever accepted. A file's name
+//! says what must become of it.
 
 use std::path::Path;
 
@@ -15,12 +16,22 @@ use proptest::test_runner::RngSeed;
 
 /// Every file of a corpus: name and text.
 fn corpus(kind: &str, extension: &str) -> Vec<(String, String)> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(kind);
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/corpus")
+        .join(kind);
     let mut files: Vec<(String, String)> = std::fs::read_dir(directory)
         .expect("committed")
         .map(|entry| entry.expect("readable").path())
         .filter(|path| path.extension().is_some_and(|found| found == extension))
-        .map(|path| (path.file_name().expect("named").to_string_lossy().into_owned(), std::fs::read_to_string(&path).expect("text")))
+        .map(|path| {
+            (
+                path.file_name()
+                    .expect("named")
+                    .to_string_lossy()
+                    .into_owned(),
+                std::fs::read_to_string(&path).expect("text"),
+            )
+        })
         .collect();
     files.sort();
     assert!(files.len() > 10, "the corpus is there");
@@ -28,35 +39,63 @@ fn corpus(kind: &str, extension: &str) -> Vec<(String, String)> {
 }
 
 fn good(kind: &str, extension: &str) -> Vec<String> {
-    corpus(kind, extension).into_iter().filter(|(name, _)| name.starts_with("good")).map(|(_, text)| text).collect()
+    corpus(kind, extension)
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("good"))
+        .map(|(_, text)| text)
+        .collect()
 }
 
 fn der_of(pem: &str) -> Vec<u8> {
-    let body: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
+    let body: String = pem
+        .lines()
+        .filter(|line| !line.starts_with("-----"))
+        .collect();
     BASE64_STANDARD.decode(body).expect("base64")
 }
 
 fn pem_of(der: &[u8]) -> String {
     let text = BASE64_STANDARD.encode(der);
-    let lines: Vec<&str> = text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).expect("ASCII")).collect();
-    format!("-----BEGIN CERTIFICATE REQUEST-----\n{}\n-----END CERTIFICATE REQUEST-----\n", lines.join("\n"))
+    let lines: Vec<&str> = text
+        .as_bytes()
+        .chunks(64)
+        .map(|line| std::str::from_utf8(line).expect("ASCII"))
+        .collect();
+    format!(
+        "-----BEGIN CERTIFICATE REQUEST-----\n{}\n-----END CERTIFICATE REQUEST-----\n",
+        lines.join("\n")
+    )
 }
 
 /// Whether a token of the corpus' issuer is accepted, by the two steps that the daemon takes.
 fn verified(token: &str) -> Result<Claims, String> {
     let unverified = Unverified::read(token)?;
-    let set = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/token/jwks.json")).expect("committed");
+    let set =
+        std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/token/jwks.json"))
+            .expect("committed");
     let mut keys = jwks::parse(&set).expect("a good set").keys;
     keys.retain(|key| key.id.as_deref() == unverified.key_id());
     let now = Timestamp::from_seconds(1_800_000_000);
-    unverified.verify(&keys, "https://issuer.example", &["istio-ca".to_owned()], now).map_err(|rejection| rejection.why)
+    unverified
+        .verify(
+            &keys,
+            "https://issuer.example",
+            &["istio-ca".to_owned()],
+            now,
+        )
+        .map_err(|rejection| rejection.why)
 }
 
 #[test]
 fn every_csr_of_the_corpus_becomes_what_its_name_says() {
     for (name, pem) in corpus("csr", "pem") {
         let parsed = Csr::parse(&pem);
-        assert_eq!(parsed.is_ok(), name.starts_with("good"), "{name}: {:?}", parsed.err());
+        assert_eq!(
+            parsed.is_ok(),
+            name.starts_with("good"),
+            "{name}: {:?}",
+            parsed.err()
+        );
     }
 }
 
@@ -64,7 +103,11 @@ fn every_csr_of_the_corpus_becomes_what_its_name_says() {
 fn every_token_of_the_corpus_becomes_what_its_name_says() {
     for (name, token) in corpus("token", "jwt") {
         let claims = verified(&token);
-        assert_eq!(claims.is_ok(), name.starts_with("good"), "{name}: {claims:?}");
+        assert_eq!(
+            claims.is_ok(),
+            name.starts_with("good"),
+            "{name}: {claims:?}"
+        );
     }
 }
 
@@ -133,14 +176,35 @@ fn a_key_set_that_is_too_large_or_holds_only_secrets_is_refused() {
     let key = serde_json::json!({"kty": "EC", "use": "sig", "crv": "P-256", "kid": "ec",
         "x": "AUFJK9nTgXKi1mvmJUx_5byNVMZvDV1dyzp3IdMpTgc", "y": "jJVhx0ndwWkoUEsNko1yC3VyOHO2P_15y79F804GlYI"});
     let set = |keys: Vec<&serde_json::Value>| serde_json::json!({ "keys": keys }).to_string();
-    assert_eq!(jwks::parse(set(vec![&key; 100]).as_bytes()).expect("a hundred are read").keys.len(), 100);
-    assert!(jwks::parse(set(vec![&key; 101]).as_bytes()).unwrap_err().contains("at most 100"));
+    assert_eq!(
+        jwks::parse(set(vec![&key; 100]).as_bytes())
+            .expect("a hundred are read")
+            .keys
+            .len(),
+        100
+    );
+    assert!(
+        jwks::parse(set(vec![&key; 101]).as_bytes())
+            .unwrap_err()
+            .contains("at most 100")
+    );
     let secret = serde_json::json!({"kty": "oct", "kid": "ec", "k": "c2VjcmV0", "alg": "HS256"});
-    assert!(jwks::parse(set(vec![&secret]).as_bytes()).unwrap_err().contains("no public signature key"));
-    assert_eq!(jwks::parse(set(vec![&secret, &key]).as_bytes()).expect("the public one").keys.len(), 1);
+    assert!(
+        jwks::parse(set(vec![&secret]).as_bytes())
+            .unwrap_err()
+            .contains("no public signature key")
+    );
+    assert_eq!(
+        jwks::parse(set(vec![&secret, &key]).as_bytes())
+            .expect("the public one")
+            .keys
+            .len(),
+        1
+    );
     let directory = tempfile::tempdir().expect("a temporary directory");
     let file = directory.path().join("jwks.json");
     std::fs::write(&file, format!("{}{}", set(vec![&key]), " ".repeat(1 << 20))).expect("writable");
-    let refused = jwks::Jwks::open(&file, std::time::Duration::ZERO, Timestamp::from_seconds(0)).unwrap_err();
+    let refused =
+        jwks::Jwks::open(&file, std::time::Duration::ZERO, Timestamp::from_seconds(0)).unwrap_err();
     assert!(refused.contains("at most 1048576"), "{refused}");
 }

@@ -1,5 +1,6 @@
-//! What a frame of the signer's protocol makes its reader allocate is bounded by the frame itself, whatever its lengths and counts claim. A
-//! program of its own with one test, because it counts what the whole process allocates.
+//! What a frame of the signer's protocol makes its reader allocate is bounded by the frame itself,
+//! whatever its lengths and counts claim. A program of its own with one test, because it counts
+//! what the whole process allocates.
 
 use std::alloc::System;
 use std::path::Path;
@@ -10,7 +11,8 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// An entry of a list takes at most so many octets for each of its own in the frame: eight become two empty strings, and lists grow by doubling.
+/// An entry of a list takes at most so many octets for each of its own in the frame: eight become
+/// two empty strings, and lists grow by doubling.
 const FOR_EACH_OCTET: usize = 32;
 /// For a list of one entry, and what the test program itself may do meanwhile.
 const BESIDES: usize = 1024;
@@ -22,9 +24,16 @@ fn allocated_by(read: impl FnOnce()) -> usize {
 }
 
 fn assert_bounded(what: &str, body: &[u8]) {
-    for (side, read) in [("request", read_request as fn(&[u8])), ("reply", read_reply)] {
+    for (side, read) in [
+        ("request", read_request as fn(&[u8])),
+        ("reply", read_reply),
+    ] {
         let allocated = allocated_by(|| read(body));
-        assert!(allocated <= FOR_EACH_OCTET * body.len() + BESIDES, "{what} as {side}: {} octets made it allocate {allocated}", body.len());
+        assert!(
+            allocated <= FOR_EACH_OCTET * body.len() + BESIDES,
+            "{what} as {side}: {} octets made it allocate {allocated}",
+            body.len()
+        );
     }
 }
 
@@ -46,11 +55,15 @@ fn no_frame_makes_its_reader_allocate_more_than_it_carries() {
             let body = std::fs::read(&path).expect("readable");
             let name = path.display().to_string();
             assert_bounded(&name, &body);
-            // Every four octets in turn claim that four gigabytes follow, every two that 65535 entries do.
+            // Every four octets in turn claim that four gigabytes follow, every two that 65535
+            // entries do.
             for at in 0..body.len() {
                 for claimed in [4, 2] {
                     let mut lies = body.clone();
-                    lies[at..].iter_mut().take(claimed).for_each(|octet| *octet = 0xff);
+                    lies[at..]
+                        .iter_mut()
+                        .take(claimed)
+                        .for_each(|octet| *octet = 0xff);
                     assert_bounded(&format!("{name}, {claimed} at {at}"), &lies);
                 }
             }
@@ -59,9 +72,17 @@ fn no_frame_makes_its_reader_allocate_more_than_it_carries() {
     }
     assert!(bodies >= 48, "the corpus is there");
     // As many of the smallest entries as a frame can hold.
-    for (kind, header) in [("ready", vec![1, 1]), ("health", vec![5]), ("begin", [vec![1, 1, 1], vec![0; 4]].concat())] {
+    for (kind, header) in [
+        ("ready", vec![1, 1]),
+        ("health", vec![5]),
+        ("begin", [vec![1, 1, 1], vec![0; 4]].concat()),
+    ] {
         let body = [header, vec![0xff; 2], vec![0; LARGEST - 16]].concat();
         assert_bounded(kind, &body);
     }
-    assert_eq!(length(u32::try_from(LARGEST + 1).expect("small").to_be_bytes()), Err(Malformed), "no buffer is made for more");
+    assert_eq!(
+        length(u32::try_from(LARGEST + 1).expect("small").to_be_bytes()),
+        Err(Malformed),
+        "no buffer is made for more"
+    );
 }

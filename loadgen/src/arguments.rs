@@ -1,4 +1,5 @@
-//! The command line. A run is given by its options alone; subcommands take references and make the table of goals.
+//! The command line. A run is given by its options alone; subcommands take references and make the
+//! table of goals.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -6,10 +7,8 @@ use std::time::Duration;
 
 use clap::{Args, FromArgMatches, Subcommand, ValueEnum};
 
-const ABOUT: &str =
-    "Drives an endpoint that speaks Istio's CSR call (istio.v1.auth.IstioCertificateService/CreateCertificate) and measures it";
-const AFTER: &str =
-    "Exit status: 0 done; 1 the endpoint issued nothing, or an answer does not hold; 2 wrong arguments; 3 something is missing.";
+const ABOUT: &str = "Drives an endpoint that speaks Istio's CSR call (istio.v1.auth.IstioCertificateService/CreateCertificate) and measures it";
+const AFTER: &str = "Exit status: 0 done; 1 the endpoint issued nothing, or an answer does not hold; 2 wrong arguments; 3 something is missing.";
 
 /// What is to be done.
 #[derive(Debug)]
@@ -28,7 +27,8 @@ impl Arguments {
         }
     }
 
-    /// A run's options stand for themselves: what a subcommand needs none of is required only without one.
+    /// A run's options stand for themselves: what a subcommand needs none of is required only
+    /// without one.
     fn command() -> clap::Command {
         let program = clap::Command::new("loadgen").version(env!("CARGO_PKG_VERSION"));
         Command::augment_subcommands(Drive::augment_args(program))
@@ -45,7 +45,8 @@ impl Arguments {
 /// What is not a run.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Measures how long a durable append of 8 kB takes in a directory: what one commit costs on that disk.
+    /// Measures how long a durable append of 8 kB takes in a directory: what one commit costs on
+    /// that disk.
     Commits(Commits),
     /// Prints the table of goals from the results of loadgen/report.
     Goals(Goals),
@@ -84,10 +85,12 @@ pub struct Drive {
     #[command(flatten)]
     pub load: Load,
 
-    /// Verify every Nth chain, after the clock has stopped; 0 verifies none. Of very many, fewer are kept, and the report says how many.
+    /// Verify every Nth chain, after the clock has stopped; 0 verifies none. Of very many, fewer
+    /// are kept, and the report says how many.
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub verify_every: u64,
-    /// Processes to account for, such as daemon=123,database=456: CPU of each with its children, and memory.
+    /// Processes to account for, such as daemon=123,database=456: CPU of each with its children,
+    /// and memory.
     #[arg(long, value_name = "NAME=PID", value_delimiter = ',')]
     pub pid: Vec<String>,
     /// A text that the report carries.
@@ -128,8 +131,15 @@ pub struct Callers {
     /// Tokens: a file with one a line, or a directory with one a file.
     #[arg(long, value_name = "PATH", group = "token_source")]
     pub token_file: Option<PathBuf>,
-    /// An RSA key, PKCS#8 PEM, that the endpoint trusts as a token issuer's: distinct tokens are minted with it.
-    #[arg(long, value_name = "FILE", group = "token_source", requires = "token_issuer", requires = "token_key_id")]
+    /// An RSA key, PKCS#8 PEM, that the endpoint trusts as a token issuer's: distinct tokens are
+    /// minted with it.
+    #[arg(
+        long,
+        value_name = "FILE",
+        group = "token_source",
+        requires = "token_issuer",
+        requires = "token_key_id"
+    )]
     pub token_issuer_key: Option<PathBuf>,
     /// The `iss` of minted tokens.
     #[arg(long, value_name = "ISS")]
@@ -155,7 +165,8 @@ pub struct Callers {
     /// The workloads' kind of key.
     #[arg(long, value_enum, default_value = "p256")]
     pub key: KeyKind,
-    /// How many distinct CSRs to make; a run with more calls uses them in turn, and the report says so.
+    /// How many distinct CSRs to make; a run with more calls uses them in turn, and the report says
+    /// so.
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     pub csrs: usize,
 }
@@ -167,7 +178,8 @@ pub enum KeyKind {
     P256,
     /// ECDSA on P-384.
     P384,
-    /// pilot-agent's default. Such keys take long to make, so there are at most 64 of them, each in many distinct CSRs.
+    /// pilot-agent's default. Such keys take long to make, so there are at most 64 of them, each in
+    /// many distinct CSRs.
     #[value(name = "rsa-2048")]
     Rsa2048,
 }
@@ -176,16 +188,20 @@ pub enum KeyKind {
 #[derive(Args, Debug)]
 #[command(group = clap::ArgGroup::new("pace").required(true))]
 pub struct Load {
-    /// Closed loop: so many calls in flight, each followed by the next. Several are steps, one after the other.
+    /// Closed loop: so many calls in flight, each followed by the next. Several are steps, one
+    /// after the other.
     #[arg(long, value_name = "N,…", value_delimiter = ',', group = "pace")]
     pub closed: Vec<usize>,
-    /// Open loop: Poisson arrivals at this rate a second, whatever the answers take; latency counts from the intended start. Several are steps.
+    /// Open loop: Poisson arrivals at this rate a second, whatever the answers take; latency counts
+    /// from the intended start. Several are steps.
     #[arg(long, value_name = "RATE,…", value_delimiter = ',', group = "pace")]
     pub open: Vec<f64>,
-    /// Open loop in one go without a pause between: such as 2000:10s,6000:60s,2000:20s. The report has a section for each.
+    /// Open loop in one go without a pause between: such as 2000:10s,6000:60s,2000:20s. The report
+    /// has a section for each.
     #[arg(long, value_name = "RATE:TIME,…", value_delimiter = ',', group = "pace", conflicts_with_all = ["duration", "calls"])]
     pub open_sequence: Vec<String>,
-    /// HTTP/2 connections that calls share. Default: one for 16 calls in flight; 32 in an open loop.
+    /// HTTP/2 connections that calls share. Default: one for 16 calls in flight; 32 in an open
+    /// loop.
     #[arg(long, value_name = "N", conflicts_with = "fresh_connections")]
     pub connections: Option<usize>,
     /// A new TLS connection for every call, without session resumption.
@@ -217,7 +233,10 @@ pub struct Load {
 /// A command line as a shell would split it, for tests.
 #[cfg(test)]
 pub fn words(arguments: &str) -> Vec<OsString> {
-    std::iter::once("loadgen").chain(arguments.split_whitespace()).map(OsString::from).collect()
+    std::iter::once("loadgen")
+        .chain(arguments.split_whitespace())
+        .map(OsString::from)
+        .collect()
 }
 
 #[cfg(test)]
@@ -245,14 +264,25 @@ mod tests {
 
     #[test]
     fn a_run_needs_tokens_and_one_kind_of_loop() {
-        assert!(parsed("--address a:1 --roots r --closed 1").unwrap_err().contains("--token-file"));
-        assert!(parsed("--address a:1 --roots r --token-file t").unwrap_err().contains("--closed"));
+        assert!(
+            parsed("--address a:1 --roots r --closed 1")
+                .unwrap_err()
+                .contains("--token-file")
+        );
+        assert!(
+            parsed("--address a:1 --roots r --token-file t")
+                .unwrap_err()
+                .contains("--closed")
+        );
         assert!(parsed("--address a:1 --roots r --token-file t --closed 1 --open 5").is_err());
     }
 
     #[test]
     fn a_reference_needs_nothing_of_a_run() {
-        assert!(matches!(Arguments::read(words("commits /tmp")).unwrap(), Arguments::Other(Command::Commits(_))));
+        assert!(matches!(
+            Arguments::read(words("commits /tmp")).unwrap(),
+            Arguments::Other(Command::Commits(_))
+        ));
         assert!(Arguments::read(words("commits /tmp --closed 1")).is_err());
     }
 }

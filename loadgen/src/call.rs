@@ -20,13 +20,18 @@ pub enum Failure {
 impl Failure {
     /// On the way, not the endpoint's answer.
     pub fn client(at: &'static str, cause: impl fmt::Display) -> Self {
-        Self::Client { at, cause: cause.to_string() }
+        Self::Client {
+            at,
+            cause: cause.to_string(),
+        }
     }
 
     /// What failures are counted by.
     pub fn name(&self) -> String {
         match self {
-            Self::Grpc { code, .. } => GRPC_CODES.get(*code as usize).map_or_else(|| format!("code {code}"), |name| (*name).to_owned()),
+            Self::Grpc { code, .. } => GRPC_CODES
+                .get(*code as usize)
+                .map_or_else(|| format!("code {code}"), |name| (*name).to_owned()),
             Self::Client { at, .. } => format!("client: {at}"),
         }
     }
@@ -63,7 +68,12 @@ const GRPC_CODES: [&str; 17] = [
 ];
 
 /// Makes a call; the answer's message if it is to be kept, unframed and undecoded.
-pub async fn call(sender: &SendRequest<Bytes>, request: Request<()>, message: Bytes, keep: bool) -> Result<Option<Vec<u8>>, Failure> {
+pub async fn call(
+    sender: &SendRequest<Bytes>,
+    request: Request<()>,
+    message: Bytes,
+    keep: bool,
+) -> Result<Option<Vec<u8>>, Failure> {
     let http2 = |error: h2::Error| Failure::client("HTTP/2", error);
     let mut sender = sender.clone().ready().await.map_err(http2)?;
     let (response, mut stream) = sender.send_request(request, false).map_err(http2)?;
@@ -87,7 +97,9 @@ pub async fn call(sender: &SendRequest<Bytes>, request: Request<()>, message: By
         if keep {
             kept.extend_from_slice(&chunk);
         }
-        body.flow_control().release_capacity(chunk.len()).map_err(http2)?;
+        body.flow_control()
+            .release_capacity(chunk.len())
+            .map_err(http2)?;
     }
     let trailers = body.trailers().await.map_err(http2)?.unwrap_or_default();
     if let Some(refusal) = refusal(&trailers) {
@@ -98,16 +110,31 @@ pub async fn call(sender: &SendRequest<Bytes>, request: Request<()>, message: By
     }
     let [compressed, told @ ..] = prefix;
     if compressed != 0 || u32::from_be_bytes(told) as usize + PREFIX != length {
-        return Err(Failure::client("gRPC", "the answer is not one whole uncompressed message"));
+        return Err(Failure::client(
+            "gRPC",
+            "the answer is not one whole uncompressed message",
+        ));
     }
     Ok(keep.then(|| kept.split_off(PREFIX)))
 }
 
 /// A status other than OK in headers or trailers.
 fn refusal(headers: &HeaderMap) -> Option<Failure> {
-    let code = headers.get("grpc-status")?.to_str().ok().and_then(|code| code.parse().ok()).unwrap_or(2);
-    let message = || headers.get("grpc-message").map(|text| String::from_utf8_lossy(text.as_bytes()).replace("%20", " "));
-    (code != 0).then(|| Failure::Grpc { code, message: message().unwrap_or_default() })
+    let code = headers
+        .get("grpc-status")?
+        .to_str()
+        .ok()
+        .and_then(|code| code.parse().ok())
+        .unwrap_or(2);
+    let message = || {
+        headers
+            .get("grpc-message")
+            .map(|text| String::from_utf8_lossy(text.as_bytes()).replace("%20", " "))
+    };
+    (code != 0).then(|| Failure::Grpc {
+        code,
+        message: message().unwrap_or_default(),
+    })
 }
 
 #[cfg(test)]
@@ -116,10 +143,18 @@ mod tests {
 
     #[test]
     fn a_status_of_zero_is_no_refusal_and_others_have_names() {
-        let headers = |code: &'static str| HeaderMap::from_iter([("grpc-status".parse().unwrap(), http::HeaderValue::from_static(code))]);
+        let headers = |code: &'static str| {
+            HeaderMap::from_iter([(
+                "grpc-status".parse().unwrap(),
+                http::HeaderValue::from_static(code),
+            )])
+        };
         assert!(refusal(&headers("0")).is_none());
         assert!(refusal(&HeaderMap::new()).is_none());
         let names = ["16", "14", "77", "x"].map(|code| refusal(&headers(code)).unwrap().name());
-        assert_eq!(names, ["Unauthenticated", "Unavailable", "code 77", "Unknown"]);
+        assert_eq!(
+            names,
+            ["Unauthenticated", "Unavailable", "code 77", "Unknown"]
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! The reference for latencies: how long a durable append takes on a disk. A database's commit is one of these, whatever else it does.
+//! The reference for latencies: how long a durable append takes on a disk. A database's commit is
+//! one of these, whatever else it does.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -24,17 +25,27 @@ struct Report {
 
 /// Appends and syncs until the time is over.
 pub fn run(arguments: &Commits) -> Result<(), Exit> {
-    let path = arguments.directory.join(format!("loadgen-commits-{}", std::process::id()));
+    let path = arguments
+        .directory
+        .join(format!("loadgen-commits-{}", std::process::id()));
     let result = measure(&path, arguments);
     // What measure could not make cannot be removed either.
     let _ = std::fs::remove_file(&path);
-    let (histogram, seconds) = result.map_err(|error| Exit::missing(format!("{}: {error}", path.display())))?;
-    let report = Report { bytes: BYTES, latency: Latency::of(&histogram), commits_per_second: histogram.len() as f64 / seconds };
+    let (histogram, seconds) =
+        result.map_err(|error| Exit::missing(format!("{}: {error}", path.display())))?;
+    let report = Report {
+        bytes: BYTES,
+        latency: Latency::of(&histogram),
+        commits_per_second: histogram.len() as f64 / seconds,
+    };
     println!(
         "{} durable appends of {BYTES} bytes: p50 {:.3} ms, p99 {:.3} ms, {:.0}/s",
         report.latency.count, report.latency.p50, report.latency.p99, report.commits_per_second
     );
-    arguments.report.as_ref().map_or(Ok(()), |path| report::write(path, &report))
+    arguments
+        .report
+        .as_ref()
+        .map_or(Ok(()), |path| report::write(path, &report))
 }
 
 fn measure(path: &std::path::Path, arguments: &Commits) -> std::io::Result<(Histogram<u64>, f64)> {

@@ -1,4 +1,5 @@
-//! A run from its arguments to its report: make the requests, ask once, hold idle connections, go through the steps, verify, tell.
+//! A run from its arguments to its report: make the requests, ask once, hold idle connections, go
+//! through the steps, verify, tell.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,10 +35,15 @@ const LOOK: Duration = Duration::from_millis(100);
 pub fn run(arguments: &Drive) -> Result<(), Exit> {
     let steps = plan::steps(&arguments.load)?;
     let target = Arc::new(Target::new(&arguments.endpoint)?);
-    let chain_roots = arguments.endpoint.chain_roots.as_ref().unwrap_or(&arguments.endpoint.roots);
+    let chain_roots = arguments
+        .endpoint
+        .chain_roots
+        .as_ref()
+        .unwrap_or(&arguments.endpoint.roots);
     let verifier = Verifier::new(target::roots(chain_roots)?)?;
     let watched = processes::watched(&arguments.pid)?;
-    // Connections by the thousand need more open files than a shell allows; the most that the system allows is what there is.
+    // Connections by the thousand need more open files than a shell allows; the most that the
+    // system allows is what there is.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     let started = now();
     let requests = Arc::new(requests(arguments, &target, started)?);
@@ -51,7 +57,13 @@ pub fn run(arguments: &Drive) -> Result<(), Exit> {
         if interrupted.load(Ordering::Relaxed) {
             break;
         }
-        let run = Run { arguments, target: &target, requests: &requests, watched: &watched, interrupted: &interrupted };
+        let run = Run {
+            arguments,
+            target: &target,
+            requests: &requests,
+            watched: &watched,
+            interrupted: &interrupted,
+        };
         let (recorder, readings) = run.step(step, &numbers)?;
         let verified = verifier.all(&recorder.kept, &requests, UnixTime::now());
         sections.extend(section::told(step, &recorder, &readings, &verified));
@@ -65,7 +77,9 @@ pub fn run(arguments: &Drive) -> Result<(), Exit> {
         started: started.format(&Rfc3339).unwrap_or_default(),
         address: target.authority().to_owned(),
         prepared: Prepared {
-            key: clap::ValueEnum::to_possible_value(&arguments.callers.key).map(|value| value.get_name().to_owned()).unwrap_or_default(),
+            key: clap::ValueEnum::to_possible_value(&arguments.callers.key)
+                .map(|value| value.get_name().to_owned())
+                .unwrap_or_default(),
             csrs,
             tokens,
             identities,
@@ -87,36 +101,70 @@ pub fn run(arguments: &Drive) -> Result<(), Exit> {
     verdict(&report)
 }
 
-/// What the run as a whole came to. Refusals beside certificates are figures, not a failure: an overload is made of them.
+/// What the run as a whole came to. Refusals beside certificates are figures, not a failure: an
+/// overload is made of them.
 fn verdict(report: &Report) -> Result<(), Exit> {
-    let wrong: usize = report.sections.iter().map(|section| section.verified.wrong).sum();
+    let wrong: usize = report
+        .sections
+        .iter()
+        .map(|section| section.verified.wrong)
+        .sum();
     if wrong > 0 {
         return Err(Exit::refused(format!("{wrong} chains do not hold")));
     }
-    match report.sections.iter().find(|section| section.issued == 0 && section.calls > 0) {
+    match report
+        .sections
+        .iter()
+        .find(|section| section.issued == 0 && section.calls > 0)
+    {
         Some(section) => {
-            let example = section.errors.values().next().map_or("no call was answered in time", |errors| errors.example.as_str());
-            Err(Exit::refused(format!("{}: not one certificate, such as: {example}", section.step)))
+            let example = section
+                .errors
+                .values()
+                .next()
+                .map_or("no call was answered in time", |errors| {
+                    errors.example.as_str()
+                });
+            Err(Exit::refused(format!(
+                "{}: not one certificate, such as: {example}",
+                section.step
+            )))
         }
         None => Ok(()),
     }
 }
 
 /// The one place where this program asks for the date: tokens and the report carry it.
-#[allow(clippy::disallowed_methods, reason = "a client of its own, whose decisions use the monotonic clock")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a client of its own, whose decisions use the monotonic clock"
+)]
 fn now() -> OffsetDateTime {
     OffsetDateTime::now_utc()
 }
 
 fn requests(arguments: &Drive, target: &Target, started: OffsetDateTime) -> Result<Requests, Exit> {
-    let minted = if arguments.callers.token_issuer_key.is_some() { arguments.callers.tokens } else { 0 };
-    let bar = bar("making CSRs and tokens", (arguments.callers.csrs + minted) as u64);
-    let requests = Requests::make(&arguments.callers, target.authority(), started.unix_timestamp(), &|| bar.inc(1));
+    let minted = if arguments.callers.token_issuer_key.is_some() {
+        arguments.callers.tokens
+    } else {
+        0
+    };
+    let bar = bar(
+        "making CSRs and tokens",
+        (arguments.callers.csrs + minted) as u64,
+    );
+    let requests = Requests::make(
+        &arguments.callers,
+        target.authority(),
+        started.unix_timestamp(),
+        &|| bar.inc(1),
+    );
     bar.finish_and_clear();
     requests
 }
 
-/// One call before anything else, so that a wrong address or a refused token is said in a sentence and not a million times.
+/// One call before anything else, so that a wrong address or a refused token is said in a sentence
+/// and not a million times.
 fn ask_once(target: &Arc<Target>, requests: &Arc<Requests>) -> Result<(), Exit> {
     let runtime = runtime()?;
     let (last, limit) = (requests.counts().0 as u64 - 1, target.timeout());
@@ -128,8 +176,14 @@ fn ask_once(target: &Arc<Target>, requests: &Arc<Requests>) -> Result<(), Exit> 
     });
     match outcome {
         Ok(_) => Ok(()),
-        Err(failure @ Failure::Client { .. }) => Err(Exit::missing(format!("{} cannot be reached: {failure}", target.authority()))),
-        Err(failure @ Failure::Grpc { .. }) => Err(Exit::refused(format!("{} refuses the first call: {failure}", target.authority()))),
+        Err(failure @ Failure::Client { .. }) => Err(Exit::missing(format!(
+            "{} cannot be reached: {failure}",
+            target.authority()
+        ))),
+        Err(failure @ Failure::Grpc { .. }) => Err(Exit::refused(format!(
+            "{} refuses the first call: {failure}",
+            target.authority()
+        ))),
     }
 }
 
@@ -159,8 +213,13 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Starts the client threads, lets them dial, opens the window, and watches the processes until they are through.
-    fn step(&self, step: &Step, numbers: &Arc<AtomicU64>) -> Result<(Recorder, Vec<Reading>), Exit> {
+    /// Starts the client threads, lets them dial, opens the window, and watches the processes until
+    /// they are through.
+    fn step(
+        &self,
+        step: &Step,
+        numbers: &Arc<AtomicU64>,
+    ) -> Result<(Recorder, Vec<Reading>), Exit> {
         let threads = self.arguments.load.threads;
         let mut running = Vec::new();
         let mut waiting = Vec::new();
@@ -183,7 +242,12 @@ impl Run<'_> {
         for (dialled, open) in waiting {
             match dialled.blocking_recv() {
                 Ok(Ok(())) => opened.push(open),
-                Ok(Err(failure)) => return Err(Exit::missing(format!("{} cannot be reached: {failure}", self.target.authority()))),
+                Ok(Err(failure)) => {
+                    return Err(Exit::missing(format!(
+                        "{} cannot be reached: {failure}",
+                        self.target.authority()
+                    )));
+                }
                 Err(_) => return Err(Exit::missing("a client thread ended before it began")),
             }
         }
@@ -192,18 +256,34 @@ impl Run<'_> {
             // A thread that has gone is found when it is joined.
             let _ = open.send(window.clone());
         }
-        let readings = self.watch(step, &window, || running.iter().all(std::thread::JoinHandle::is_finished));
+        let readings = self.watch(step, &window, || {
+            running.iter().all(std::thread::JoinHandle::is_finished)
+        });
         let mut all = Recorder::new(step.sections.len(), 0);
         for thread in running {
-            all.merge(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+            all.merge(
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
+            );
         }
         Ok((all, readings))
     }
 
     fn watch(&self, step: &Step, window: &Window, finished: impl Fn() -> bool) -> Vec<Reading> {
-        let seconds = window.ends().last().map_or(0.0, |end| (*end - window.begin).as_secs_f64());
-        let bar = bar(&step.name, window.taken().1.unwrap_or((seconds * 10.0) as u64));
-        sleep_until(window.begin, || self.interrupted.load(Ordering::Relaxed), || {});
+        let seconds = window
+            .ends()
+            .last()
+            .map_or(0.0, |end| (*end - window.begin).as_secs_f64());
+        let bar = bar(
+            &step.name,
+            window.taken().1.unwrap_or((seconds * 10.0) as u64),
+        );
+        sleep_until(
+            window.begin,
+            || self.interrupted.load(Ordering::Relaxed),
+            || {},
+        );
         let mut readings = Vec::new();
         let (mut begin, mut usages) = (Instant::now(), processes::usages(self.watched));
         for end in window.ends() {
@@ -215,11 +295,23 @@ impl Run<'_> {
                     *peak = resident.max(*peak);
                 }
                 let (taken, calls) = window.taken();
-                bar.set_position(calls.map_or_else(|| (window.begin.elapsed().as_secs_f64() * 10.0) as u64, |calls| taken.min(calls)));
+                bar.set_position(calls.map_or_else(
+                    || (window.begin.elapsed().as_secs_f64() * 10.0) as u64,
+                    |calls| taken.min(calls),
+                ));
             };
-            sleep_until(*end, || self.interrupted.load(Ordering::Relaxed) || finished(), look);
+            sleep_until(
+                *end,
+                || self.interrupted.load(Ordering::Relaxed) || finished(),
+                look,
+            );
             let (ended, now) = (Instant::now(), processes::usages(self.watched));
-            readings.push(Reading { begin: usages, end: now.clone(), peaks, seconds: (ended - begin).as_secs_f64() });
+            readings.push(Reading {
+                begin: usages,
+                end: now.clone(),
+                peaks,
+                seconds: (ended - begin).as_secs_f64(),
+            });
             (begin, usages) = (ended, now);
         }
         window.stop();

@@ -1,6 +1,6 @@
-//! Makes the table of goals from what `loadgen/report` has left in a directory: the JSON reports of its runs, named
-//! `PART.LEDGER.REPETITION.json`, the references that were taken beside them, and figures that no run of loadgen gives.
-//! Writes it between two marks of a Markdown file.
+//! Makes the table of goals from what `loadgen/report` has left in a directory: the JSON reports of
+//! its runs, named `PART.LEDGER.REPETITION.json`, the references that were taken beside them, and
+//! figures that no run of loadgen gives. Writes it between two marks of a Markdown file.
 
 mod list;
 mod results;
@@ -26,7 +26,14 @@ fn number(value: f64) -> String {
 fn row(goal: &Goal, all: &Results) -> String {
     let sign = if goal.most { "≤" } else { "≥" };
     let (sqlite, postgres) = ((goal.targets)("sqlite"), (goal.targets)("postgres"));
-    let text = |(target, stretch): (f64, f64)| format!("{sign} {} {} ({})", number(target), goal.unit, number(stretch));
+    let text = |(target, stretch): (f64, f64)| {
+        format!(
+            "{sign} {} {} ({})",
+            number(target),
+            goal.unit,
+            number(stretch)
+        )
+    };
     let target = match () {
         () if !postgres.0.is_finite() => "–".into(),
         () if !sqlite.0.is_finite() => format!("Postgres {}", text(postgres)),
@@ -34,7 +41,10 @@ fn row(goal: &Goal, all: &Results) -> String {
         () => format!("SQLite {}, Postgres {}", text(sqlite), text(postgres)),
     };
     let cells = LEDGERS.map(|ledger| cell(goal, ledger, &(goal.values)(all, ledger)));
-    format!("| {} | {} | {target} | {} | {} | `--only {}` |", goal.number, goal.name, cells[0], cells[1], goal.part)
+    format!(
+        "| {} | {} | {target} | {} | {} | `--only {}` |",
+        goal.number, goal.name, cells[0], cells[1], goal.part
+    )
 }
 
 fn cell(goal: &Goal, ledger: &str, values: &[f64]) -> String {
@@ -42,11 +52,25 @@ fn cell(goal: &Goal, ledger: &str, values: &[f64]) -> String {
     if target.is_nan() {
         return "–".into();
     }
-    let Some(middle) = median(values) else { return "not measured".into() };
-    let (least, most) =
-        values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), value| (least.min(*value), most.max(*value)));
-    let spread = if values.len() > 1 { format!(" ({}–{})", number(least), number(most)) } else { String::new() };
-    let reaches = |limit: f64| if goal.most { middle <= limit } else { middle >= limit };
+    let Some(middle) = median(values) else {
+        return "not measured".into();
+    };
+    let (least, most) = values.iter().fold(
+        (f64::INFINITY, f64::NEG_INFINITY),
+        |(least, most), value| (least.min(*value), most.max(*value)),
+    );
+    let spread = if values.len() > 1 {
+        format!(" ({}–{})", number(least), number(most))
+    } else {
+        String::new()
+    };
+    let reaches = |limit: f64| {
+        if goal.most {
+            middle <= limit
+        } else {
+            middle >= limit
+        }
+    };
     let verdict = match () {
         () if target.is_infinite() => "",
         () if reaches(stretch) => ", stretch met",
@@ -57,7 +81,9 @@ fn cell(goal: &Goal, ledger: &str, values: &[f64]) -> String {
 }
 
 fn table(all: &Results) -> String {
-    let mut text = String::from("| # | Goal | Target (stretch) | SQLite | Postgres | Part |\n|---|---|---|---|---|---|\n");
+    let mut text = String::from(
+        "| # | Goal | Target (stretch) | SQLite | Postgres | Part |\n|---|---|---|---|---|---|\n",
+    );
     for goal in &GOALS {
         text.push_str(&row(goal, all));
         text.push('\n');
@@ -76,9 +102,17 @@ fn table(all: &Results) -> String {
     .flatten()
     .collect();
     if !told.is_empty() {
-        text.push_str(&format!("\nReferences of the same run (medians over its repetitions): {}.\n", told.join(", ")));
+        text.push_str(&format!(
+            "\nReferences of the same run (medians over its repetitions): {}.\n",
+            told.join(", ")
+        ));
     }
-    if let Some(started) = all.runs.values().map(|report| report.started.as_str()).min() {
+    if let Some(started) = all
+        .runs
+        .values()
+        .map(|report| report.started.as_str())
+        .min()
+    {
         text.push_str(&format!("First run {started}.\n"));
     }
     text
@@ -88,11 +122,18 @@ fn table(all: &Results) -> String {
 pub fn run(arguments: &Goals) -> Result<(), Exit> {
     let table = table(&Results::read(&arguments.directory)?);
     print!("{table}");
-    let Some(path) = &arguments.write else { return Ok(()) };
-    let failed = |error: &dyn std::fmt::Display| Exit::missing(format!("{}: {error}", path.display()));
+    let Some(path) = &arguments.write else {
+        return Ok(());
+    };
+    let failed =
+        |error: &dyn std::fmt::Display| Exit::missing(format!("{}: {error}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|error| failed(&error))?;
-    let written =
-        between_marks(&text, &table).ok_or_else(|| Exit::usage(format!("{} has not the lines {BEGIN} and {END}", path.display())))?;
+    let written = between_marks(&text, &table).ok_or_else(|| {
+        Exit::usage(format!(
+            "{} has not the lines {BEGIN} and {END}",
+            path.display()
+        ))
+    })?;
     std::fs::write(path, written).map_err(|error| failed(&error))
 }
 
@@ -129,14 +170,24 @@ mod tests {
     fn directory() -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("runs")).unwrap();
-        for (repetition, rate, daemon) in [(1, 3000.0, 310.0), (2, 4000.0, 290.0), (3, 5000.0, 295.0)] {
-            let path = directory.path().join(format!("runs/closed.postgres.{repetition}.json"));
+        for (repetition, rate, daemon) in
+            [(1, 3000.0, 310.0), (2, 4000.0, 290.0), (3, 5000.0, 295.0)]
+        {
+            let path = directory
+                .path()
+                .join(format!("runs/closed.postgres.{repetition}.json"));
             std::fs::write(path, report(rate, daemon).to_string()).unwrap();
         }
         let reference = |repetition| serde_json::json!({"repetition": repetition, "verify_p256_micros": 60.0, "sign_p256_micros": 20.0, "commit_p50_ms": 1.0, "commit_p99_ms": 2.0});
-        let references = ["1", "2", "3"].map(|repetition| reference(repetition).to_string()).join("\n");
+        let references = ["1", "2", "3"]
+            .map(|repetition| reference(repetition).to_string())
+            .join("\n");
         std::fs::write(directory.path().join("references.jsonl"), references).unwrap();
-        std::fs::write(directory.path().join("figures.jsonl"), "{\"name\":\"idle_mb\",\"ledger\":\"sqlite\",\"value\":41.5}\n").unwrap();
+        std::fs::write(
+            directory.path().join("figures.jsonl"),
+            "{\"name\":\"idle_mb\",\"ledger\":\"sqlite\",\"value\":41.5}\n",
+        )
+        .unwrap();
         directory
     }
 
@@ -144,11 +195,26 @@ mod tests {
     fn medians_and_spreads_are_judged_and_what_was_not_measured_is_said() {
         let directory = directory();
         let table = table(&Results::read(directory.path()).unwrap());
-        let row = |begin: &str| table.lines().find(|line| line.starts_with(begin)).unwrap_or_else(|| panic!("{begin}: {table}")).to_owned();
-        assert!(row("| 2 |").contains("| not measured | 295 (290–310), met |"), "{table}");
+        let row = |begin: &str| {
+            table
+                .lines()
+                .find(|line| line.starts_with(begin))
+                .unwrap_or_else(|| panic!("{begin}: {table}"))
+                .to_owned()
+        };
+        assert!(
+            row("| 2 |").contains("| not measured | 295 (290–310), met |"),
+            "{table}"
+        );
         assert!(row("| 4 |").contains("4000 (3000–5000), met"), "{table}");
-        assert!(row("| floor | goal 2").contains("2.11 (2.07–2.21), met"), "{table}");
-        assert!(row("| 9 | memory, idle").contains("41.5, **not met**"), "{table}");
+        assert!(
+            row("| floor | goal 2").contains("2.11 (2.07–2.21), met"),
+            "{table}"
+        );
+        assert!(
+            row("| 9 | memory, idle").contains("41.5, **not met**"),
+            "{table}"
+        );
         assert!(table.contains("P-256 verification 60.0 µs"));
     }
 
@@ -161,7 +227,10 @@ mod tests {
     #[test]
     fn the_table_replaces_what_stood_between_the_marks() {
         let text = format!("before\n{BEGIN}\nold\n{END}\nafter\n");
-        assert_eq!(between_marks(&text, "new\n").unwrap(), format!("before\n{BEGIN}\n\nnew\n\n{END}\nafter\n"));
+        assert_eq!(
+            between_marks(&text, "new\n").unwrap(),
+            format!("before\n{BEGIN}\n\nnew\n\n{END}\nafter\n")
+        );
         assert_eq!(between_marks("no marks", "new"), None);
     }
 }

@@ -1,5 +1,6 @@
-//! Connections that are opened beside the load and do nothing: what a mesh's agents keep between two renewals. They live on a thread of
-//! their own until the program ends, and answer the server's pings.
+//! Connections that are opened beside the load and do nothing: what a mesh's agents keep between
+//! two renewals. They live on a thread of their own until the program ends, and answer the server's
+//! pings.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -36,7 +37,8 @@ impl IdleConnections {
             LocalSet::new().block_on(&runtime, async {
                 let left = Rc::new(Cell::new(wanted));
                 for _ in 0..AT_ONCE.min(wanted) {
-                    let (target, counted, left, told) = (target.clone(), counted.clone(), left.clone(), told.clone());
+                    let (target, counted, left, told) =
+                        (target.clone(), counted.clone(), left.clone(), told.clone());
                     spawn_local(async move {
                         while left.get() > 0 {
                             left.update(|count| count - 1);
@@ -45,7 +47,8 @@ impl IdleConnections {
                                     counted.fetch_add(1, Ordering::Relaxed);
                                     let counted = counted.clone();
                                     spawn_local(async move {
-                                        // A connection without a handle on it is closed; how this one ended does not matter.
+                                        // A connection without a handle on it is closed; how this
+                                        // one ended does not matter.
                                         let _ = connection.await;
                                         drop(sender);
                                         counted.fetch_sub(1, Ordering::Relaxed);
@@ -63,7 +66,12 @@ impl IdleConnections {
         for _ in 0..wanted {
             match done.recv() {
                 Ok(Ok(())) => bar.inc(1),
-                Ok(Err(failure)) => return Err(Exit::missing(format!("idle connection {}: {failure}", bar.position() + 1))),
+                Ok(Err(failure)) => {
+                    return Err(Exit::missing(format!(
+                        "idle connection {}: {failure}",
+                        bar.position() + 1
+                    )));
+                }
                 Err(_) => return Err(Exit::missing("the thread of the idle connections ended")),
             }
         }
@@ -73,6 +81,9 @@ impl IdleConnections {
 
     /// How many there were and are.
     pub fn told(&self) -> Idle {
-        Idle { connections: self.wanted, open_at_end: self.open.load(Ordering::Relaxed) }
+        Idle {
+            connections: self.wanted,
+            open_at_end: self.open.load(Ordering::Relaxed),
+        }
     }
 }

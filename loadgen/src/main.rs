@@ -1,5 +1,6 @@
-//! `loadgen` measures an endpoint that speaks Istio's CSR call, whichever CA stands behind it. It shares no code with the daemon, so
-//! that a mistake in one is not repeated in the other. Requests are made before the clock starts and answers are verified after it stops.
+//! `loadgen` measures an endpoint that speaks Istio's CSR call, whichever CA stands behind it. It
+//! shares no code with the daemon, so that a mistake in one is not repeated in the other. Requests
+//! are made before the clock starts and answers are verified after it stops.
 
 mod arguments;
 mod arrivals;

@@ -1,5 +1,6 @@
-//! What a run does: steps one after the other, each with its own connections, warm-up, and one or more sections that are told apart in the
-//! report. And the window of time in which a running step's calls count.
+//! What a run does: steps one after the other, each with its own connections, warm-up, and one or
+//! more sections that are told apart in the report. And the window of time in which a running
+//! step's calls count.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -52,12 +53,15 @@ pub fn steps(load: &Load) -> Result<Vec<Step>, Exit> {
     let step = |name: String, pace, connections: usize, sections| Step {
         name,
         pace,
-        connections: (!load.fresh_connections).then(|| load.connections.unwrap_or(connections).max(1)),
+        connections: (!load.fresh_connections)
+            .then(|| load.connections.unwrap_or(connections).max(1)),
         warm_up: load.warm_up,
         sections,
         calls: load.calls,
     };
-    let open = Pace::Open { most_in_flight: load.most_in_flight };
+    let open = Pace::Open {
+        most_in_flight: load.most_in_flight,
+    };
     if load.threads == 0 || load.closed.contains(&0) || load.calls == Some(0) {
         return Err(Exit::usage("--threads, --closed and --calls begin at 1"));
     }
@@ -67,14 +71,39 @@ pub fn steps(load: &Load) -> Result<Vec<Step>, Exit> {
     let mut steps: Vec<Step> = Vec::new();
     for in_flight in load.closed.iter().copied() {
         let connections = in_flight.div_ceil(CALLS_OF_A_CONNECTION);
-        steps.push(step(format!("{in_flight} in flight"), Pace::Closed { in_flight }, connections, vec![Section { rate: None, duration }]));
+        steps.push(step(
+            format!("{in_flight} in flight"),
+            Pace::Closed { in_flight },
+            connections,
+            vec![Section {
+                rate: None,
+                duration,
+            }],
+        ));
     }
     for rate in load.open.iter().copied() {
-        steps.push(step(format!("open, {rate}/s"), open, OPEN_CONNECTIONS, vec![Section { rate: Some(rate), duration }]));
+        steps.push(step(
+            format!("open, {rate}/s"),
+            open,
+            OPEN_CONNECTIONS,
+            vec![Section {
+                rate: Some(rate),
+                duration,
+            }],
+        ));
     }
     if !load.open_sequence.is_empty() {
-        let sections = load.open_sequence.iter().map(|text| section(text)).collect::<Result<_, _>>()?;
-        steps.push(step(format!("open, {}", load.open_sequence.join(" ")), open, OPEN_CONNECTIONS, sections));
+        let sections = load
+            .open_sequence
+            .iter()
+            .map(|text| section(text))
+            .collect::<Result<_, _>>()?;
+        steps.push(step(
+            format!("open, {}", load.open_sequence.join(" ")),
+            open,
+            OPEN_CONNECTIONS,
+            sections,
+        ));
     }
     Ok(steps)
 }
@@ -83,9 +112,16 @@ fn section(text: &str) -> Result<Section, Exit> {
     let parsed = || {
         let (rate, duration) = text.split_once(':')?;
         let rate = rate.parse().ok().filter(|rate| is_rate(*rate))?;
-        Some(Section { rate: Some(rate), duration: Some(humantime::parse_duration(duration).ok()?) })
+        Some(Section {
+            rate: Some(rate),
+            duration: Some(humantime::parse_duration(duration).ok()?),
+        })
     };
-    parsed().ok_or_else(|| Exit::usage(format!("--open-sequence {text}: a section is RATE:TIME, such as 2000:10s")))
+    parsed().ok_or_else(|| {
+        Exit::usage(format!(
+            "--open-sequence {text}: a section is RATE:TIME, such as 2000:10s"
+        ))
+    })
 }
 
 fn is_rate(rate: f64) -> bool {
@@ -116,7 +152,14 @@ impl Window {
             *end += section.duration.unwrap_or(century);
             Some(*end)
         });
-        Self { begin, ends: ends.collect(), calls: step.calls, taken: AtomicU64::new(0), stopped: AtomicBool::new(false), numbers }
+        Self {
+            begin,
+            ends: ends.collect(),
+            calls: step.calls,
+            taken: AtomicU64::new(0),
+            stopped: AtomicBool::new(false),
+            numbers,
+        }
     }
 
     /// The end of each section; far away in a step that is bounded by calls.
@@ -134,10 +177,15 @@ impl Window {
 
     /// When a section begins.
     pub fn section_begin(&self, section: usize) -> Instant {
-        if section == 0 { self.begin } else { self.ends[section - 1] }
+        if section == 0 {
+            self.begin
+        } else {
+            self.ends[section - 1]
+        }
     }
 
-    /// The number of the next call, which begins at `at`, and its section if it counts; none if the step is over.
+    /// The number of the next call, which begins at `at`, and its section if it counts; none if the
+    /// step is over.
     pub fn take(&self, at: Instant) -> Option<(u64, Option<usize>)> {
         if self.stopped.load(Ordering::Relaxed) || self.ends.last().is_some_and(|end| at >= *end) {
             return None;
@@ -178,8 +226,17 @@ mod tests {
     #[test]
     fn a_list_becomes_steps_with_connections_that_fit() {
         let steps = of("--closed 1,64,512").unwrap();
-        assert_eq!(steps.iter().map(|step| step.connections).collect::<Vec<_>>(), [Some(1), Some(4), Some(32)]);
-        assert_eq!(of("--open 5 --fresh-connections").unwrap()[0].connections, None);
+        assert_eq!(
+            steps
+                .iter()
+                .map(|step| step.connections)
+                .collect::<Vec<_>>(),
+            [Some(1), Some(4), Some(32)]
+        );
+        assert_eq!(
+            of("--open 5 --fresh-connections").unwrap()[0].connections,
+            None
+        );
         assert!(of("--closed 0").is_err());
     }
 
@@ -190,10 +247,22 @@ mod tests {
         let window = Window::open(&steps[0], now, Arc::default());
         let section = |millis| window.section(now + Duration::from_millis(millis));
         assert_eq!(
-            [section(999), section(1000), section(1999), section(2000), section(3999), section(4000)],
+            [
+                section(999),
+                section(1000),
+                section(1999),
+                section(2000),
+                section(3999),
+                section(4000)
+            ],
             [None, Some(0), Some(0), Some(1), Some(1), None]
         );
-        assert!(of("--open-sequence 100").unwrap_err().to_string().contains("RATE:TIME"));
+        assert!(
+            of("--open-sequence 100")
+                .unwrap_err()
+                .to_string()
+                .contains("RATE:TIME")
+        );
     }
 
     #[test]
@@ -203,6 +272,9 @@ mod tests {
         let window = Window::open(&steps[0], now, Arc::default());
         assert_eq!(window.take(now), Some((0, None)));
         let later = now + Duration::from_secs(5);
-        assert_eq!([window.take(later), window.take(later), window.take(later)], [Some((1, Some(0))), Some((2, Some(0))), None]);
+        assert_eq!(
+            [window.take(later), window.take(later), window.take(later)],
+            [Some((1, Some(0))), Some((2, Some(0))), None]
+        );
     }
 }

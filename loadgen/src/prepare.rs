@@ -5,7 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::exit::Exit;
 
 /// Calls `make` with 0 to `count - 1`, and answers in that order. The first error ends it.
-pub fn in_parallel<T: Send>(count: usize, make: impl Fn(usize) -> Result<T, Exit> + Sync) -> Result<Vec<T>, Exit> {
+pub fn in_parallel<T: Send>(
+    count: usize,
+    make: impl Fn(usize) -> Result<T, Exit> + Sync,
+) -> Result<Vec<T>, Exit> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let next = AtomicUsize::new(0);
     let parts: Result<Vec<Vec<(usize, T)>>, Exit> = std::thread::scope(|scope| {
@@ -26,7 +29,14 @@ pub fn in_parallel<T: Send>(count: usize, make: impl Fn(usize) -> Result<T, Exit
             }
         };
         let running: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        running.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        running
+            .into_iter()
+            .map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
     });
     let mut all: Vec<(usize, T)> = parts?.into_iter().flatten().collect();
     all.sort_unstable_by_key(|(n, _)| *n);
@@ -39,11 +49,21 @@ mod tests {
 
     #[test]
     fn answers_stand_in_order() {
-        assert_eq!(in_parallel(1000, Ok).unwrap(), (0..1000).collect::<Vec<_>>());
+        assert_eq!(
+            in_parallel(1000, Ok).unwrap(),
+            (0..1000).collect::<Vec<_>>()
+        );
     }
 
     #[test]
     fn an_error_is_the_answer() {
-        assert!(in_parallel(1000, |n| if n == 500 { Err(Exit::usage("no")) } else { Ok(n) }).is_err());
+        assert!(
+            in_parallel(1000, |n| if n == 500 {
+                Err(Exit::usage("no"))
+            } else {
+                Ok(n)
+            })
+            .is_err()
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! CPU and memory of the processes of a run, as /proc tells them: the endpoint, its database, and this client. A process counts with its
-//! children, those that have ended too, because a database server is one process a connection.
+//! CPU and memory of the processes of a run, as /proc tells them: the endpoint, its database, and
+//! this client. A process counts with its children, those that have ended too, because a database
+//! server is one process a connection.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,19 +31,35 @@ pub struct Usage {
 pub fn watched(arguments: &[String]) -> Result<Vec<Watched>, Exit> {
     let mut all = Vec::new();
     for argument in arguments {
-        let parsed = argument.split_once('=').and_then(|(name, pid)| Some(Watched { name: name.to_owned(), pid: pid.parse().ok()? }));
-        let one = parsed.ok_or_else(|| Exit::usage(format!("--pid {argument}: write NAME=PID, such as daemon=123")))?;
-        usage(&one, &children()).ok_or_else(|| Exit::missing(format!("--pid {argument}: there is no such process")))?;
+        let parsed = argument.split_once('=').and_then(|(name, pid)| {
+            Some(Watched {
+                name: name.to_owned(),
+                pid: pid.parse().ok()?,
+            })
+        });
+        let one = parsed.ok_or_else(|| {
+            Exit::usage(format!(
+                "--pid {argument}: write NAME=PID, such as daemon=123"
+            ))
+        })?;
+        usage(&one, &children())
+            .ok_or_else(|| Exit::missing(format!("--pid {argument}: there is no such process")))?;
         all.push(one);
     }
-    all.push(Watched { name: "client".into(), pid: std::process::id() });
+    all.push(Watched {
+        name: "client".into(),
+        pid: std::process::id(),
+    });
     Ok(all)
 }
 
 /// What each has used so far; a process that has ended is left out.
 pub fn usages(watched: &[Watched]) -> BTreeMap<String, Usage> {
     let children = children();
-    watched.iter().filter_map(|one| Some((one.name.clone(), usage(one, &children)?))).collect()
+    watched
+        .iter()
+        .filter_map(|one| Some((one.name.clone(), usage(one, &children)?)))
+        .collect()
 }
 
 /// Resident memory of a process now, kB.
@@ -64,7 +81,12 @@ fn usage(watched: &Watched, children: &BTreeMap<u32, Vec<u32>>) -> Option<Usage>
     }
     let (resident_kb, peak_kb) = memory(watched.pid)?;
     let second = rustix::param::clock_ticks_per_second() as f64;
-    Some(Usage { user: user as f64 / second, system: system as f64 / second, resident_kb, peak_kb })
+    Some(Usage {
+        user: user as f64 / second,
+        system: system as f64 / second,
+        resident_kb,
+        peak_kb,
+    })
 }
 
 /// proc_pid_stat(5): clock ticks, with those of children that were waited for.
@@ -84,7 +106,11 @@ impl Stat {
         // The name stands in parentheses and may hold any letter, parentheses too.
         let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
         let number = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok());
-        Some(Self { parent: u32::try_from(number(1)?).ok()?, user: number(11)? + number(13)?, system: number(12)? + number(14)? })
+        Some(Self {
+            parent: u32::try_from(number(1)?).ok()?,
+            user: number(11)? + number(13)?,
+            system: number(12)? + number(14)?,
+        })
     }
 }
 
@@ -92,7 +118,10 @@ impl Stat {
 fn children() -> BTreeMap<u32, Vec<u32>> {
     let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let pid = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
         if let Some((pid, stat)) = pid.and_then(|pid| Some((pid, Stat::read(pid)?))) {
             children.entry(stat.parent).or_default().push(pid);
         }
@@ -105,7 +134,12 @@ fn memory(pid: u32) -> Option<(u64, u64)> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim_start_matches(':').trim().trim_end_matches("kB").trim().parse().ok()
+        line.trim_start_matches(':')
+            .trim()
+            .trim_end_matches("kB")
+            .trim()
+            .parse()
+            .ok()
     };
     Some((field("VmRSS")?, field("VmHWM")?))
 }
@@ -119,16 +153,32 @@ mod tests {
     #[test]
     fn a_stat_line_is_read_past_a_name_with_parentheses() {
         let line = "12 (a) b (c)) S 7 1 1 0 -1 4194560 1 2 3 4 100 20 3 4 20 0 9 0 5 6 7";
-        assert_eq!(Stat::parse(line), Some(Stat { parent: 7, user: 103, system: 24 }));
+        assert_eq!(
+            Stat::parse(line),
+            Some(Stat {
+                parent: 7,
+                user: 103,
+                system: 24
+            })
+        );
         assert_eq!(Stat::parse("12 (a) S"), None);
     }
 
     #[test]
     fn a_process_counts_with_its_children() {
         let busy = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done";
-        let own = Watched { name: "own".into(), pid: std::process::id() };
+        let own = Watched {
+            name: "own".into(),
+            pid: std::process::id(),
+        };
         let before = usage(&own, &children()).unwrap();
-        assert!(Command::new("sh").args(["-c", busy]).status().unwrap().success());
+        assert!(
+            Command::new("sh")
+                .args(["-c", busy])
+                .status()
+                .unwrap()
+                .success()
+        );
         let after = usage(&own, &children()).unwrap();
         assert!(after.user > before.user, "{before:?} {after:?}");
         assert!(after.resident_kb > 0 && after.peak_kb >= after.resident_kb);
@@ -136,8 +186,18 @@ mod tests {
 
     #[test]
     fn a_name_without_a_process_is_refused() {
-        assert!(watched(&["daemon".into()]).unwrap_err().to_string().contains("NAME=PID"));
-        assert!(watched(&["daemon=4194304".into()]).unwrap_err().to_string().contains("no such process"));
+        assert!(
+            watched(&["daemon".into()])
+                .unwrap_err()
+                .to_string()
+                .contains("NAME=PID")
+        );
+        assert!(
+            watched(&["daemon=4194304".into()])
+                .unwrap_err()
+                .to_string()
+                .contains("no such process")
+        );
         assert_eq!(watched(&[]).unwrap()[0].name, "client");
     }
 }

@@ -1,5 +1,5 @@
-//! What the calls of a step came to, a record for each section. Each client thread has its own, so that nothing is shared while the clock
-//! runs; they are merged at the end.
+//! What the calls of a step came to, a record for each section. Each client thread has its own, so
+//! that nothing is shared while the clock runs; they are merged at the end.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,14 +10,16 @@ use crate::call::Failure;
 
 /// One point of the series over time.
 pub const TICK: Duration = Duration::from_millis(100);
-/// Answers of one thread and step that are kept to be verified. Where there are more, every second one is let go and half as many come after.
+/// Answers of one thread and step that are kept to be verified. Where there are more, every second
+/// one is let go and half as many come after.
 const MOST_KEPT: usize = 2_000;
 /// The longest latency that is told apart, microseconds.
 const LONGEST: u64 = 300_000_000;
 
 /// One section.
 pub struct Record {
-    /// Calls that began in it and gave a certificate: from the (intended) start to the whole answer, microseconds.
+    /// Calls that began in it and gave a certificate: from the (intended) start to the whole
+    /// answer, microseconds.
     pub latency: Histogram<u64>,
     /// The same of calls that gave none.
     pub refused: Histogram<u64>,
@@ -75,8 +77,14 @@ impl Record {
             Err(failure) => {
                 tick.failed += 1;
                 self.refused.saturating_record(micros);
-                let fresh = || Failures { count: 0, example: failure.to_string() };
-                self.failures.entry(failure.name()).or_insert_with(fresh).count += 1;
+                let fresh = || Failures {
+                    count: 0,
+                    example: failure.to_string(),
+                };
+                self.failures
+                    .entry(failure.name())
+                    .or_insert_with(fresh)
+                    .count += 1;
             }
         }
     }
@@ -92,7 +100,10 @@ impl Record {
         self.latency.add(&other.latency).expect("the same bounds");
         self.refused.add(&other.refused).expect("the same bounds");
         for (name, failures) in other.failures {
-            self.failures.entry(name).and_modify(|all| all.count += failures.count).or_insert(failures);
+            self.failures
+                .entry(name)
+                .and_modify(|all| all.count += failures.count)
+                .or_insert(failures);
         }
         self.issued += other.issued;
         self.last = self.last.max(other.last);
@@ -131,7 +142,11 @@ pub struct Recorder {
 impl Recorder {
     /// For so many sections.
     pub fn new(sections: usize, verify_every: u64) -> Self {
-        Self { sections: (0..sections).map(|_| Record::new()).collect(), kept: Vec::new(), every: verify_every }
+        Self {
+            sections: (0..sections).map(|_| Record::new()).collect(),
+            kept: Vec::new(),
+            every: verify_every,
+        }
     }
 
     /// Whether the answer of this call will be verified.
@@ -144,7 +159,8 @@ impl Recorder {
         self.kept.push((number, answer));
         if self.kept.len() >= MOST_KEPT {
             self.every *= 2;
-            self.kept.retain(|(number, _)| number.is_multiple_of(self.every));
+            self.kept
+                .retain(|(number, _)| number.is_multiple_of(self.every));
         }
     }
 
@@ -171,12 +187,26 @@ mod tests {
         let mut other = Recorder::new(1, 1);
         all.sections[0].call(millis(50), millis(2), &Ok(()));
         other.sections[0].call(millis(250), millis(4), &Ok(()));
-        other.sections[0].call(millis(250), millis(9), &Err::<(), _>(Failure::client("TLS", "no")));
+        other.sections[0].call(
+            millis(250),
+            millis(9),
+            &Err::<(), _>(Failure::client("TLS", "no")),
+        );
         other.sections[0].arrival(millis(254));
         all.merge(other);
         let record = &all.sections[0];
-        assert_eq!((record.latency.len(), record.refused.len(), record.issued), (2, 1, 1));
-        assert_eq!(record.begun.iter().map(|tick| tick.issued).collect::<Vec<_>>(), [1, 0, 1]);
+        assert_eq!(
+            (record.latency.len(), record.refused.len(), record.issued),
+            (2, 1, 1)
+        );
+        assert_eq!(
+            record
+                .begun
+                .iter()
+                .map(|tick| tick.issued)
+                .collect::<Vec<_>>(),
+            [1, 0, 1]
+        );
         assert_eq!(record.begun[2].longest_micros, 9000);
         assert_eq!(record.arrived, [0, 0, 1]);
         assert_eq!(record.failures["client: TLS"].count, 1);
@@ -190,10 +220,17 @@ mod tests {
                 recorder.keep(number, Vec::new());
             }
         }
-        assert!((MOST_KEPT / 2..MOST_KEPT).contains(&recorder.kept.len()), "{}", recorder.kept.len());
+        assert!(
+            (MOST_KEPT / 2..MOST_KEPT).contains(&recorder.kept.len()),
+            "{}",
+            recorder.kept.len()
+        );
         let numbers: Vec<u64> = recorder.kept.iter().map(|(number, _)| *number).collect();
         let step = numbers[1] - numbers[0];
-        assert!(numbers.windows(2).all(|pair| pair[1] - pair[0] == step), "evenly over the whole run");
+        assert!(
+            numbers.windows(2).all(|pair| pair[1] - pair[0] == step),
+            "evenly over the whole run"
+        );
         assert!(numbers.last().unwrap() + step >= 100_000);
     }
 

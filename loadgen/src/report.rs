@@ -1,4 +1,5 @@
-//! The shape of the JSON report. Times are milliseconds, CPU is microseconds an issuance, memory is kB, rates are a second.
+//! The shape of the JSON report. Times are milliseconds, CPU is microseconds an issuance, memory is
+//! kB, rates are a second.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -167,7 +168,11 @@ impl Cpu {
         let (user, system) = (end.user - begin.user, end.system - begin.system);
         let round = |seconds: f64| (seconds * 100.0).round() / 100.0;
         let micros = (issued > 0).then(|| ((user + system) * 1e7 / issued as f64).round() / 10.0);
-        Self { user_seconds: round(user), system_seconds: round(system), micros_per_issuance: micros }
+        Self {
+            user_seconds: round(user),
+            system_seconds: round(system),
+            micros_per_issuance: micros,
+        }
     }
 }
 
@@ -177,7 +182,12 @@ pub fn series(record: &Record) -> Vec<Point> {
     let point = |tick: usize| {
         let begun = record.begun.get(tick).copied().unwrap_or_default();
         let arrived = record.arrived.get(tick).copied().unwrap_or_default();
-        Point { arrived, issued: begun.issued, failed: begun.failed, longest_ms: millis(begun.longest_micros) }
+        Point {
+            arrived,
+            issued: begun.issued,
+            failed: begun.failed,
+            longest_ms: millis(begun.longest_micros),
+        }
     };
     (0..ticks).map(point).collect()
 }
@@ -189,12 +199,15 @@ pub fn distribution(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
     }
     let last = (histogram.len() as f64).log10();
     let quantiles = (0..=100).map(|step| 1.0 - 10_f64.powf(-last * f64::from(step) / 100.0));
-    quantiles.map(|quantile| (quantile, millis(histogram.value_at_quantile(quantile)))).collect()
+    quantiles
+        .map(|quantile| (quantile, millis(histogram.value_at_quantile(quantile))))
+        .collect()
 }
 
 /// Writes any report as JSON.
 pub fn write(path: &Path, report: &impl Serialize) -> Result<(), Exit> {
-    let failed = |error: &dyn std::fmt::Display| Exit::missing(format!("{}: {error}", path.display()));
+    let failed =
+        |error: &dyn std::fmt::Display| Exit::missing(format!("{}: {error}", path.display()));
     let text = serde_json::to_string_pretty(report).map_err(|error| failed(&error))?;
     std::fs::write(path, text + "\n").map_err(|error| failed(&error))
 }
@@ -210,7 +223,15 @@ mod tests {
             histogram.record(micros * 10).unwrap();
         }
         let latency = Latency::of(&histogram);
-        assert_eq!((latency.count, latency.p50.round(), latency.p99.round(), latency.max.round()), (1000, 5.0, 10.0, 10.0));
+        assert_eq!(
+            (
+                latency.count,
+                latency.p50.round(),
+                latency.p99.round(),
+                latency.max.round()
+            ),
+            (1000, 5.0, 10.0, 10.0)
+        );
         let distribution = distribution(&histogram);
         assert!(distribution.is_sorted_by(|one, next| one.0 <= next.0 && one.1 <= next.1));
         assert_eq!(distribution.last().unwrap().1.round(), 10.0);
@@ -219,9 +240,20 @@ mod tests {
 
     #[test]
     fn cpu_is_told_by_issuance() {
-        let begin = Usage { user: 1.0, system: 1.0, ..Usage::default() };
-        let end = Usage { user: 2.0, system: 1.5, ..Usage::default() };
-        assert_eq!(Cpu::between(&begin, &end, 10_000).micros_per_issuance, Some(150.0));
+        let begin = Usage {
+            user: 1.0,
+            system: 1.0,
+            ..Usage::default()
+        };
+        let end = Usage {
+            user: 2.0,
+            system: 1.5,
+            ..Usage::default()
+        };
+        assert_eq!(
+            Cpu::between(&begin, &end, 10_000).micros_per_issuance,
+            Some(150.0)
+        );
         assert_eq!(Cpu::between(&begin, &end, 0).micros_per_issuance, None);
     }
 }

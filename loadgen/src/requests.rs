@@ -1,7 +1,10 @@
-//! Everything that a call sends, made before the clock starts: gRPC messages with their prefix, and headers.
+//! Everything that a call sends, made before the clock starts: gRPC messages with their prefix, and
+//! headers.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TE, USER_AGENT};
+use http::header::{
+    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TE, USER_AGENT,
+};
 use http::{Method, Request, Uri, Version};
 use istio_api::IstioCertificateRequest;
 use prost::Message;
@@ -14,14 +17,16 @@ use crate::{csrs, tokens};
 const PATH: &str = "/istio.v1.auth.IstioCertificateService/CreateCertificate";
 /// A gRPC message follows one byte (not compressed) and its length in four.
 pub const PREFIX: usize = 5;
-/// Seconds that calls ask for: a day, and less by up to as many, so that a CSR that is used again is another call to a CA that answers the
-/// same call with the same certificate. A prime, so that CSRs and lifetimes meet again as late as can be.
+/// Seconds that calls ask for: a day, and less by up to as many, so that a CSR that is used again
+/// is another call to a CA that answers the same call with the same certificate. A prime, so that
+/// CSRs and lifetimes meet again as late as can be.
 const DAY: i64 = 86_400;
 const LIFETIMES: u64 = 43_201;
 /// Octets of each such lifetime, which stands last in its message (varint, seven bits an octet).
 const LIFETIME_OCTETS: usize = 3;
 
-/// What calls send. Call `n` takes the `n`th CSR, token and lifetime, in turn; CSR and token are the same identity's.
+/// What calls send. Call `n` takes the `n`th CSR, token and lifetime, in turn; CSR and token are
+/// the same identity's.
 #[derive(Debug)]
 pub struct Requests {
     csrs: Vec<String>,
@@ -34,21 +39,45 @@ pub struct Requests {
 
 impl Requests {
     /// Makes them; `now` in seconds since 1970.
-    pub fn make(callers: &Callers, authority: &str, now: i64, made: &(dyn Fn() + Sync)) -> Result<Self, Exit> {
+    pub fn make(
+        callers: &Callers,
+        authority: &str,
+        now: i64,
+        made: &(dyn Fn() + Sync),
+    ) -> Result<Self, Exit> {
         let tokens::Tokens { tokens, identities } = tokens::ready(callers, now, made)?;
-        // The same identity at the same place of both lists, also when one is through and begins again.
+        // The same identity at the same place of both lists, also when one is through and begins
+        // again.
         let count = callers.csrs.max(1).next_multiple_of(identities.len());
         let csrs = csrs::make(callers.key, count, &identities, made)?;
         let messages = csrs.iter().map(|csr| message(csr)).collect();
-        let authorizations = tokens.iter().map(|token| authorization(token)).collect::<Result<_, _>>()?;
-        let uri = format!("https://{authority}{PATH}").parse().map_err(|error| Exit::usage(format!("--address {authority}: {error}")))?;
+        let authorizations = tokens
+            .iter()
+            .map(|token| authorization(token))
+            .collect::<Result<_, _>>()?;
+        let uri = format!("https://{authority}{PATH}")
+            .parse()
+            .map_err(|error| Exit::usage(format!("--address {authority}: {error}")))?;
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(TE, HeaderValue::from_static("trailers"));
-        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("loadgen/", env!("CARGO_PKG_VERSION"))));
-        let cluster = callers.cluster_id.parse().map_err(|_| Exit::usage("--cluster-id holds control characters"))?;
+        headers.insert(
+            USER_AGENT,
+            HeaderValue::from_static(concat!("loadgen/", env!("CARGO_PKG_VERSION"))),
+        );
+        let cluster = callers
+            .cluster_id
+            .parse()
+            .map_err(|_| Exit::usage("--cluster-id holds control characters"))?;
         headers.insert(HeaderName::from_static("clusterid"), cluster);
-        Ok(Self { csrs, messages, authorizations, identities, uri, headers })
+        Ok(Self {
+            csrs,
+            messages,
+            authorizations,
+            identities,
+            uri,
+            headers,
+        })
     }
 
     /// Head and message of call `n`.
@@ -76,7 +105,11 @@ impl Requests {
 
     /// How many distinct CSRs, tokens and identities there are.
     pub fn counts(&self) -> (usize, usize, usize) {
-        (self.csrs.len(), self.authorizations.len(), self.identities.len())
+        (
+            self.csrs.len(),
+            self.authorizations.len(),
+            self.identities.len(),
+        )
     }
 }
 
@@ -100,7 +133,11 @@ fn asking_for(lifetime: i64, message: &Bytes) -> Bytes {
 }
 
 fn message(csr: &str) -> Bytes {
-    let request = IstioCertificateRequest { csr: csr.to_owned(), validity_duration: DAY, metadata: None };
+    let request = IstioCertificateRequest {
+        csr: csr.to_owned(),
+        validity_duration: DAY,
+        metadata: None,
+    };
     let length = request.encoded_len();
     let mut framed = BytesMut::with_capacity(PREFIX + length);
     framed.put_u8(0);
@@ -125,8 +162,16 @@ mod tests {
     fn a_message_is_framed_and_decodes() {
         let framed = message("a CSR");
         assert_eq!(framed[0], 0);
-        assert_eq!(u32::from_be_bytes(framed[1..PREFIX].try_into().unwrap()) as usize, framed.len() - PREFIX);
-        assert_eq!(IstioCertificateRequest::decode(&framed[PREFIX..]).unwrap().csr, "a CSR");
+        assert_eq!(
+            u32::from_be_bytes(framed[1..PREFIX].try_into().unwrap()) as usize,
+            framed.len() - PREFIX
+        );
+        assert_eq!(
+            IstioCertificateRequest::decode(&framed[PREFIX..])
+                .unwrap()
+                .csr,
+            "a CSR"
+        );
     }
 
     #[test]
@@ -134,13 +179,22 @@ mod tests {
         for n in [0, 1, 127, 128, LIFETIMES - 1, LIFETIMES, u64::MAX] {
             let framed = asking_for(lifetime(n), &message("a CSR"));
             let asked = IstioCertificateRequest::decode(&framed[PREFIX..]).unwrap();
-            assert_eq!((asked.csr.as_str(), asked.validity_duration), ("a CSR", lifetime(n)));
-            assert!((DAY / 2..=DAY).contains(&asked.validity_duration) && lifetime(n) != lifetime(n.wrapping_sub(1)));
+            assert_eq!(
+                (asked.csr.as_str(), asked.validity_duration),
+                ("a CSR", lifetime(n))
+            );
+            assert!(
+                (DAY / 2..=DAY).contains(&asked.validity_duration)
+                    && lifetime(n) != lifetime(n.wrapping_sub(1))
+            );
         }
     }
 
     #[test]
     fn the_token_does_not_show_in_debug_output() {
-        assert_eq!(format!("{:?}", authorization("secret").unwrap()), "Sensitive");
+        assert_eq!(
+            format!("{:?}", authorization("secret").unwrap()),
+            "Sensitive"
+        );
     }
 }

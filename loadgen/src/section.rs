@@ -17,42 +17,92 @@ pub struct Reading {
 }
 
 /// The sections of a step.
-pub fn told(step: &Step, recorder: &Recorder, readings: &[Reading], verified: &Verified) -> Vec<Section> {
-    let whole = readings.iter().zip(&recorder.sections).zip(&step.sections).enumerate();
+pub fn told(
+    step: &Step,
+    recorder: &Recorder,
+    readings: &[Reading],
+    verified: &Verified,
+) -> Vec<Section> {
+    let whole = readings
+        .iter()
+        .zip(&recorder.sections)
+        .zip(&step.sections)
+        .enumerate();
     whole
         .map(|(place, ((reading, record), section))| {
             let first = place == 0;
             let both = |name: &String| Some((reading.begin.get(name)?, reading.end.get(name)?));
-            // A step that is bounded by calls is over with its last answer, and not when that is noticed.
-            let seconds = if step.calls.is_some() && record.issued > 0 { record.last.as_secs_f64() } else { reading.seconds };
+            // A step that is bounded by calls is over with its last answer, and not when that is
+            // noticed.
+            let seconds = if step.calls.is_some() && record.issued > 0 {
+                record.last.as_secs_f64()
+            } else {
+                reading.seconds
+            };
             let names: Vec<&String> = reading.begin.keys().collect();
             Section {
                 step: step.name.clone(),
-                mode: if matches!(step.pace, Pace::Closed { .. }) { "closed" } else { "open" }.into(),
-                in_flight: if let Pace::Closed { in_flight } = step.pace { Some(in_flight) } else { None },
+                mode: if matches!(step.pace, Pace::Closed { .. }) {
+                    "closed"
+                } else {
+                    "open"
+                }
+                .into(),
+                in_flight: if let Pace::Closed { in_flight } = step.pace {
+                    Some(in_flight)
+                } else {
+                    None
+                },
                 offered_rate: section.rate,
                 connections: step.connections,
                 seconds,
                 calls: record.latency.len() + record.refused.len(),
                 issued: record.issued,
-                rate: if seconds > 0.0 { (record.issued as f64 / seconds * 10.0).round() / 10.0 } else { 0.0 },
+                rate: if seconds > 0.0 {
+                    (record.issued as f64 / seconds * 10.0).round() / 10.0
+                } else {
+                    0.0
+                },
                 latency: Latency::of(&record.latency),
                 refusal_latency: Latency::of(&record.refused),
                 errors: record
                     .failures
                     .iter()
-                    .map(|(name, failures)| (name.clone(), Errors { count: failures.count, example: failures.example.clone() }))
+                    .map(|(name, failures)| {
+                        (
+                            name.clone(),
+                            Errors {
+                                count: failures.count,
+                                example: failures.example.clone(),
+                            },
+                        )
+                    })
                     .collect(),
                 cpu: names
                     .iter()
-                    .filter_map(|name| both(name).map(|(begin, end)| ((*name).clone(), Cpu::between(begin, end, record.issued))))
+                    .filter_map(|name| {
+                        both(name).map(|(begin, end)| {
+                            ((*name).clone(), Cpu::between(begin, end, record.issued))
+                        })
+                    })
                     .collect(),
                 memory: names
                     .iter()
                     .filter_map(|name| {
                         let (begin, end) = both(name)?;
-                        let peak_kb = reading.peaks.get(*name).copied().unwrap_or(0).max(begin.resident_kb).max(end.resident_kb);
-                        let memory = Memory { begin_kb: begin.resident_kb, end_kb: end.resident_kb, peak_kb, high_water_kb: end.peak_kb };
+                        let peak_kb = reading
+                            .peaks
+                            .get(*name)
+                            .copied()
+                            .unwrap_or(0)
+                            .max(begin.resident_kb)
+                            .max(end.resident_kb);
+                        let memory = Memory {
+                            begin_kb: begin.resident_kb,
+                            end_kb: end.resident_kb,
+                            peak_kb,
+                            high_water_kb: end.peak_kb,
+                        };
                         Some(((*name).clone(), memory))
                     })
                     .collect(),

@@ -26,7 +26,13 @@ pub fn text(report: &Report) -> String {
         ),
     );
     if let Some(idle) = &report.idle {
-        line(&mut text, format_args!("idle       {} connections, {} of them open at the end", idle.connections, idle.open_at_end));
+        line(
+            &mut text,
+            format_args!(
+                "idle       {} connections, {} of them open at the end",
+                idle.connections, idle.open_at_end
+            ),
+        );
     }
     if report.interrupted {
         line(&mut text, format_args!("The run was ended early."));
@@ -35,12 +41,27 @@ pub fn text(report: &Report) -> String {
 }
 
 fn describe(text: &mut String, section: &Section) {
-    let connections = section.connections.map_or_else(|| "a fresh connection each".into(), |count| format!("{count} connections"));
-    line(text, format_args!("\n{}, {connections}, {:.1} s", section.step, section.seconds));
+    let connections = section.connections.map_or_else(
+        || "a fresh connection each".into(),
+        |count| format!("{count} connections"),
+    );
+    line(
+        text,
+        format_args!(
+            "\n{}, {connections}, {:.1} s",
+            section.step, section.seconds
+        ),
+    );
     if let Some(rate) = section.offered_rate {
         line(text, format_args!("  offered    {rate:.0}/s"));
     }
-    line(text, format_args!("  issued     {} certificates, {:.0}/s", section.issued, section.rate));
+    line(
+        text,
+        format_args!(
+            "  issued     {} certificates, {:.0}/s",
+            section.issued, section.rate
+        ),
+    );
     let latency = &section.latency;
     line(
         text,
@@ -50,16 +71,35 @@ fn describe(text: &mut String, section: &Section) {
         ),
     );
     for (name, errors) in &section.errors {
-        line(text, format_args!("  errors     {} × {name}, such as: {}", errors.count, errors.example));
+        line(
+            text,
+            format_args!(
+                "  errors     {} × {name}, such as: {}",
+                errors.count, errors.example
+            ),
+        );
     }
     if section.refusal_latency.count > 0 {
-        line(text, format_args!("  refusals   p50 {:.2} ms, p99 {:.2}", section.refusal_latency.p50, section.refusal_latency.p99));
+        line(
+            text,
+            format_args!(
+                "  refusals   p50 {:.2} ms, p99 {:.2}",
+                section.refusal_latency.p50, section.refusal_latency.p99
+            ),
+        );
     }
     for (name, cpu) in &section.cpu {
-        let each = cpu.micros_per_issuance.map_or_else(|| "–".into(), |micros| format!("{micros:.0} µs"));
+        let each = cpu
+            .micros_per_issuance
+            .map_or_else(|| "–".into(), |micros| format!("{micros:.0} µs"));
         let memory = section.memory.get(name);
         let memory = memory.map_or_else(String::new, |memory| {
-            format!("; {:.1} MB → {:.1} MB, peak {:.1} MB", megabytes(memory.begin_kb), megabytes(memory.end_kb), megabytes(memory.peak_kb))
+            format!(
+                "; {:.1} MB → {:.1} MB, peak {:.1} MB",
+                megabytes(memory.begin_kb),
+                megabytes(memory.end_kb),
+                megabytes(memory.peak_kb)
+            )
         });
         line(
             text,
@@ -72,9 +112,17 @@ fn describe(text: &mut String, section: &Section) {
     match &section.verified {
         verified if verified.wrong > 0 => {
             let example = verified.example.as_deref().unwrap_or_default();
-            line(text, format_args!("  WRONG      {} of {} chains, such as: {example}", verified.wrong, verified.count));
+            line(
+                text,
+                format_args!(
+                    "  WRONG      {} of {} chains, such as: {example}",
+                    verified.wrong, verified.count
+                ),
+            );
         }
-        verified if verified.count > 0 => line(text, format_args!("  verified   {} chains", verified.count)),
+        verified if verified.count > 0 => {
+            line(text, format_args!("  verified   {} chains", verified.count))
+        }
         _ => {}
     }
 }

@@ -1,5 +1,6 @@
-//! Where calls go: dials TCP, shakes hands in TLS 1.2 or 1.3 as rustls does by default, and speaks HTTP/2 without a tower of layers above it.
-//! No session is ever resumed: an agent's fresh connection is a whole handshake.
+//! Where calls go: dials TCP, shakes hands in TLS 1.2 or 1.3 as rustls does by default, and speaks
+//! HTTP/2 without a tower of layers above it. No session is ever resumed: an agent's fresh
+//! connection is a whole handshake.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
@@ -36,24 +37,43 @@ pub struct Target {
 impl Target {
     /// Reads the roots and resolves the address.
     pub fn new(endpoint: &Endpoint) -> Result<Self, Exit> {
-        let authority = endpoint.address.trim_start_matches("https://").trim_end_matches('/').to_owned();
-        let host = authority.rsplit_once(':').map(|(host, _)| host.trim_matches(['[', ']']));
-        let host = host.ok_or_else(|| Exit::usage(format!("--address {authority}: an address is host:port, such as localhost:15012")))?;
+        let authority = endpoint
+            .address
+            .trim_start_matches("https://")
+            .trim_end_matches('/')
+            .to_owned();
+        let host = authority
+            .rsplit_once(':')
+            .map(|(host, _)| host.trim_matches(['[', ']']));
+        let host = host.ok_or_else(|| {
+            Exit::usage(format!(
+                "--address {authority}: an address is host:port, such as localhost:15012"
+            ))
+        })?;
         let address = authority
             .to_socket_addrs()
             .map_err(|error| Exit::missing(format!("--address {authority}: {error}")))?
             .next()
             .ok_or_else(|| Exit::missing(format!("--address {authority} has no address")))?;
         let name = endpoint.server_name.as_deref().unwrap_or(host);
-        let name = ServerName::try_from(name.to_owned()).map_err(|error| Exit::usage(format!("--server-name {name}: {error}")))?;
-        let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| Exit::missing(error.to_string()))?
-            .with_root_certificates(roots(&endpoint.roots)?)
-            .with_no_client_auth();
+        let name = ServerName::try_from(name.to_owned())
+            .map_err(|error| Exit::usage(format!("--server-name {name}: {error}")))?;
+        let mut config = ClientConfig::builder_with_provider(Arc::new(
+            rustls::crypto::aws_lc_rs::default_provider(),
+        ))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Exit::missing(error.to_string()))?
+        .with_root_certificates(roots(&endpoint.roots)?)
+        .with_no_client_auth();
         config.alpn_protocols = vec![b"h2".to_vec()];
         config.resumption = Resumption::disabled();
-        Ok(Self { address, authority, name, tls: TlsConnector::from(Arc::new(config)), timeout: endpoint.call_timeout })
+        Ok(Self {
+            address,
+            authority,
+            name,
+            tls: TlsConnector::from(Arc::new(config)),
+            timeout: endpoint.call_timeout,
+        })
     }
 
     /// `host:port` as it was given.
@@ -66,7 +86,8 @@ impl Target {
         self.timeout
     }
 
-    /// A new connection, driven by a task of its own until the last handle on it is gone. Runs in a `LocalSet`.
+    /// A new connection, driven by a task of its own until the last handle on it is gone. Runs in a
+    /// `LocalSet`.
     pub async fn connect(&self) -> Result<SendRequest<Bytes>, Failure> {
         let (sender, connection) = self.open().await?;
         // What ends a connection is seen by the calls on it.
@@ -81,9 +102,17 @@ impl Target {
     }
 
     async fn dial(&self) -> Result<(SendRequest<Bytes>, Connection), Failure> {
-        let stream = TcpStream::connect(self.address).await.map_err(|error| Failure::client("connect", error))?;
-        stream.set_nodelay(true).map_err(|error| Failure::client("connect", error))?;
-        let stream = self.tls.connect(self.name.clone(), stream).await.map_err(|error| Failure::client("TLS", error))?;
+        let stream = TcpStream::connect(self.address)
+            .await
+            .map_err(|error| Failure::client("connect", error))?;
+        stream
+            .set_nodelay(true)
+            .map_err(|error| Failure::client("connect", error))?;
+        let stream = self
+            .tls
+            .connect(self.name.clone(), stream)
+            .await
+            .map_err(|error| Failure::client("TLS", error))?;
         h2::client::Builder::new()
             .initial_connection_window_size(WINDOW)
             .initial_window_size(STREAM_WINDOW)
@@ -99,7 +128,8 @@ pub type Connection = h2::client::Connection<TlsStream<TcpStream>, Bytes>;
 
 /// The certificates of a PEM file as trust anchors.
 pub fn roots(path: &Path) -> Result<RootCertStore, Exit> {
-    let pem = std::fs::read(path).map_err(|error| Exit::missing(format!("{}: {error}", path.display())))?;
+    let pem = std::fs::read(path)
+        .map_err(|error| Exit::missing(format!("{}: {error}", path.display())))?;
     let mut store = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         // The parser's own words would show what stands in the file.
@@ -108,7 +138,10 @@ pub fn roots(path: &Path) -> Result<RootCertStore, Exit> {
         added.map_err(|error| Exit::usage(format!("{}: {error}", path.display())))?;
     }
     if store.is_empty() {
-        return Err(Exit::usage(format!("{} holds no certificate", path.display())));
+        return Err(Exit::usage(format!(
+            "{} holds no certificate",
+            path.display()
+        )));
     }
     Ok(store)
 }

@@ -1,4 +1,5 @@
-//! How many signatures a second a key makes, in bare sessions and through the pool: `signing_rate KEY_URI [THREADS] [TASKS] [SECONDS]`.
+//! How many signatures a second a key makes, in bare sessions and through the pool: `signing_rate
+//! KEY_URI [THREADS] [TASKS] [SECONDS]`.
 //!
 //! Use a throw-away key: its signatures are recorded nowhere.
 
@@ -13,7 +14,8 @@ use signers::{Job, KeyUri, PoolOptions, Purpose, Signer};
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let number = |at: usize, default: usize| arguments.get(at).map_or(Ok(default), |text| text.parse());
+    let number =
+        |at: usize, default: usize| arguments.get(at).map_or(Ok(default), |text| text.parse());
     let uri = KeyUri::parse(arguments.first().ok_or("name a key URI")?, Path::new("/"))?;
     let (threads, tasks, seconds) = (number(1, 4)?, number(2, 64)?, number(3, 5)?);
 
@@ -30,18 +32,37 @@ async fn main() -> Result<(), Box<dyn Error>> {
             }))
         })
         .collect::<Result<_, signers::SignError>>()?;
-    let count: u64 = bare.into_iter().filter_map(|thread| thread.join().ok()).sum();
-    println!("{threads} bare sessions: {:.0} signatures/s", count as f64 / seconds as f64);
+    let count: u64 = bare
+        .into_iter()
+        .filter_map(|thread| thread.join().ok())
+        .sum();
+    println!(
+        "{threads} bare sessions: {:.0} signatures/s",
+        count as f64 / seconds as f64
+    );
 
-    let signer = Signer::start(uri, PoolOptions { threads, ..PoolOptions::default() })?;
-    let (count, end) = (Arc::new(AtomicU64::new(0)), Instant::now() + Duration::from_secs(seconds as u64));
+    let signer = Signer::start(
+        uri,
+        PoolOptions {
+            threads,
+            ..PoolOptions::default()
+        },
+    )?;
+    let (count, end) = (
+        Arc::new(AtomicU64::new(0)),
+        Instant::now() + Duration::from_secs(seconds as u64),
+    );
     let begun = Instant::now();
     let workers: Vec<_> = (0..tasks)
         .map(|_| {
             let (signer, count) = (signer.clone(), count.clone());
             tokio::spawn(async move {
                 while Instant::now() < end {
-                    let job = Job { purpose: Purpose::Probe, deadline: Instant::now() + Duration::from_secs(5), message: vec![0; 1000] };
+                    let job = Job {
+                        purpose: Purpose::Probe,
+                        deadline: Instant::now() + Duration::from_secs(5),
+                        message: vec![0; 1000],
+                    };
                     signer.sign(job).await?;
                     count.fetch_add(1, Ordering::Relaxed);
                 }
@@ -52,6 +73,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     for worker in workers {
         worker.await??;
     }
-    println!("{threads} threads, {tasks} tasks: {:.0} signatures/s", count.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64());
+    println!(
+        "{threads} threads, {tasks} tasks: {:.0} signatures/s",
+        count.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64()
+    );
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! Public keys and the signature algorithms that CA keys may have.
 //!
-//! A `PublicKey` is always one that aws-lc-rs has parsed (point on the curve, modulus of a permitted size), re-encoded in one canonical way,
-//! so that two of them are equal exactly when the keys are.
+//! A `PublicKey` is always one that aws-lc-rs has parsed (point on the curve, modulus of a
+//! permitted size), re-encoded in one canonical way, so that two of them are equal exactly when the
+//! keys are.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +11,8 @@ use std::sync::Arc;
 use aws_lc_rs::digest;
 use aws_lc_rs::encoding::AsDer;
 use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, VerificationAlgorithm,
+    ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256,
+    VerificationAlgorithm,
 };
 use const_oid::ObjectIdentifier;
 use der::asn1::{AnyRef, BitStringRef, UintRef};
@@ -37,7 +39,11 @@ pub enum Algorithm {
 
 impl Algorithm {
     /// Every algorithm.
-    pub const ALL: [Self; 3] = [Self::EcdsaP256Sha256, Self::EcdsaP384Sha384, Self::RsaPkcs1Sha256];
+    pub const ALL: [Self; 3] = [
+        Self::EcdsaP256Sha256,
+        Self::EcdsaP384Sha384,
+        Self::RsaPkcs1Sha256,
+    ];
 
     /// The name in configurations, logs and rows.
     pub fn as_str(self) -> &'static str {
@@ -72,7 +78,9 @@ pub struct UnknownName {
 
 impl UnknownName {
     fn expected(names: &[&str]) -> Self {
-        Self { expected: names.join(", ") }
+        Self {
+            expected: names.join(", "),
+        }
     }
 }
 
@@ -80,7 +88,10 @@ impl FromStr for Algorithm {
     type Err = UnknownName;
 
     fn from_str(text: &str) -> Result<Self, UnknownName> {
-        Self::ALL.into_iter().find(|a| a.as_str() == text).ok_or_else(|| UnknownName::expected(&Self::ALL.map(Self::as_str)))
+        Self::ALL
+            .into_iter()
+            .find(|a| a.as_str() == text)
+            .ok_or_else(|| UnknownName::expected(&Self::ALL.map(Self::as_str)))
     }
 }
 
@@ -101,7 +112,13 @@ pub enum KeyKind {
 
 impl KeyKind {
     /// Every kind.
-    pub const ALL: [Self; 5] = [Self::P256, Self::P384, Self::Rsa2048, Self::Rsa3072, Self::Rsa4096];
+    pub const ALL: [Self; 5] = [
+        Self::P256,
+        Self::P384,
+        Self::Rsa2048,
+        Self::Rsa3072,
+        Self::Rsa4096,
+    ];
 
     /// The name in a ceremony's specification.
     pub fn as_str(self) -> &'static str {
@@ -144,11 +161,15 @@ impl FromStr for KeyKind {
     type Err = UnknownName;
 
     fn from_str(text: &str) -> Result<Self, UnknownName> {
-        Self::ALL.into_iter().find(|k| k.as_str() == text).ok_or_else(|| UnknownName::expected(&Self::ALL.map(Self::as_str)))
+        Self::ALL
+            .into_iter()
+            .find(|k| k.as_str() == text)
+            .ok_or_else(|| UnknownName::expected(&Self::ALL.map(Self::as_str)))
     }
 }
 
-/// A public key: its SubjectPublicKeyInfo (RFC 5280 §4.1.2.7), DER, with the algorithm that it verifies. Cheap to clone.
+/// A public key: its SubjectPublicKeyInfo (RFC 5280 §4.1.2.7), DER, with the algorithm that it
+/// verifies. Cheap to clone.
 #[derive(Clone)]
 pub struct PublicKey(Arc<Parts>);
 
@@ -167,18 +188,28 @@ struct RsaPublicKey<'a> {
 }
 
 impl PublicKey {
-    /// Reads a SubjectPublicKeyInfo in DER: P-256 and P-384 as named curves (RFC 5480 §2.1.1), RSA of 2048 to 8192 bits. Everything else is
-    /// `Rejected`. The encoding kept is canonical: uncompressed points, RSA with NULL parameters.
+    /// Reads a SubjectPublicKeyInfo in DER: P-256 and P-384 as named curves (RFC 5480 §2.1.1), RSA
+    /// of 2048 to 8192 bits. Everything else is `Rejected`. The encoding kept is canonical:
+    /// uncompressed points, RSA with NULL parameters.
     pub fn from_spki_der(der: &[u8]) -> Result<Self, SignError> {
-        let spki = SubjectPublicKeyInfoRef::from_der(der).map_err(|e| rejected(format!("not a SubjectPublicKeyInfo in DER: {e}")))?;
-        let key = spki.subject_public_key.as_bytes().ok_or_else(|| rejected("the public key is not a whole number of bytes"))?;
+        let spki = SubjectPublicKeyInfoRef::from_der(der)
+            .map_err(|e| rejected(format!("not a SubjectPublicKeyInfo in DER: {e}")))?;
+        let key = spki
+            .subject_public_key
+            .as_bytes()
+            .ok_or_else(|| rejected("the public key is not a whole number of bytes"))?;
         match spki.algorithm.oid {
             ID_EC_PUBLIC_KEY => {
-                let curve = spki.algorithm.parameters.map(|p| p.decode_as::<ObjectIdentifier>());
+                let curve = spki
+                    .algorithm
+                    .parameters
+                    .map(|p| p.decode_as::<ObjectIdentifier>());
                 match curve {
                     Some(Ok(PRIME256V1)) => Self::from_ec_point(Algorithm::EcdsaP256Sha256, key),
                     Some(Ok(SECP384R1)) => Self::from_ec_point(Algorithm::EcdsaP384Sha384, key),
-                    Some(Ok(other)) => Err(rejected(format!("the curve {other} is not supported: only P-256 and P-384 are"))),
+                    Some(Ok(other)) => Err(rejected(format!(
+                        "the curve {other} is not supported: only P-256 and P-384 are"
+                    ))),
                     Some(Err(_)) | None => Err(rejected("the elliptic curve key names no curve")),
                 }
             }
@@ -186,10 +217,13 @@ impl PublicKey {
                 if spki.algorithm.parameters.is_some_and(|p| p != AnyRef::NULL) {
                     return Err(rejected("the RSA key's algorithm parameters are not NULL"));
                 }
-                let rsa = RsaPublicKey::from_der(key).map_err(|e| rejected(format!("not an RSAPublicKey in DER: {e}")))?;
+                let rsa = RsaPublicKey::from_der(key)
+                    .map_err(|e| rejected(format!("not an RSAPublicKey in DER: {e}")))?;
                 Self::from_rsa(rsa.n.as_bytes(), rsa.e.as_bytes())
             }
-            other => Err(rejected(format!("a key of algorithm {other} is not supported: only P-256, P-384 and RSA are"))),
+            other => Err(rejected(format!(
+                "a key of algorithm {other} is not supported: only P-256, P-384 and RSA are"
+            ))),
         }
     }
 
@@ -205,34 +239,51 @@ impl PublicKey {
             return Self::parse(spki_der, algorithm);
         }
         // aws-lc decompresses the point; what it writes is uncompressed.
-        let parsed = ParsedPublicKey::new(algorithm.verification(), &spki_der).map_err(|_| rejected("the point is not on the curve"))?;
-        let written = parsed.as_der().map_err(|_| rejected("the point could not be encoded"))?;
-        let written =
-            SubjectPublicKeyInfoRef::from_der(written.as_ref()).map_err(|e| rejected(format!("the point could not be encoded: {e}")))?;
+        let parsed = ParsedPublicKey::new(algorithm.verification(), &spki_der)
+            .map_err(|_| rejected("the point is not on the curve"))?;
+        let written = parsed
+            .as_der()
+            .map_err(|_| rejected("the point could not be encoded"))?;
+        let written = SubjectPublicKeyInfoRef::from_der(written.as_ref())
+            .map_err(|e| rejected(format!("the point could not be encoded: {e}")))?;
         match written.subject_public_key.as_bytes() {
-            Some(point) if point.len() == uncompressed && point.first() == Some(&4) => {
-                Self::parse(spki(ID_EC_PUBLIC_KEY, AnyRef::from(&curve), point)?, algorithm)
-            }
+            Some(point) if point.len() == uncompressed && point.first() == Some(&4) => Self::parse(
+                spki(ID_EC_PUBLIC_KEY, AnyRef::from(&curve), point)?,
+                algorithm,
+            ),
             _ => Err(rejected("the point is not in the uncompressed form")),
         }
     }
 
-    /// An RSA key from modulus and public exponent, both unsigned and big-endian; leading zeroes are ignored.
+    /// An RSA key from modulus and public exponent, both unsigned and big-endian; leading zeroes
+    /// are ignored.
     pub fn from_rsa(modulus: &[u8], exponent: &[u8]) -> Result<Self, SignError> {
         let bits = significant_bits(modulus);
         if !(2048..=8192).contains(&bits) {
-            return Err(rejected(format!("an RSA modulus of {bits} bits is not supported: it must have 2048 to 8192")));
+            return Err(rejected(format!(
+                "an RSA modulus of {bits} bits is not supported: it must have 2048 to 8192"
+            )));
         }
-        let (n, e) =
-            UintRef::new(modulus).and_then(|n| Ok((n, UintRef::new(exponent)?))).map_err(|e| rejected(format!("not an RSA key: {e}")))?;
-        let key = RsaPublicKey { n, e }.to_der().map_err(|e| rejected(format!("the RSA key could not be encoded: {e}")))?;
-        Self::parse(spki(RSA_ENCRYPTION, AnyRef::NULL, &key)?, Algorithm::RsaPkcs1Sha256)
+        let (n, e) = UintRef::new(modulus)
+            .and_then(|n| Ok((n, UintRef::new(exponent)?)))
+            .map_err(|e| rejected(format!("not an RSA key: {e}")))?;
+        let key = RsaPublicKey { n, e }
+            .to_der()
+            .map_err(|e| rejected(format!("the RSA key could not be encoded: {e}")))?;
+        Self::parse(
+            spki(RSA_ENCRYPTION, AnyRef::NULL, &key)?,
+            Algorithm::RsaPkcs1Sha256,
+        )
     }
 
     fn parse(spki_der: Vec<u8>, algorithm: Algorithm) -> Result<Self, SignError> {
         let parsed = ParsedPublicKey::new(algorithm.verification(), &spki_der)
             .map_err(|e| rejected(format!("not a valid {algorithm} public key: {e}")))?;
-        Ok(Self(Arc::new(Parts { spki_der, algorithm, parsed })))
+        Ok(Self(Arc::new(Parts {
+            spki_der,
+            algorithm,
+            parsed,
+        })))
     }
 
     /// SubjectPublicKeyInfo, DER.
@@ -245,7 +296,8 @@ impl PublicKey {
         self.0.algorithm
     }
 
-    /// What a ceremony's specification would call such a key; `None` for an RSA modulus of another size.
+    /// What a ceremony's specification would call such a key; `None` for an RSA modulus of another
+    /// size.
     pub fn kind(&self) -> Option<KeyKind> {
         match self.algorithm() {
             Algorithm::EcdsaP256Sha256 => Some(KeyKind::P256),
@@ -254,7 +306,10 @@ impl PublicKey {
                 let spki = SubjectPublicKeyInfoRef::from_der(self.spki_der()).ok()?;
                 let rsa = RsaPublicKey::from_der(spki.subject_public_key.as_bytes()?).ok()?;
                 let bits = significant_bits(rsa.n.as_bytes());
-                KeyKind::ALL.into_iter().find(|kind| kind.modulus_bits().is_some_and(|of| usize::try_from(of) == Ok(bits)))
+                KeyKind::ALL.into_iter().find(|kind| {
+                    kind.modulus_bits()
+                        .is_some_and(|of| usize::try_from(of) == Ok(bits))
+                })
             }
         }
     }
@@ -286,8 +341,15 @@ impl fmt::Debug for PublicKey {
 
 fn spki(oid: ObjectIdentifier, parameters: AnyRef<'_>, key: &[u8]) -> Result<Vec<u8>, SignError> {
     let encode = || -> der::Result<Vec<u8>> {
-        let algorithm = AlgorithmIdentifierRef { oid, parameters: Some(parameters) };
-        SubjectPublicKeyInfoRef { algorithm, subject_public_key: BitStringRef::from_bytes(key)? }.to_der()
+        let algorithm = AlgorithmIdentifierRef {
+            oid,
+            parameters: Some(parameters),
+        };
+        SubjectPublicKeyInfoRef {
+            algorithm,
+            subject_public_key: BitStringRef::from_bytes(key)?,
+        }
+        .to_der()
     };
     encode().map_err(|e| rejected(format!("the public key could not be encoded: {e}")))
 }
@@ -317,7 +379,8 @@ mod tests {
     #[test]
     fn a_public_key_survives_its_own_encoding_and_verifies() {
         let pair = p256();
-        let key = PublicKey::from_ec_point(Algorithm::EcdsaP256Sha256, pair.public_key().as_ref()).unwrap();
+        let key = PublicKey::from_ec_point(Algorithm::EcdsaP256Sha256, pair.public_key().as_ref())
+            .unwrap();
         assert_eq!(PublicKey::from_spki_der(key.spki_der()).unwrap(), key);
         let signature = pair.sign(&SystemRandom::new(), b"message").unwrap();
         assert!(key.verify(b"message", signature.as_ref()));
@@ -333,7 +396,10 @@ mod tests {
         let mut compressed = vec![2 + (point[64] & 1)];
         compressed.extend_from_slice(&point[1..33]);
         let plain = PublicKey::from_ec_point(Algorithm::EcdsaP256Sha256, point).unwrap();
-        assert_eq!(PublicKey::from_ec_point(Algorithm::EcdsaP256Sha256, &compressed).unwrap(), plain);
+        assert_eq!(
+            PublicKey::from_ec_point(Algorithm::EcdsaP256Sha256, &compressed).unwrap(),
+            plain
+        );
     }
 
     #[test]
@@ -341,8 +407,14 @@ mod tests {
         let pair = p256();
         let mut point = pair.public_key().as_ref().to_vec();
         point[64] ^= 1;
-        assert!(matches!(PublicKey::from_ec_point(Algorithm::EcdsaP256Sha256, &point), Err(SignError::Rejected(_))));
-        assert!(PublicKey::from_ec_point(Algorithm::EcdsaP384Sha384, pair.public_key().as_ref()).is_err());
+        assert!(matches!(
+            PublicKey::from_ec_point(Algorithm::EcdsaP256Sha256, &point),
+            Err(SignError::Rejected(_))
+        ));
+        assert!(
+            PublicKey::from_ec_point(Algorithm::EcdsaP384Sha384, pair.public_key().as_ref())
+                .is_err()
+        );
         assert!(PublicKey::from_ec_point(Algorithm::EcdsaP256Sha256, &[]).is_err());
     }
 
@@ -360,7 +432,13 @@ mod tests {
     #[test]
     fn a_weak_or_huge_rsa_key_is_refused() {
         for bytes in [0, 1, 128, 255, 1025, 4096] {
-            assert!(matches!(PublicKey::from_rsa(&vec![0xff; bytes], &[1, 0, 1]), Err(SignError::Rejected(_))), "{bytes}");
+            assert!(
+                matches!(
+                    PublicKey::from_rsa(&vec![0xff; bytes], &[1, 0, 1]),
+                    Err(SignError::Rejected(_))
+                ),
+                "{bytes}"
+            );
         }
     }
 
@@ -374,7 +452,9 @@ mod tests {
 
     #[test]
     fn damaged_bytes_never_panic() {
-        let key = PublicKey::from_ec_point(Algorithm::EcdsaP256Sha256, p256().public_key().as_ref()).unwrap();
+        let key =
+            PublicKey::from_ec_point(Algorithm::EcdsaP256Sha256, p256().public_key().as_ref())
+                .unwrap();
         let good = key.spki_der();
         for end in 0..good.len() {
             assert!(PublicKey::from_spki_der(&good[..end]).is_err());
@@ -396,6 +476,12 @@ mod tests {
         for kind in KeyKind::ALL {
             assert_eq!(kind.to_string().parse(), Ok(kind));
         }
-        assert!("p521".parse::<KeyKind>().unwrap_err().to_string().contains("p256, p384, rsa-2048"));
+        assert!(
+            "p521"
+                .parse::<KeyKind>()
+                .unwrap_err()
+                .to_string()
+                .contains("p256, p384, rsa-2048")
+        );
     }
 }

@@ -1,7 +1,8 @@
-//! A private key in a PEM file, for development and migration: PKCS#8 (RFC 5958), SEC 1 (RFC 5915) or PKCS#1 (RFC 8017), unencrypted.
+//! A private key in a PEM file, for development and migration: PKCS#8 (RFC 5958), SEC 1 (RFC 5915)
+//! or PKCS#1 (RFC 8017), unencrypted.
 //!
-//! The key is in this process's memory, so whoever has the process or the file has the key. The file must be closed to group and others;
-//! an existing one is never overwritten.
+//! The key is in this process's memory, so whoever has the process or the file has the key. The
+//! file must be closed to group and others; an existing one is never overwritten.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -11,13 +12,19 @@ use std::path::Path;
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, KeyPair, RSA_PKCS1_SHA256};
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, KeyPair,
+    RSA_PKCS1_SHA256,
+};
 use der::pem::{self, LineEnding};
 use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject;
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::{Algorithm, Device, Failure, KeyFacts, KeyKind, KeyUri, PublicKey, SignError, TokenFacts, Vault, secret_file};
+use crate::{
+    Algorithm, Device, Failure, KeyFacts, KeyKind, KeyUri, PublicKey, SignError, TokenFacts, Vault,
+    secret_file,
+};
 
 /// A PEM key, loaded.
 pub struct FileDevice {
@@ -33,10 +40,12 @@ enum Pair {
 impl FileDevice {
     /// Loads the first private key of a PEM file.
     pub fn open(path: &Path) -> Result<Self, SignError> {
-        let rejected = |text: &str| SignError::Rejected(format!("key file {}: {text}", path.display()));
+        let rejected =
+            |text: &str| SignError::Rejected(format!("key file {}: {text}", path.display()));
         let pem = secret_file::read(path, "key file")?;
         // What the parser says may show the key.
-        let mut der = PrivateKeyDer::from_pem_slice(&tidied(&pem)).map_err(|_| rejected(no_key(&pem)))?;
+        let mut der =
+            PrivateKeyDer::from_pem_slice(&tidied(&pem)).map_err(|_| rejected(no_key(&pem)))?;
         let pair = Pair::from_der(&der);
         der.zeroize();
         let pair =
@@ -47,13 +56,15 @@ impl FileDevice {
 
     /// A key that is in no file and ends with this.
     pub fn generate(kind: KeyKind) -> Result<Self, SignError> {
-        let pair = Pair::generate(kind).map_err(|_| SignError::Rejected(format!("a {kind} key could not be generated")))?;
+        let pair = Pair::generate(kind)
+            .map_err(|_| SignError::Rejected(format!("a {kind} key could not be generated")))?;
         let public_key = pair.public_key()?;
         Ok(Self { pair, public_key })
     }
 }
 
-/// PEM as people have it: without a byte order mark, each line without the spaces around it, each mark on a line of its own.
+/// PEM as people have it: without a byte order mark, each line without the spaces around it, each
+/// mark on a line of its own.
 fn tidied(pem: &[u8]) -> Zeroizing<Vec<u8>> {
     const GLUED: &[u8] = b"----------";
     let pem = pem.strip_prefix(b"\xef\xbb\xbf").unwrap_or(pem);
@@ -61,8 +72,14 @@ fn tidied(pem: &[u8]) -> Zeroizing<Vec<u8>> {
     let mut tidied = Zeroizing::new(Vec::with_capacity(pem.len() * 2 + 1));
     for line in pem.split(|octet| *octet == b'\n') {
         let line = line.trim_ascii();
-        let glued = line.windows(GLUED.len()).position(|window| window == GLUED).map_or(0, |at| at + GLUED.len() / 2);
-        for part in [&line[..glued], &line[glued..]].into_iter().filter(|part| !part.is_empty()) {
+        let glued = line
+            .windows(GLUED.len())
+            .position(|window| window == GLUED)
+            .map_or(0, |at| at + GLUED.len() / 2);
+        for part in [&line[..glued], &line[glued..]]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+        {
             tidied.extend_from_slice(part);
             tidied.push(b'\n');
         }
@@ -73,11 +90,15 @@ fn tidied(pem: &[u8]) -> Zeroizing<Vec<u8>> {
 /// What a file holds in which there is no private key that can be read.
 fn no_key(content: &[u8]) -> &'static str {
     match content {
-        [0x30, 0x80..=0x84, ..] => "holds DER, not PEM; convert it: openssl pkey -inform der -in FILE -out NEW-FILE",
+        [0x30, 0x80..=0x84, ..] => {
+            "holds DER, not PEM; convert it: openssl pkey -inform der -in FILE -out NEW-FILE"
+        }
         _ if content.windows(9).any(|window| window == b"ENCRYPTED") => {
             "holds an encrypted key; decrypt it: openssl pkey -in FILE -out NEW-FILE"
         }
-        _ => "holds no private key in PEM: PKCS#8, EC (SEC 1) and RSA (PKCS#1) are read, all unencrypted",
+        _ => {
+            "holds no private key in PEM: PKCS#8, EC (SEC 1) and RSA (PKCS#1) are read, all unencrypted"
+        }
     }
 }
 
@@ -85,10 +106,13 @@ impl Pair {
     fn from_der(der: &PrivateKeyDer<'_>) -> Option<Self> {
         let bytes = der.secret_der();
         let ecdsa = || {
-            [&ECDSA_P256_SHA256_ASN1_SIGNING, &ECDSA_P384_SHA384_ASN1_SIGNING]
-                .into_iter()
-                .find_map(|curve| EcdsaKeyPair::from_private_key_der(curve, bytes).ok())
-                .map(Self::Ecdsa)
+            [
+                &ECDSA_P256_SHA256_ASN1_SIGNING,
+                &ECDSA_P384_SHA384_ASN1_SIGNING,
+            ]
+            .into_iter()
+            .find_map(|curve| EcdsaKeyPair::from_private_key_der(curve, bytes).ok())
+            .map(Self::Ecdsa)
         };
         let rsa = |pair: Result<rsa::KeyPair, _>| pair.ok().map(|pair| Self::Rsa(Box::new(pair)));
         match der {
@@ -114,10 +138,17 @@ impl Pair {
             Self::Ecdsa(pair) if *pair.algorithm() == ECDSA_P384_SHA384_ASN1_SIGNING => {
                 PublicKey::from_ec_point(Algorithm::EcdsaP384Sha384, pair.public_key().as_ref())
             }
-            Self::Ecdsa(pair) => PublicKey::from_ec_point(Algorithm::EcdsaP256Sha256, pair.public_key().as_ref()),
+            Self::Ecdsa(pair) => {
+                PublicKey::from_ec_point(Algorithm::EcdsaP256Sha256, pair.public_key().as_ref())
+            }
             Self::Rsa(pair) => {
                 let der: Result<PublicKeyX509Der<'_>, _> = pair.public_key().as_der();
-                PublicKey::from_spki_der(der.map_err(|_| SignError::Rejected("the public key could not be encoded".into()))?.as_ref())
+                PublicKey::from_spki_der(
+                    der.map_err(|_| {
+                        SignError::Rejected("the public key could not be encoded".into())
+                    })?
+                    .as_ref(),
+                )
             }
         }
     }
@@ -130,7 +161,9 @@ impl Pair {
                 Zeroizing::new(der.as_ref().to_vec())
             }
         };
-        pem::encode_string("PRIVATE KEY", LineEnding::LF, &pkcs8).ok().map(Zeroizing::new)
+        pem::encode_string("PRIVATE KEY", LineEnding::LF, &pkcs8)
+            .ok()
+            .map(Zeroizing::new)
     }
 }
 
@@ -145,14 +178,18 @@ impl Device for FileDevice {
             Pair::Ecdsa(pair) => pair.sign(&random, message).map(|s| s.as_ref().to_vec()),
             Pair::Rsa(pair) => {
                 let mut signature = vec![0; pair.public_modulus_len()];
-                pair.sign(&RSA_PKCS1_SHA256, &random, message, &mut signature).map(|()| signature)
+                pair.sign(&RSA_PKCS1_SHA256, &random, message, &mut signature)
+                    .map(|()| signature)
             }
         };
         signature.map_err(|_| SignError::Rejected("the key of the PEM file could not sign".into()))
     }
 
     fn last_failure(&self) -> Failure {
-        Failure { may_have_signed: false, worth_a_retry: false }
+        Failure {
+            may_have_signed: false,
+            worth_a_retry: false,
+        }
     }
 }
 
@@ -162,9 +199,20 @@ pub struct FileVault;
 
 impl FileVault {
     fn facts(path: &Path, public_key: PublicKey) -> KeyFacts {
-        let label = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let label = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
         let (public_key, id, other_uses) = (Some(public_key), Vec::new(), Vec::new());
-        KeyFacts { public_key, id, label, sensitive: false, never_extractable: false, local: false, other_uses }
+        KeyFacts {
+            public_key,
+            id,
+            label,
+            sensitive: false,
+            never_extractable: false,
+            local: false,
+            other_uses,
+        }
     }
 }
 
@@ -177,7 +225,12 @@ fn path_of(uri: &KeyUri) -> Result<&Path, SignError> {
 
 impl Vault for FileVault {
     fn token(&self) -> Result<TokenFacts, SignError> {
-        Ok(TokenFacts { label: "file".into(), manufacturer: String::new(), model: "PEM file".into(), serial: String::new() })
+        Ok(TokenFacts {
+            label: "file".into(),
+            manufacturer: String::new(),
+            model: "PEM file".into(),
+            serial: String::new(),
+        })
     }
 
     fn describe(&mut self, uri: &KeyUri) -> Result<Option<KeyFacts>, SignError> {
@@ -190,19 +243,32 @@ impl Vault for FileVault {
 
     fn generate(&mut self, uri: &KeyUri, kind: KeyKind) -> Result<KeyFacts, SignError> {
         let path = path_of(uri)?;
-        let rejected = |text: String| SignError::Rejected(format!("key file {}: {text}", path.display()));
-        let pair = Pair::generate(kind).map_err(|_| rejected(format!("a {kind} key could not be generated")))?;
-        let pem = pair.pem().ok_or_else(|| rejected("the key could not be encoded".into()))?;
+        let rejected =
+            |text: String| SignError::Rejected(format!("key file {}: {text}", path.display()));
+        let pair = Pair::generate(kind)
+            .map_err(|_| rejected(format!("a {kind} key could not be generated")))?;
+        let pem = pair
+            .pem()
+            .ok_or_else(|| rejected("the key could not be encoded".into()))?;
         let write = || -> io::Result<()> {
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(path)?;
             file.write_all(pem.as_bytes())?;
             file.sync_all()?;
             // The name must be as durable as the content.
-            let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let directory = path
+                .parent()
+                .filter(|p| !p.as_os_str().is_empty())
+                .unwrap_or(Path::new("."));
             File::open(directory)?.sync_all()
         };
         write().map_err(|e| match e.kind() {
-            io::ErrorKind::AlreadyExists => rejected("exists already and is never overwritten".into()),
+            io::ErrorKind::AlreadyExists => {
+                rejected("exists already and is never overwritten".into())
+            }
             _ => rejected(format!("cannot be written: {e}")),
         })?;
         Ok(Self::facts(path, pair.public_key()?))
@@ -228,7 +294,14 @@ mod tests {
         let uri = key_in(&dir);
         assert_eq!(FileVault.describe(&uri).unwrap(), None);
         let facts = FileVault.generate(&uri, KeyKind::P256).unwrap();
-        assert_eq!(fs::metadata(path_of(&uri).unwrap()).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(path_of(&uri).unwrap())
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o777,
+            0o600
+        );
         let again = FileVault.generate(&uri, KeyKind::P256).unwrap_err();
         assert!(again.to_string().contains("never overwritten"), "{again}");
         assert_eq!(FileVault.describe(&uri).unwrap(), Some(facts));
@@ -238,25 +311,50 @@ mod tests {
     fn a_key_is_read_as_people_have_it_and_what_is_none_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let uri = key_in(&dir);
-        let key = FileVault.generate(&uri, KeyKind::P256).unwrap().told_public_key(&uri).unwrap().clone();
+        let key = FileVault
+            .generate(&uri, KeyKind::P256)
+            .unwrap()
+            .told_public_key(&uri)
+            .unwrap()
+            .clone();
         let path = path_of(&uri).unwrap();
         let pem = fs::read_to_string(path).unwrap();
-        let parameters = "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----";
+        let parameters =
+            "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----";
         let indented: String = pem.lines().map(|line| format!("\t  {line} \n")).collect();
-        for text in [format!("\u{feff}{pem}"), indented, pem.replace('\n', "\r\n"), format!("{parameters}{pem}"), pem.trim_end().to_owned()]
-        {
+        for text in [
+            format!("\u{feff}{pem}"),
+            indented,
+            pem.replace('\n', "\r\n"),
+            format!("{parameters}{pem}"),
+            pem.trim_end().to_owned(),
+        ] {
             fs::write(path, &text).unwrap();
-            assert_eq!(FileDevice::open(path).unwrap_or_else(|error| panic!("{text}: {error}")).public_key(), &key);
+            assert_eq!(
+                FileDevice::open(path)
+                    .unwrap_or_else(|error| panic!("{text}: {error}"))
+                    .public_key(),
+                &key
+            );
         }
         for (text, expected) in [
-            (pem.replace("PRIVATE", "ENCRYPTED PRIVATE").into_bytes(), "an encrypted key"),
+            (
+                pem.replace("PRIVATE", "ENCRYPTED PRIVATE").into_bytes(),
+                "an encrypted key",
+            ),
             (vec![0x30, 0x81, 0x87, 2, 1], "holds DER"),
-            (pem.replace('\n', "\\n").into_bytes(), "no private key in PEM"),
+            (
+                pem.replace('\n', "\\n").into_bytes(),
+                "no private key in PEM",
+            ),
             (b"hello".to_vec(), "no private key in PEM"),
         ] {
             fs::write(path, text).unwrap();
             let said = FileDevice::open(path).err().unwrap().to_string();
-            assert!(said.contains(expected) && !said.contains(pem.lines().nth(1).unwrap()), "{said}");
+            assert!(
+                said.contains(expected) && !said.contains(pem.lines().nth(1).unwrap()),
+                "{said}"
+            );
         }
     }
 
@@ -283,10 +381,17 @@ mod tests {
     fn a_file_without_a_key_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key.pem");
-        for content in ["", "hello", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"] {
+        for content in [
+            "",
+            "hello",
+            "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+        ] {
             fs::write(&path, content).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-            assert!(matches!(FileDevice::open(&path), Err(SignError::Rejected(_))), "{content}");
+            assert!(
+                matches!(FileDevice::open(&path), Err(SignError::Rejected(_))),
+                "{content}"
+            );
         }
     }
 }

@@ -1,7 +1,9 @@
-//! A private key that can be asked for a signature. Knows bytes, keys and devices; knows nothing of certificates, databases or networks.
+//! A private key that can be asked for a signature. Knows bytes, keys and devices; knows nothing of
+//! certificates, databases or networks.
 //!
-//! `KeyUri` names a key, a back end (`pkcs11`, `file`) opens it as a `Device`, and `pool` puts a bounded queue and threads before it. A `Signer`
-//! asks one such pool, or several that hold the same key, in this process or in others (`process`). `bench` measures how many threads a device
+//! `KeyUri` names a key, a back end (`pkcs11`, `file`) opens it as a `Device`, and `pool` puts a
+//! bounded queue and threads before it. A `Signer` asks one such pool, or several that hold the
+//! same key, in this process or in others (`process`). `bench` measures how many threads a device
 //! deserves.
 
 mod algorithm;
@@ -33,14 +35,16 @@ pub use uri::{KeyUri, Pkcs11Uri, UriError};
 pub trait Device: Send {
     /// The key, and the one signature algorithm that was fixed when it was opened.
     fn public_key(&self) -> &PublicKey;
-    /// The signature over `message`, encoded as X.509 wants it (ECDSA: DER `Ecdsa-Sig-Value`, RFC 3279 §2.2.3; RSA: PKCS#1 v1.5).
+    /// The signature over `message`, encoded as X.509 wants it (ECDSA: DER `Ecdsa-Sig-Value`, RFC
+    /// 3279 §2.2.3; RSA: PKCS#1 v1.5).
     fn sign(&mut self, message: &[u8]) -> Result<Vec<u8>, SignError>;
-    /// What the last failed `sign` left behind. Unless a device knows better, a signature may exist and the same bytes are not tried again.
+    /// What the last failed `sign` left behind. Unless a device knows better, a signature may exist
+    /// and the same bytes are not tried again.
     fn last_failure(&self) -> Failure {
         Failure::default()
     }
-    /// Whether the session still lives and is logged in, asked of an idle device. Signs a probe only where another session of the same library
-    /// has just failed to.
+    /// Whether the session still lives and is logged in, asked of an idle device. Signs a probe
+    /// only where another session of the same library has just failed to.
     fn check(&mut self) -> Result<(), SignError> {
         Ok(())
     }
@@ -51,13 +55,17 @@ pub trait Device: Send {
 pub struct Failure {
     /// False only when the device provably made no signature.
     pub may_have_signed: bool,
-    /// The session, login or handle was gone: the same bytes deserve one more try on a fresh session.
+    /// The session, login or handle was gone: the same bytes deserve one more try on a fresh
+    /// session.
     pub worth_a_retry: bool,
 }
 
 impl Default for Failure {
     fn default() -> Self {
-        Self { may_have_signed: true, worth_a_retry: false }
+        Self {
+            may_have_signed: true,
+            worth_a_retry: false,
+        }
     }
 }
 
@@ -115,10 +123,12 @@ pub enum SignError {
     /// Operator: the device refuses this key, mechanism or message.
     #[error("the device rejected the request: {0}")]
     Rejected(String),
-    /// Operator: another key is where this one should be. It is never used, and no waiting mends it.
+    /// Operator: another key is where this one should be. It is never used, and no waiting mends
+    /// it.
     #[error("it is the wrong key: {0}")]
     WrongKey(String),
-    /// Operator, at once: the guard of a signer process was asked to sign what its rules forbid. Whoever asked is taken over or has a fault.
+    /// Operator, at once: the guard of a signer process was asked to sign what its rules forbid.
+    /// Whoever asked is taken over or has a fault.
     #[error("the signer's guard forbids it: {0}")]
     Forbidden(String),
     /// The signer is shutting down.
@@ -196,9 +206,12 @@ pub struct KeyFacts {
 }
 
 impl KeyFacts {
-    /// The public key of the key that `uri` names; `Rejected`, with the remedy, where the token tells none.
+    /// The public key of the key that `uri` names; `Rejected`, with the remedy, where the token
+    /// tells none.
     pub fn told_public_key(&self, uri: &KeyUri) -> Result<&PublicKey, SignError> {
-        self.public_key.as_ref().ok_or_else(|| pkcs11::untold(&uri.to_string()))
+        self.public_key
+            .as_ref()
+            .ok_or_else(|| pkcs11::untold(&uri.to_string()))
     }
 }
 
@@ -215,20 +228,23 @@ pub struct TokenFacts {
     pub serial: String,
 }
 
-/// Creating and describing keys: the second, separate seam, which only the ceremony and `doctor` use.
+/// Creating and describing keys: the second, separate seam, which only the ceremony and `doctor`
+/// use.
 pub trait Vault {
     /// The token that holds, or will hold, the key.
     fn token(&self) -> Result<TokenFacts, SignError>;
     /// The key that `uri` names, `None` if there is none; two keys of that name are `Rejected`.
     fn describe(&mut self, uri: &KeyUri) -> Result<Option<KeyFacts>, SignError>;
-    /// Generates a key pair inside the device under the URI's label and a fresh random CKA_ID: sensitive, never extractable, sign only. Refuses if one is there.
-    /// What comes back has a public key.
+    /// Generates a key pair inside the device under the URI's label and a fresh random CKA_ID:
+    /// sensitive, never extractable, sign only. Refuses if one is there. What comes back has a
+    /// public key.
     fn generate(&mut self, uri: &KeyUri, kind: KeyKind) -> Result<KeyFacts, SignError>;
     /// Opens the key for signing.
     fn open(&mut self, uri: &KeyUri) -> Result<Box<dyn Device>, SignError>;
 }
 
-/// The vault that holds, or will hold, the key that `uri` names: its token, or a directory for PEM files.
+/// The vault that holds, or will hold, the key that `uri` names: its token, or a directory for PEM
+/// files.
 pub fn open_vault(uri: &KeyUri) -> Result<Box<dyn Vault>, SignError> {
     match uri {
         KeyUri::Pkcs11(_) => Ok(Box::new(pkcs11::open_vault(uri)?)),
@@ -247,21 +263,35 @@ pub fn open_vault_for_reading(uri: &KeyUri) -> Result<Box<dyn Vault>, SignError>
 /// Opens one session with the key that `uri` names, for signing.
 pub fn open_device(uri: &KeyUri) -> Result<Box<dyn Device>, SignError> {
     match uri {
-        KeyUri::Pkcs11(uri) => Ok(Box::new(pkcs11::open_device(uri, pkcs11::KnownKey::default())?)),
+        KeyUri::Pkcs11(uri) => Ok(Box::new(pkcs11::open_device(
+            uri,
+            pkcs11::KnownKey::default(),
+        )?)),
         KeyUri::File(path) => Ok(Box::new(file::FileDevice::open(path)?)),
     }
 }
 
-/// The same for a key that must have this public key, if one is known: where the token tells none it is believed, after one signature.
-pub fn open_device_of(uri: &KeyUri, expected: Option<&PublicKey>) -> Result<Box<dyn Device>, SignError> {
+/// The same for a key that must have this public key, if one is known: where the token tells none
+/// it is believed, after one signature.
+pub fn open_device_of(
+    uri: &KeyUri,
+    expected: Option<&PublicKey>,
+) -> Result<Box<dyn Device>, SignError> {
     match uri {
-        KeyUri::Pkcs11(uri) => Ok(Box::new(pkcs11::open_device(uri, pkcs11::KnownKey { id: None, public_key: expected })?)),
+        KeyUri::Pkcs11(uri) => Ok(Box::new(pkcs11::open_device(
+            uri,
+            pkcs11::KnownKey {
+                id: None,
+                public_key: expected,
+            },
+        )?)),
         KeyUri::File(_) => open_device(uri),
     }
 }
 
-/// One session with a key pair of this kind that is made for it alone, where the key that `uri` names is, and ends with it: neither in the
-/// memory of a token nor in a file. No other key can be asked by it. `Rejected` by a token that makes no such keys.
+/// One session with a key pair of this kind that is made for it alone, where the key that `uri`
+/// names is, and ends with it: neither in the memory of a token nor in a file. No other key can be
+/// asked by it. `Rejected` by a token that makes no such keys.
 pub fn throw_away_device(uri: &KeyUri, kind: KeyKind) -> Result<Box<dyn Device>, SignError> {
     match uri {
         KeyUri::Pkcs11(uri) => Ok(Box::new(pkcs11::throw_away_device(uri, kind)?)),

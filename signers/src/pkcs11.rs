@@ -1,7 +1,8 @@
 //! Private keys in PKCS#11 tokens (v2.40), over `cryptoki`.
 //!
-//! A module is loaded and initialised once in the process, a token is logged into once for all its sessions, and each device owns one session.
-//! What a token answers is grouped by who must act (`SignError`). A key is found by its URI, never by a remembered handle alone.
+//! A module is loaded and initialised once in the process, a token is logged into once for all its
+//! sessions, and each device owns one session. What a token answers is grouped by who must act
+//! (`SignError`). A key is found by its URI, never by a remembered handle alone.
 
 mod ending;
 mod error;
@@ -54,14 +55,24 @@ pub(crate) fn open_device_as_ordered(
     open(uri, known, Some(order), proof)
 }
 
-fn open(uri: &Pkcs11Uri, known: KnownKey<'_>, order: Option<LoginOrder>, proof: Proof) -> Result<Pkcs11Device, SignError> {
+fn open(
+    uri: &Pkcs11Uri,
+    known: KnownKey<'_>,
+    order: Option<LoginOrder>,
+    proof: Proof,
+) -> Result<Pkcs11Device, SignError> {
     let module = Module::load(&uri.module_path)?;
     let find = || {
         let (slot, token) = module.token(uri)?;
         if let Some(order) = order {
             token.forget_refusal(order);
         }
-        let session = token.session(module.library(), slot, uri.pin_source.as_deref(), Access::ReadOnly)?;
+        let session = token.session(
+            module.library(),
+            slot,
+            uri.pin_source.as_deref(),
+            Access::ReadOnly,
+        )?;
         Pkcs11Device::find(&module, slot, session, uri, known)
     };
     module.opening_proven(find, |device| device.prove(proof))
@@ -79,5 +90,9 @@ pub fn find_softhsm() -> Option<PathBuf> {
         "/usr/local/lib/softhsm/libsofthsm2.so",
         "/opt/homebrew/lib/softhsm/libsofthsm2.so",
     ];
-    PLACES.iter().map(Path::new).find(|path| path.is_file()).map(Path::to_owned)
+    PLACES
+        .iter()
+        .map(Path::new)
+        .find(|path| path.is_file())
+        .map(Path::to_owned)
 }

@@ -1,8 +1,9 @@
 //! A bounded queue before threads that each own one session with the same key.
 //!
-//! A job has one deadline, its call's. It ends exactly once, with a signature or with a failure that says whether its bytes may have reached
-//! the device; that holds when the caller has gone away, too. Losing a session is repaired here and mostly unseen (`seat`); no thread of the
-//! async runtime ever waits for a device.
+//! A job has one deadline, its call's. It ends exactly once, with a signature or with a failure
+//! that says whether its bytes may have reached the device; that holds when the caller has gone
+//! away, too. Losing a session is repaired here and mostly unseen (`seat`); no thread of the async
+//! runtime ever waits for a device.
 
 mod health;
 pub(crate) mod job;
@@ -44,48 +45,75 @@ struct Owner {
 impl Drop for Owner {
     fn drop(&mut self) {
         self.shared.close();
-        // A process that exits while a thread is inside a PKCS#11 module can crash in the module's own clean-up.
+        // A process that exits while a thread is inside a PKCS#11 module can crash in the module's
+        // own clean-up.
         self.shared.wait_until_ended(DROP_WAIT);
     }
 }
 
 impl Pool {
-    /// A pool that has no session yet: its threads open theirs, now or when the device is back. The key is known, so nothing need be asked.
-    /// The start was an operator's act of `ordered_at`, the same for all that are started with it: a PIN that the token refused before gets one
-    /// more try. An error is that of a thread that could not be started.
-    pub fn begin(key: KeyUri, expected: PublicKey, options: PoolOptions, ordered_at: Instant) -> Result<Self, SignError> {
-        let source = Source::as_ordered(key, Some(expected.clone()), LoginOrder { at: ordered_at, by_operator: options.ordered });
+    /// A pool that has no session yet: its threads open theirs, now or when the device is back. The
+    /// key is known, so nothing need be asked. The start was an operator's act of `ordered_at`, the
+    /// same for all that are started with it: a PIN that the token refused before gets one more
+    /// try. An error is that of a thread that could not be started.
+    pub fn begin(
+        key: KeyUri,
+        expected: PublicKey,
+        options: PoolOptions,
+        ordered_at: Instant,
+    ) -> Result<Self, SignError> {
+        let source = Source::as_ordered(
+            key,
+            Some(expected.clone()),
+            LoginOrder {
+                at: ordered_at,
+                by_operator: options.ordered,
+            },
+        );
         Self::on_threads(Shared::new(source, expected, options), None)
     }
 
-    /// Waits until each of these has a session or its first try to open one has failed, at most `longest`; and when one has, only a moment more
-    /// for the others. Blocks.
+    /// Waits until each of these has a session or its first try to open one has failed, at most
+    /// `longest`; and when one has, only a moment more for the others. Blocks.
     pub fn first_tries(pools: &[Self], longest: Duration) -> Vec<Result<(), SignError>> {
         let begun = Instant::now();
         let mut one_since = None;
         loop {
-            let now: Vec<_> = pools.iter().map(|pool| pool.0.shared.opened(Duration::ZERO)).collect();
+            let now: Vec<_> = pools
+                .iter()
+                .map(|pool| pool.0.shared.opened(Duration::ZERO))
+                .collect();
             if one_since.is_none() && now.iter().any(|opened| matches!(opened, Some(Ok(())))) {
                 one_since = Some(Instant::now());
             }
-            let enough = begun.elapsed() >= longest || one_since.is_some_and(|since| since.elapsed() >= OTHERS_WITHIN);
+            let enough = begun.elapsed() >= longest
+                || one_since.is_some_and(|since| since.elapsed() >= OTHERS_WITHIN);
             match pools.iter().zip(&now).find(|(_, opened)| opened.is_none()) {
-                // Woken when that one is decided; meanwhile another may be the first to have a session.
+                // Woken when that one is decided; meanwhile another may be the first to have a
+                // session.
                 Some((pool, _)) if !enough => drop(pool.0.shared.opened(LOOK)),
                 _ => {
                     let waited = begun.elapsed().as_secs();
-                    let silent = || Err(SignError::Lost(format!("its device has not answered for {waited} s")));
-                    return now.into_iter().map(|opened| opened.unwrap_or_else(silent)).collect();
+                    let silent = || {
+                        Err(SignError::Lost(format!(
+                            "its device has not answered for {waited} s"
+                        )))
+                    };
+                    return now
+                        .into_iter()
+                        .map(|opened| opened.unwrap_or_else(silent))
+                        .collect();
                 }
             }
         }
     }
 
-    /// Opens the first session and compares its key with the expected one, then starts the threads. Blocks meanwhile; what fails here is
-    /// final. Starting is an operator's act: a PIN that the token refused earlier gets one more try.
+    /// Opens the first session and compares its key with the expected one, then starts the threads.
+    /// Blocks meanwhile; what fails here is final. Starting is an operator's act: a PIN that the
+    /// token refused earlier gets one more try.
     ///
-    /// There is no deadline: PKCS#11 cannot be interrupted, so a library that hangs here hangs its caller. Who cannot wait calls it on a
-    /// thread that may be lost.
+    /// There is no deadline: PKCS#11 cannot be interrupted, so a library that hangs here hangs its
+    /// caller. Who cannot wait calls it on a thread that may be lost.
     pub fn start(key: KeyUri, options: PoolOptions) -> Result<Self, SignError> {
         let source = Source::new(key, options.expected.clone(), options.ordered);
         let first = source.open(Proof::None)?;
@@ -100,17 +128,22 @@ impl Pool {
         let shared = Arc::new(shared);
         for seat in 0..shared.seats() {
             let (of_thread, device) = (shared.clone(), first.take());
-            let started = std::thread::Builder::new().name(format!("signer-{seat}")).spawn(move || seat::run(&of_thread, seat, device));
+            let started = std::thread::Builder::new()
+                .name(format!("signer-{seat}"))
+                .spawn(move || seat::run(&of_thread, seat, device));
             if let Err(e) = started {
                 shared.close();
-                return Err(SignError::Lost(format!("a signer thread could not be started: {e}")));
+                return Err(SignError::Lost(format!(
+                    "a signer thread could not be started: {e}"
+                )));
             }
         }
         Ok(Self(Arc::new(Owner { shared })))
     }
 
-    /// Queues a job; `owner` is told how it ended, on the thread that ended it. Once queued the job runs whether or not anybody waits, unless
-    /// `progress` is abandoned first. An error means that it was not queued, and `owner` is not told.
+    /// Queues a job; `owner` is told how it ended, on the thread that ended it. Once queued the job
+    /// runs whether or not anybody waits, unless `progress` is abandoned first. An error means that
+    /// it was not queued, and `owner` is not told.
     pub(crate) fn submit(
         &self,
         job: Job,
@@ -156,25 +189,28 @@ impl Pool {
         self.0.shared.locked()
     }
 
-    /// By how much the device call that is longest past its limit is past it; zero if none is. Never waits for a device.
+    /// By how much the device call that is longest past its limit is past it; zero if none is.
+    /// Never waits for a device.
     pub fn longest_overdue(&self) -> Duration {
         self.0.shared.longest_overdue()
     }
 
-    /// An operator asked at `ordered_at` (SIGHUP), the same for all who are given the order: one more login is tried if the token refused our
-    /// PIN, and a lost device is tried at once. Those that share a token share the one try. Never waits.
+    /// An operator asked at `ordered_at` (SIGHUP), the same for all who are given the order: one
+    /// more login is tried if the token refused our PIN, and a lost device is tried at once. Those
+    /// that share a token share the one try. Never waits.
     pub fn retry_login_ordered_at(&self, ordered_at: Instant) {
         self.0.shared.retry_login(ordered_at);
     }
 
-    /// A caller found that a signature is not this key's. A handle that came to name another key looks just like that, so no session signs
-    /// again before it was opened anew and its key compared. Never waits.
+    /// A caller found that a signature is not this key's. A handle that came to name another key
+    /// looks just like that, so no session signs again before it was opened anew and its key
+    /// compared. Never waits.
     pub fn signature_was_wrong(&self) {
         self.0.shared.distrust_sessions();
     }
 
-    /// Refuses new jobs, fails the queued ones with `Stopped`, and waits at most two seconds for those inside the device. True if every
-    /// thread has ended. Blocks.
+    /// Refuses new jobs, fails the queued ones with `Stopped`, and waits at most two seconds for
+    /// those inside the device. True if every thread has ended. Blocks.
     pub fn stop(&self) -> bool {
         self.0.shared.close();
         self.0.shared.wait_until_ended(STOP_WAIT)
@@ -183,7 +219,10 @@ impl Pool {
 
 impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pool").field("uri", &self.uri().to_string()).field("public_key", self.public_key()).finish_non_exhaustive()
+        f.debug_struct("Pool")
+            .field("uri", &self.uri().to_string())
+            .field("public_key", self.public_key())
+            .finish_non_exhaustive()
     }
 }
 
@@ -200,18 +239,41 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let uri = KeyUri::File(directory.path().join("key.pem"));
         FileVault.generate(&uri, KeyKind::P256).unwrap();
-        let pool = Pool::start(uri, PoolOptions { queue: 0, ..PoolOptions::default() }).unwrap();
+        let pool = Pool::start(
+            uri,
+            PoolOptions {
+                queue: 0,
+                ..PoolOptions::default()
+            },
+        )
+        .unwrap();
         let told = Arc::new(AtomicUsize::new(0));
         let submit = || {
             let (told, deadline) = (told.clone(), Instant::now() + Duration::from_secs(60));
-            let job = Job { purpose: Purpose::Leaf, deadline, message: b"to be signed".to_vec() };
+            let job = Job {
+                purpose: Purpose::Leaf,
+                deadline,
+                message: b"to be signed".to_vec(),
+            };
             pool.submit(job, Progress::default(), move |_, _| {
                 told.fetch_add(1, Ordering::SeqCst);
             })
         };
-        assert!(matches!(submit(), Err(SignFailure { error: SignError::Busy(_), .. })));
+        assert!(matches!(
+            submit(),
+            Err(SignFailure {
+                error: SignError::Busy(_),
+                ..
+            })
+        ));
         assert!(pool.stop());
-        assert!(matches!(submit(), Err(SignFailure { error: SignError::Stopped, .. })));
+        assert!(matches!(
+            submit(),
+            Err(SignFailure {
+                error: SignError::Stopped,
+                ..
+            })
+        ));
         assert_eq!(told.load(Ordering::SeqCst), 0);
     }
 }

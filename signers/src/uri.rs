@@ -1,7 +1,8 @@
 //! Names of keys: `pkcs11:` URIs (RFC 7512) and `file:` paths (RFC 8089).
 //!
-//! Parsing is a total function of the text and a base directory: it reads no file and never panics. Secrets are referenced, never inline:
-//! `pin-value` is refused, and no error repeats a value from the text, since it may be a PIN that landed in the wrong place.
+//! Parsing is a total function of the text and a base directory: it reads no file and never panics.
+//! Secrets are referenced, never inline: `pin-value` is refused, and no error repeats a value from
+//! the text, since it may be a PIN that landed in the wrong place.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -20,7 +21,8 @@ pub enum KeyUri {
     File(PathBuf),
 }
 
-/// The attributes of a `pkcs11:` URI that we understand (RFC 7512 §2.3). What is absent matches everything.
+/// The attributes of a `pkcs11:` URI that we understand (RFC 7512 §2.3). What is absent matches
+/// everything.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Pkcs11Uri {
     /// `token`: the token's label.
@@ -49,8 +51,8 @@ pub struct Pkcs11Uri {
 pub struct UriError(String);
 
 impl KeyUri {
-    /// Reads a URI. Relative paths in it count from `base_dir`, which should be absolute for the result to print a URI that means the same
-    /// everywhere.
+    /// Reads a URI. Relative paths in it count from `base_dir`, which should be absolute for the
+    /// result to print a URI that means the same everywhere.
     pub fn parse(text: &str, base_dir: &Path) -> Result<Self, UriError> {
         if text.len() > LONGEST {
             return Err(error(format!("the key URI is longer than {LONGEST} bytes")));
@@ -64,13 +66,14 @@ impl KeyUri {
         }
     }
 
-    /// The URI with nothing secret in it: all of it, because a `KeyUri` cannot hold a PIN. For logs and rows.
+    /// The URI with nothing secret in it: all of it, because a `KeyUri` cannot hold a PIN. For logs
+    /// and rows.
     pub fn without_secrets(&self) -> String {
         self.to_string()
     }
 
-    /// Whether both keys may be in one token, as far as the URIs say: the library is the same, and nothing that both say of the token differs.
-    /// Never so for files.
+    /// Whether both keys may be in one token, as far as the URIs say: the library is the same, and
+    /// nothing that both say of the token differs. Never so for files.
     pub fn may_share_a_token_with(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Pkcs11(one), Self::Pkcs11(other)) => one.may_share_a_token_with(other),
@@ -103,7 +106,9 @@ impl KeyUri {
 impl Pkcs11Uri {
     fn may_share_a_token_with(&self, other: &Self) -> bool {
         fn agree<T: PartialEq>(one: &Option<T>, other: &Option<T>) -> bool {
-            one.as_ref().zip(other.as_ref()).is_none_or(|(one, other)| one == other)
+            one.as_ref()
+                .zip(other.as_ref())
+                .is_none_or(|(one, other)| one == other)
         }
         self.module_path == other.module_path
             && agree(&self.token, &other.token)
@@ -129,7 +134,8 @@ impl Pkcs11Uri {
     }
 }
 
-/// What has been seen so far of a `pkcs11:` URI; absent ones stay `None`, so that a second one is noticed.
+/// What has been seen so far of a `pkcs11:` URI; absent ones stay `None`, so that a second one is
+/// noticed.
 #[derive(Default)]
 struct Attributes {
     token: Option<String>,
@@ -156,47 +162,99 @@ impl Attributes {
             "id" => once(&mut self.id, name, bytes(name, value)?),
             "slot-id" => {
                 let digits = value.bytes().all(|b| b.is_ascii_digit());
-                let number = value.parse().ok().filter(|_| digits).ok_or_else(|| error("slot-id must be a decimal number"))?;
+                let number = value
+                    .parse()
+                    .ok()
+                    .filter(|_| digits)
+                    .ok_or_else(|| error("slot-id must be a decimal number"))?;
                 once(&mut self.slot_id, name, number)
             }
             "type" if value == "private" => once(&mut self.kind, name, ()),
-            "type" => Err(error("type must be \"private\": only a private key can sign")),
-            "module-path" | "pin-source" => Err(error(format!("{name} belongs behind the question mark: pkcs11:…?{name}=…"))),
+            "type" => Err(error(
+                "type must be \"private\": only a private key can sign",
+            )),
+            "module-path" | "pin-source" => Err(error(format!(
+                "{name} belongs behind the question mark: pkcs11:…?{name}=…"
+            ))),
             "pin-value" => Err(error(PIN_VALUE)),
-            other => Err(error(format!("the attribute {} is not supported in a pkcs11: URI", quoted(other)))),
+            other => Err(error(format!(
+                "the attribute {} is not supported in a pkcs11: URI",
+                quoted(other)
+            ))),
         }
     }
 
     fn query_attribute(&mut self, part: &str, base_dir: &Path) -> Result<(), UriError> {
         let (name, value) = name_and_value(part)?;
         match name {
-            "module-path" => once(&mut self.module_path, name, path(name, &bytes(name, value)?, base_dir)?),
+            "module-path" => once(
+                &mut self.module_path,
+                name,
+                path(name, &bytes(name, value)?, base_dir)?,
+            ),
             "pin-source" => {
                 let value = bytes(name, value)?;
                 let source = match value.strip_prefix(b"file:") {
                     Some(rest) => file_path(rest, base_dir, name)?,
-                    None if value.starts_with(b"|") => return Err(error("pin-source must be a file: commands are not run")),
+                    None if value.starts_with(b"|") => {
+                        return Err(error("pin-source must be a file: commands are not run"));
+                    }
                     None => path(name, &value, base_dir)?,
                 };
                 once(&mut self.pin_source, name, source)
             }
-            "module-name" => Err(error("module-name is not supported: give the library's file with module-path=/…")),
+            "module-name" => Err(error(
+                "module-name is not supported: give the library's file with module-path=/…",
+            )),
             "pin-value" => Err(error(PIN_VALUE)),
-            other => Err(error(format!("the attribute {} is not supported in the query of a pkcs11: URI", quoted(other)))),
+            other => Err(error(format!(
+                "the attribute {} is not supported in the query of a pkcs11: URI",
+                quoted(other)
+            ))),
         }
     }
 
     fn finish(self) -> Result<Pkcs11Uri, UriError> {
-        let Self { token, manufacturer, model, serial, slot_id, object, id, kind: _, module_path, pin_source } = self;
+        let Self {
+            token,
+            manufacturer,
+            model,
+            serial,
+            slot_id,
+            object,
+            id,
+            kind: _,
+            module_path,
+            pin_source,
+        } = self;
         let module_path =
             module_path.ok_or_else(|| error("the pkcs11: URI has no module-path: add ?module-path=/…, the library of the device"))?;
-        if token.is_none() && serial.is_none() && slot_id.is_none() && manufacturer.is_none() && model.is_none() {
-            return Err(error("the pkcs11: URI names no token: add token=…, serial=… or slot-id=…"));
+        if token.is_none()
+            && serial.is_none()
+            && slot_id.is_none()
+            && manufacturer.is_none()
+            && model.is_none()
+        {
+            return Err(error(
+                "the pkcs11: URI names no token: add token=…, serial=… or slot-id=…",
+            ));
         }
         if object.is_none() && id.is_none() {
-            return Err(error("the pkcs11: URI names no key: add object=… (its label) or id=…"));
+            return Err(error(
+                "the pkcs11: URI names no key: add object=… (its label) or id=…",
+            ));
         }
-        Ok(Pkcs11Uri { token, manufacturer, model, serial, slot_id, object, id, module_path, pin_source })
+        Ok(Pkcs11Uri {
+            token,
+            manufacturer,
+            model,
+            serial,
+            slot_id,
+            object,
+            id,
+            module_path,
+            pin_source,
+        })
     }
 }
 
@@ -204,13 +262,19 @@ const PIN_VALUE: &str = "pin-value is refused, because a PIN does not belong int
 
 fn strip_scheme<'a>(text: &'a str, scheme: &str) -> Option<&'a str> {
     let head = text.get(..scheme.len())?;
-    head.eq_ignore_ascii_case(scheme).then(|| &text[scheme.len()..])
+    head.eq_ignore_ascii_case(scheme)
+        .then(|| &text[scheme.len()..])
 }
 
 fn name_and_value(part: &str) -> Result<(&str, &str), UriError> {
     match part.split_once('=') {
-        None => Err(error("each attribute of a pkcs11: URI has the form name=value")),
-        Some((name, "")) => Err(error(format!("the attribute {} has no value", quoted(name)))),
+        None => Err(error(
+            "each attribute of a pkcs11: URI has the form name=value",
+        )),
+        Some((name, "")) => Err(error(format!(
+            "the attribute {} has no value",
+            quoted(name)
+        ))),
         Some((name, value)) => Ok((name, value)),
     }
 }
@@ -218,21 +282,34 @@ fn name_and_value(part: &str) -> Result<(&str, &str), UriError> {
 fn once<T>(place: &mut Option<T>, name: &str, value: T) -> Result<(), UriError> {
     match place.replace(value) {
         None => Ok(()),
-        Some(_) => Err(error(format!("the attribute {name} stands twice in the pkcs11: URI"))),
+        Some(_) => Err(error(format!(
+            "the attribute {name} stands twice in the pkcs11: URI"
+        ))),
     }
 }
 
-/// A percent-decoded value; characters that RFC 7512 §2.3 wants encoded are refused, so that a forgotten quote or blank is noticed.
+/// A percent-decoded value; characters that RFC 7512 §2.3 wants encoded are refused, so that a
+/// forgotten quote or blank is noticed.
 fn bytes(name: &str, value: &str) -> Result<Vec<u8>, UriError> {
-    if let Some(c) = value.chars().find(|c| c.is_ascii_control() || " \"#<>\\^`{}".contains(*c)) {
-        return Err(error(format!("the value of {name} holds the character {c:?}, which must be written as %{:02X}", c as u32)));
+    if let Some(c) = value
+        .chars()
+        .find(|c| c.is_ascii_control() || " \"#<>\\^`{}".contains(*c))
+    {
+        return Err(error(format!(
+            "the value of {name} holds the character {c:?}, which must be written as %{:02X}",
+            c as u32
+        )));
     }
-    percent_decoded(value.as_bytes())
-        .ok_or_else(|| error(format!("the value of {name} holds a % that is not followed by two hexadecimal digits")))
+    percent_decoded(value.as_bytes()).ok_or_else(|| {
+        error(format!(
+            "the value of {name} holds a % that is not followed by two hexadecimal digits"
+        ))
+    })
 }
 
 fn text(name: &str, value: &str) -> Result<String, UriError> {
-    String::from_utf8(bytes(name, value)?).map_err(|_| error(format!("the value of {name} is not UTF-8")))
+    String::from_utf8(bytes(name, value)?)
+        .map_err(|_| error(format!("the value of {name} is not UTF-8")))
 }
 
 /// `rest` of a `file:` URI: `/abs`, `///abs` or a relative path, percent-encoded or not.
@@ -242,11 +319,18 @@ fn file_path(rest: &[u8], base_dir: &Path, name: &str) -> Result<PathBuf, UriErr
         Some(behind) if behind.starts_with(b"/") => behind,
         Some(behind) => match behind.strip_prefix(b"localhost/") {
             Some(_) => &behind[b"localhost".len()..],
-            None => return Err(error(format!("the {name} names another host: write file:/… with one slash"))),
+            None => {
+                return Err(error(format!(
+                    "the {name} names another host: write file:/… with one slash"
+                )));
+            }
         },
     };
-    let decoded =
-        percent_decoded(rest).ok_or_else(|| error(format!("the {name} holds a % that is not followed by two hexadecimal digits")))?;
+    let decoded = percent_decoded(rest).ok_or_else(|| {
+        error(format!(
+            "the {name} holds a % that is not followed by two hexadecimal digits"
+        ))
+    })?;
     path(name, &decoded, base_dir)
 }
 
@@ -310,14 +394,32 @@ impl fmt::Display for Pkcs11Uri {
             ("object", &self.object),
         ];
         for (name, value) in texts {
-            parts.extend(value.as_ref().map(|v| format!("{name}={}", percent_encoded(v.as_bytes(), b""))));
+            parts.extend(
+                value
+                    .as_ref()
+                    .map(|v| format!("{name}={}", percent_encoded(v.as_bytes(), b""))),
+            );
         }
-        parts.extend(self.id.as_ref().map(|id| format!("id={}", id.iter().map(|b| format!("%{b:02X}")).collect::<String>())));
+        parts.extend(self.id.as_ref().map(|id| {
+            format!(
+                "id={}",
+                id.iter().map(|b| format!("%{b:02X}")).collect::<String>()
+            )
+        }));
         parts.extend(self.slot_id.map(|id| format!("slot-id={id}")));
-        write!(f, "pkcs11:{}?module-path={}", parts.join(";"), encoded_path(&self.module_path))?;
+        write!(
+            f,
+            "pkcs11:{}?module-path={}",
+            parts.join(";"),
+            encoded_path(&self.module_path)
+        )?;
         match &self.pin_source {
             // Encoded twice, because the value of pin-source is itself a URI.
-            Some(path) => write!(f, "&pin-source=file:{}", percent_encoded(encoded_path(path).as_bytes(), b"/")),
+            Some(path) => write!(
+                f,
+                "&pin-source=file:{}",
+                percent_encoded(encoded_path(path).as_bytes(), b"/")
+            ),
             None => Ok(()),
         }
     }

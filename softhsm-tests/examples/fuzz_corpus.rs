@@ -1,5 +1,6 @@
-//! Writes the cases that fuzzing starts from: of hostile CSRs and tokens two of each family, where they are small; and everything that a
-//! signer process is said, by name. The same seed writes the same files.
+//! Writes the cases that fuzzing starts from: of hostile CSRs and tokens two of each family, where
+//! they are small; and everything that a signer process is said, by name. The same seed writes the
+//! same files.
 //!
 //! `cargo run --release --example fuzz_corpus -- fuzz/corpus`
 
@@ -15,12 +16,26 @@ use softhsm_tests::hostile::{Case, SEED};
 const LARGEST: usize = 4096;
 
 fn main() {
-    let root = std::env::args_os().nth(1).expect("usage: fuzz_corpus DIRECTORY");
-    write(&Path::new(&root).join("csr"), Csrs::new(SEED).take(40 * Csrs::families()));
-    write(&Path::new(&root).join("token"), Tokens::new(SEED, 1_800_000_000).take(40 * Tokens::families()));
-    write_bodies(&Path::new(&root).join("signer_request"), protocol::requests());
+    let root = std::env::args_os()
+        .nth(1)
+        .expect("usage: fuzz_corpus DIRECTORY");
+    write(
+        &Path::new(&root).join("csr"),
+        Csrs::new(SEED).take(40 * Csrs::families()),
+    );
+    write(
+        &Path::new(&root).join("token"),
+        Tokens::new(SEED, 1_800_000_000).take(40 * Tokens::families()),
+    );
+    write_bodies(
+        &Path::new(&root).join("signer_request"),
+        protocol::requests(),
+    );
     write_bodies(&Path::new(&root).join("signer_reply"), protocol::replies());
-    write_bodies(&Path::new(&root).join("guard"), to_be_signed::to_be_signed());
+    write_bodies(
+        &Path::new(&root).join("guard"),
+        to_be_signed::to_be_signed(),
+    );
     write_bodies(&Path::new(&root).join("guard_rules"), to_be_signed::rules());
 }
 
@@ -40,7 +55,8 @@ fn write(directory: &Path, cases: impl Iterator<Item = Case>) {
         *count += 1;
         if *count <= 2 {
             let family = case.family.replace([' ', ','], "-").replace("--", "-");
-            std::fs::write(directory.join(format!("bad-{family}-{count}")), &case.text).expect("writable");
+            std::fs::write(directory.join(format!("bad-{family}-{count}")), &case.text)
+                .expect("writable");
         }
     }
 }

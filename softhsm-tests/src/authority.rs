@@ -1,13 +1,17 @@
-//! A CA made by rcgen, an encoder independent of ours: for issuers on file keys, for client certificates of every shape, and for strangers.
+//! A CA made by rcgen, an encoder independent of ours: for issuers on file keys, for client
+//! certificates of every shape, and for strangers.
 
-#![allow(clippy::disallowed_methods, reason = "tests choose times around the real clock")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests choose times around the real clock"
+)]
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -32,7 +36,10 @@ impl Authority {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("a key");
         let params = ca_params(name, life);
         let certificate = params.self_signed(&key).expect("signed").pem();
-        Self { certificate, issuer: Issuer::new(params, key) }
+        Self {
+            certificate,
+            issuer: Issuer::new(params, key),
+        }
     }
 
     /// An intermediate under this one that ends `life` from now.
@@ -40,15 +47,22 @@ impl Authority {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("a key");
         let params = ca_params(name, life);
         let certificate = params.signed_by(&key, &self.issuer).expect("signed").pem();
-        Self { certificate, issuer: Issuer::new(params, key) }
+        Self {
+            certificate,
+            issuer: Issuer::new(params, key),
+        }
     }
 
-    /// The certificate of an intermediate under this one made anew: the same name and key, ending `life` from now.
+    /// The certificate of an intermediate under this one made anew: the same name and key, ending
+    /// `life` from now.
     pub fn renewed(&self, name: &str, life: Duration, intermediate: &Self) -> Self {
         let key = KeyPair::from_pem(&intermediate.key()).expect("a key");
         let params = ca_params(name, life);
         let certificate = params.signed_by(&key, &self.issuer).expect("signed").pem();
-        Self { certificate, issuer: Issuer::new(params, key) }
+        Self {
+            certificate,
+            issuer: Issuer::new(params, key),
+        }
     }
 
     /// Its certificate, PEM.
@@ -103,7 +117,10 @@ impl Authority {
         params.not_before = (SystemTime::now() - Duration::from_secs(3600)).into();
         params.not_after = end.into();
         params.use_authority_key_identifier_extension = true;
-        Issued { certificate: params.signed_by(&key, &self.issuer).expect("signed").pem(), key: key.serialize_pem() }
+        Issued {
+            certificate: params.signed_by(&key, &self.issuer).expect("signed").pem(),
+            key: key.serialize_pem(),
+        }
     }
 }
 

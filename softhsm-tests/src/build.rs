@@ -25,15 +25,33 @@ pub fn loadgen() -> &'static Path {
 /// `<target>/<profile>`, two above the test's own program.
 fn profile_directory() -> PathBuf {
     let own = std::env::current_exe().expect("a running program has a path");
-    own.ancestors().nth(2).expect("cargo puts tests into <target>/<profile>/deps").to_owned()
+    own.ancestors()
+        .nth(2)
+        .expect("cargo puts tests into <target>/<profile>/deps")
+        .to_owned()
 }
 
 fn cargo_build(package: &str) {
-    let profile = if profile_directory().ends_with("release") { "release" } else { "dev" };
+    let profile = if profile_directory().ends_with("release") {
+        "release"
+    } else {
+        "dev"
+    };
     let status = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--locked", "--profile", profile, "--package", package])
+        .args([
+            "build",
+            "--quiet",
+            "--locked",
+            "--profile",
+            profile,
+            "--package",
+            package,
+        ])
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
-        .env("CARGO_TARGET_DIR", profile_directory().parent().expect("the target directory"))
+        .env(
+            "CARGO_TARGET_DIR",
+            profile_directory().parent().expect("the target directory"),
+        )
         .status()
         .expect("cargo runs");
     assert!(status.success(), "cargo build --package {package} failed");

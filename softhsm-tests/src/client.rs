@@ -1,4 +1,5 @@
-//! An Istio client that can misbehave: any headers, any bytes, any metadata. CSRs come from rcgen, an encoder independent of ours.
+//! An Istio client that can misbehave: any headers, any bytes, any metadata. CSRs come from rcgen,
+//! an encoder independent of ours.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -42,16 +43,23 @@ pub fn tls_later(roots: &str, identity: Option<&Identity<'_>>, by: Duration) -> 
     for root in CertificateDer::pem_slice_iter(roots.as_bytes()) {
         store.add(root.expect("PEM")).expect("a root");
     }
-    let builder = ClientConfig::builder_with_details(Arc::new(rustls::crypto::aws_lc_rs::default_provider()), Arc::new(Ahead(by)))
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_root_certificates(store);
+    let builder = ClientConfig::builder_with_details(
+        Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
+        Arc::new(Ahead(by)),
+    )
+    .with_safe_default_protocol_versions()
+    .expect("versions")
+    .with_root_certificates(store);
     let mut config = match identity {
         None => builder.with_no_client_auth(),
         Some(identity) => {
-            let chain = CertificateDer::pem_slice_iter(identity.chain.as_bytes()).map(|one| one.expect("PEM")).collect();
+            let chain = CertificateDer::pem_slice_iter(identity.chain.as_bytes())
+                .map(|one| one.expect("PEM"))
+                .collect();
             let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).expect("a key");
-            builder.with_client_auth_cert(chain, key).expect("key fits certificate")
+            builder
+                .with_client_auth_cert(chain, key)
+                .expect("key fits certificate")
         }
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
@@ -64,38 +72,64 @@ struct Ahead(Duration);
 
 impl TimeProvider for Ahead {
     fn current_time(&self) -> Option<UnixTime> {
-        Some(UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs()) + self.0))
+        Some(UnixTime::since_unix_epoch(
+            Duration::from_secs(UnixTime::now().as_secs()) + self.0,
+        ))
     }
 }
 
 impl Channel {
     /// Dials; the server is verified as `localhost` against `roots`.
-    pub async fn open(address: SocketAddr, config: ClientConfig) -> Result<Self, tonic::transport::Error> {
+    pub async fn open(
+        address: SocketAddr,
+        config: ClientConfig,
+    ) -> Result<Self, tonic::transport::Error> {
         Self::open_by(Endpoint::from_static("http://localhost"), address, config).await
     }
 
     /// Speaks TLS on a connection that a test has dialled; when it is lost, the channel is.
-    pub async fn over(stream: TcpStream, config: ClientConfig) -> Result<Self, tonic::transport::Error> {
+    pub async fn over(
+        stream: TcpStream,
+        config: ClientConfig,
+    ) -> Result<Self, tonic::transport::Error> {
         stream.set_nodelay(true).expect("a TCP socket");
-        let (connector, stream) = (TlsConnector::from(Arc::new(config)), Arc::new(Mutex::new(Some(stream))));
+        let (connector, stream) = (
+            TlsConnector::from(Arc::new(config)),
+            Arc::new(Mutex::new(Some(stream))),
+        );
         let connect = tower::service_fn(move |_: Uri| {
-            let (connector, stream) = (connector.clone(), stream.lock().expect("unpoisoned").take());
+            let (connector, stream) =
+                (connector.clone(), stream.lock().expect("unpoisoned").take());
             async move {
                 let stream = stream.ok_or(std::io::ErrorKind::NotConnected)?;
                 let name = ServerName::try_from("localhost").expect("a name");
                 Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, stream).await?))
             }
         });
-        Ok(Self::new(Endpoint::from_static("http://localhost").connect_with_connector(connect).await?))
+        Ok(Self::new(
+            Endpoint::from_static("http://localhost")
+                .connect_with_connector(connect)
+                .await?,
+        ))
     }
 
     /// Dials, and pings that often, with calls in flight and without.
-    pub async fn open_with_pings(address: SocketAddr, config: ClientConfig, every: Duration) -> Result<Self, tonic::transport::Error> {
-        let endpoint = Endpoint::from_static("http://localhost").http2_keep_alive_interval(every).keep_alive_while_idle(true);
+    pub async fn open_with_pings(
+        address: SocketAddr,
+        config: ClientConfig,
+        every: Duration,
+    ) -> Result<Self, tonic::transport::Error> {
+        let endpoint = Endpoint::from_static("http://localhost")
+            .http2_keep_alive_interval(every)
+            .keep_alive_while_idle(true);
         Self::open_by(endpoint, address, config).await
     }
 
-    async fn open_by(endpoint: Endpoint, address: SocketAddr, config: ClientConfig) -> Result<Self, tonic::transport::Error> {
+    async fn open_by(
+        endpoint: Endpoint,
+        address: SocketAddr,
+        config: ClientConfig,
+    ) -> Result<Self, tonic::transport::Error> {
         let connector = TlsConnector::from(Arc::new(config));
         let connect = tower::service_fn(move |_: Uri| {
             let connector = connector.clone();
@@ -110,7 +144,11 @@ impl Channel {
     }
 
     fn new(http2: Http2) -> Self {
-        Self(IstioCertificateServiceClient::new(http2).max_encoding_message_size(64 << 20).max_decoding_message_size(64 << 20))
+        Self(
+            IstioCertificateServiceClient::new(http2)
+                .max_encoding_message_size(64 << 20)
+                .max_decoding_message_size(64 << 20),
+        )
     }
 
     /// One call.
@@ -118,13 +156,24 @@ impl Channel {
         let mut request = Request::new(IstioCertificateRequest {
             csr: csr.to_owned(),
             validity_duration: ask.lifetime,
-            metadata: (!ask.metadata.is_empty()).then(|| Struct { fields: ask.metadata.iter().cloned().collect() }),
+            metadata: (!ask.metadata.is_empty()).then(|| Struct {
+                fields: ask.metadata.iter().cloned().collect(),
+            }),
         });
         for (name, value) in &ask.headers {
-            let name = name.parse::<tonic::metadata::MetadataKey<_>>().expect("a header name");
-            request.metadata_mut().append(name, value.parse().expect("a header value"));
+            let name = name
+                .parse::<tonic::metadata::MetadataKey<_>>()
+                .expect("a header name");
+            request
+                .metadata_mut()
+                .append(name, value.parse().expect("a header value"));
         }
-        let IstioCertificateResponse { cert_chain } = self.0.clone().create_certificate(request).await?.into_inner();
+        let IstioCertificateResponse { cert_chain } = self
+            .0
+            .clone()
+            .create_certificate(request)
+            .await?
+            .into_inner();
         Ok(cert_chain)
     }
 }
@@ -159,7 +208,8 @@ impl Ask {
 
     /// One value of metadata more.
     pub fn value(mut self, key: &str, kind: Kind) -> Self {
-        self.metadata.push((key.to_owned(), Value { kind: Some(kind) }));
+        self.metadata
+            .push((key.to_owned(), Value { kind: Some(kind) }));
         self
     }
 
@@ -191,7 +241,9 @@ pub struct Csr {
 impl Csr {
     /// As ztunnel makes it: P-256, empty subject, one URI SAN.
     pub fn ztunnel(uri: &str) -> Self {
-        Self::build(KeyChoice::P256, |params| params.subject_alt_names = vec![SanType::URI(uri.try_into().expect("ASCII"))])
+        Self::build(KeyChoice::P256, |params| {
+            params.subject_alt_names = vec![SanType::URI(uri.try_into().expect("ASCII"))]
+        })
     }
 
     /// As pilot-agent makes it: the subject is a single empty O.
@@ -214,8 +266,15 @@ impl Csr {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         shape(&mut params);
-        let pem = params.serialize_request(&key).expect("a CSR").pem().expect("PEM");
-        Self { pem, key: key.serialize_pem() }
+        let pem = params
+            .serialize_request(&key)
+            .expect("a CSR")
+            .pem()
+            .expect("PEM");
+        Self {
+            pem,
+            key: key.serialize_pem(),
+        }
     }
 
     /// Another CSR for the same key: an ECDSA signature is never the same twice.
@@ -223,13 +282,24 @@ impl Csr {
         let key = KeyPair::from_pem(&self.key).expect("a key");
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        let pem = params.serialize_request(&key).expect("a CSR").pem().expect("PEM");
-        Self { pem, key: self.key.clone() }
+        let pem = params
+            .serialize_request(&key)
+            .expect("a CSR")
+            .pem()
+            .expect("PEM");
+        Self {
+            pem,
+            key: self.key.clone(),
+        }
     }
 
-    /// Made by the `openssl` command in `directory`, for what rcgen refuses to write. `arguments` follow `openssl req -new`.
+    /// Made by the `openssl` command in `directory`, for what rcgen refuses to write. `arguments`
+    /// follow `openssl req -new`.
     pub fn openssl(directory: &Path, arguments: &[&str]) -> Self {
-        let (key, csr) = (directory.join("openssl-csr.key"), directory.join("openssl-csr.pem"));
+        let (key, csr) = (
+            directory.join("openssl-csr.key"),
+            directory.join("openssl-csr.pem"),
+        );
         let status = std::process::Command::new("openssl")
             .args(["req", "-new", "-nodes", "-batch", "-keyout"])
             .arg(&key)
@@ -238,8 +308,15 @@ impl Csr {
             .args(arguments)
             .output()
             .expect("openssl runs");
-        assert!(status.status.success(), "openssl req: {}", String::from_utf8_lossy(&status.stderr));
+        assert!(
+            status.status.success(),
+            "openssl req: {}",
+            String::from_utf8_lossy(&status.stderr)
+        );
         let read = |path| std::fs::read_to_string(path).expect("openssl wrote it");
-        Self { pem: read(csr), key: read(key) }
+        Self {
+            pem: read(csr),
+            key: read(key),
+        }
     }
 }

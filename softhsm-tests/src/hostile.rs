@@ -1,10 +1,13 @@
-//! Hostile CSRs and tokens, generated: the same seed gives the same cases, byte for byte, so that a failure is named by its number.
+//! Hostile CSRs and tokens, generated: the same seed gives the same cases, byte for byte, so that a
+//! failure is named by its number.
 //!
-//! Hostile means that no certificate may follow, and each case is so by construction, never by chance. A hostile CSR is not one DER
-//! PKCS#10 request within the limits, or its key is of no accepted kind and size, or its own key did not sign exactly its content. A
-//! hostile token is not the exact text of a token that a configured issuer's key signed, or what that key did sign is expired, not yet
-//! valid, for somebody else, or malformed in a claim that counts. What is only odd (an attribute nobody knows, a claim nobody reads,
-//! white space in PEM) and honestly signed is not hostile and is not made here: nothing of it reaches a certificate.
+//! Hostile means that no certificate may follow, and each case is so by construction, never by
+//! chance. A hostile CSR is not one DER PKCS#10 request within the limits, or its key is of no
+//! accepted kind and size, or its own key did not sign exactly its content. A hostile token is not
+//! the exact text of a token that a configured issuer's key signed, or what that key did sign is
+//! expired, not yet valid, for somebody else, or malformed in a claim that counts. What is only odd
+//! (an attribute nobody knows, a claim nobody reads, white space in PEM) and honestly signed is not
+//! hostile and is not made here: nothing of it reaches a certificate.
 //!
 //! `protocol` and `to_be_signed` are what a signer process meets, written out one by one.
 
@@ -46,8 +49,13 @@ fn size(random: &mut fastrand::Rng, most: u32) -> usize {
     floor + random.usize(..floor)
 }
 
-/// Edits bytes at one to four places until they are not what they were: replace, insert, remove, cut, repeat a stretch.
-fn edited(random: &mut fastrand::Rng, original: &[u8], byte: impl Fn(&mut fastrand::Rng) -> u8) -> Vec<u8> {
+/// Edits bytes at one to four places until they are not what they were: replace, insert, remove,
+/// cut, repeat a stretch.
+fn edited(
+    random: &mut fastrand::Rng,
+    original: &[u8],
+    byte: impl Fn(&mut fastrand::Rng) -> u8,
+) -> Vec<u8> {
     loop {
         let mut bytes = original.to_vec();
         for _ in 0..random.usize(1..=4) {

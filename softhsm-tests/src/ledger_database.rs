@@ -1,5 +1,5 @@
-//! A ledger's database on a throw-away PostgreSQL server: migrated by the real program, with a login for the daemons that has only the
-//! application's rights.
+//! A ledger's database on a throw-away PostgreSQL server: migrated by the real program, with a
+//! login for the daemons that has only the application's rights.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,7 +34,11 @@ impl<'a> LedgerDatabase<'a> {
 
     /// In a database that is there and empty.
     pub fn named(cluster: &'a Cluster, name: String) -> Self {
-        let database = Self { cluster, name, logins: AtomicU64::new(0) };
+        let database = Self {
+            cluster,
+            name,
+            logins: AtomicU64::new(0),
+        };
         database.migrate();
         database
     }
@@ -42,8 +46,15 @@ impl<'a> LedgerDatabase<'a> {
     /// `ca-server migrate`, as the superuser.
     pub fn migrate(&self) {
         let mut migrate = Command::new(super::build::ca_server());
-        let output = migrate.args(["migrate", "--ledger", &self.superuser_url()]).output().expect("ca-server runs");
-        assert!(output.status.success(), "migrate: {}", String::from_utf8_lossy(&output.stderr));
+        let output = migrate
+            .args(["migrate", "--ledger", &self.superuser_url()])
+            .output()
+            .expect("ca-server runs");
+        assert!(
+            output.status.success(),
+            "migrate: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 
     /// The way to it for the superuser, who may migrate it.
@@ -58,8 +69,15 @@ impl<'a> LedgerDatabase<'a> {
 
     /// A new login with the application's rights.
     pub fn login(&self) -> String {
-        let login = format!("{}_daemon_{}", self.name, self.logins.fetch_add(1, Ordering::Relaxed));
-        self.psql(&format!("CREATE ROLE {login} LOGIN IN ROLE {}_application", self.name));
+        let login = format!(
+            "{}_daemon_{}",
+            self.name,
+            self.logins.fetch_add(1, Ordering::Relaxed)
+        );
+        self.psql(&format!(
+            "CREATE ROLE {login} LOGIN IN ROLE {}_application",
+            self.name
+        ));
         login
     }
 
@@ -85,14 +103,21 @@ impl<'a> LedgerDatabase<'a> {
 
     /// How many sessions a login has.
     pub fn sessions(&self, login: &str) -> usize {
-        let counted = self.psql(&format!("SELECT count(*) FROM pg_stat_activity WHERE usename = '{login}'"));
+        let counted = self.psql(&format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE usename = '{login}'"
+        ));
         counted.parse().expect("a number")
     }
 
     /// Ends all sessions of a login, and waits until they are gone.
     pub fn end_sessions(&self, login: &str) {
         // 5 s for each; true if the session is gone.
-        let ended = self.psql(&format!("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = '{login}'"));
-        assert!(!ended.is_empty() && ended.lines().all(|gone| gone == "t"), "not ended: {ended:?}");
+        let ended = self.psql(&format!(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = '{login}'"
+        ));
+        assert!(
+            !ended.is_empty() && ended.lines().all(|gone| gone == "t"),
+            "not ended: {ended:?}"
+        );
     }
 }

@@ -1,7 +1,9 @@
-//! Whole-system stories need a whole system: real tokens, a real ledger, real TLS and the real binary in a process of its own.
+//! Whole-system stories need a whole system: real tokens, a real ledger, real TLS and the real
+//! binary in a process of its own.
 //!
-//! `TestCa` starts one daemon over its own SoftHSM tokens (or a file key), speaks Istio's call to it, and after each story `check`
-//! re-reads the ledger and compares it with what clients received and what the device signed.
+//! `TestCa` starts one daemon over its own SoftHSM tokens (or a file key), speaks Istio's call to
+//! it, and after each story `check` re-reads the ledger and compares it with what clients received
+//! and what the device signed.
 
 pub mod authority;
 pub mod build;
@@ -34,5 +36,7 @@ pub fn crypto() {
 /// Prints also for a test that passes: figures belong into the output of `./run-tests`.
 pub fn tell(line: &str) {
     // Written past the capture of the test harness, in one piece.
-    std::io::stdout().write_all(format!("{line}\n").as_bytes()).expect("written");
+    std::io::stdout()
+        .write_all(format!("{line}\n").as_bytes())
+        .expect("written");
 }

@@ -1,4 +1,5 @@
-//! Clients that call without a pause, each on a connection of its own, and an account of what became of every call.
+//! Clients that call without a pause, each on a connection of its own, and an account of what
+//! became of every call.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -49,7 +50,12 @@ impl Load {
         });
         let (config, ask) = (tls(&ca.roots(), None), Ask::bearer(&ca.token()));
         let clients = (0..clients).map(|client| {
-            let (shared, config, ask, received) = (shared.clone(), config.clone(), ask.clone(), ca.received_here());
+            let (shared, config, ask, received) = (
+                shared.clone(),
+                config.clone(),
+                ask.clone(),
+                ca.received_here(),
+            );
             tokio::spawn(async move {
                 let mut turn = client;
                 while !shared.stop.load(Ordering::Relaxed) {
@@ -60,7 +66,8 @@ impl Load {
                         continue;
                     };
                     while !shared.stop.load(Ordering::Relaxed) {
-                        // Each another one: the daemon answers the same within a minute with the certificate that is there.
+                        // Each another one: the daemon answers the same within a minute with the
+                        // certificate that is there.
                         let csr = Csr::pilot_agent(KeyChoice::P256, super::daemon::DEMO).pem;
                         match channel.call(&csr, &ask).await {
                             Ok(chain) => {
@@ -107,25 +114,35 @@ impl Load {
 
     /// Whether the last answers of every client, so many, were no certificate.
     pub fn all_in_vain(&self, answers: usize) -> bool {
-        self.shared.in_vain.iter().all(|client| client.load(Ordering::Relaxed) >= answers)
+        self.shared
+            .in_vain
+            .iter()
+            .all(|client| client.load(Ordering::Relaxed) >= answers)
     }
 
     /// Whether the last answer of every client was a certificate.
     pub fn all_served(&self) -> bool {
-        self.shared.in_vain.iter().all(|client| client.load(Ordering::Relaxed) == 0)
+        self.shared
+            .in_vain
+            .iter()
+            .all(|client| client.load(Ordering::Relaxed) == 0)
     }
 
     /// Waits until so many more certificates have been received.
     pub async fn until_issued(&self, ca: &TestCa, more: usize) {
         let goal = self.issued() + more;
-        ca.until("issued under load", || async { self.issued() >= goal }).await;
+        ca.until("issued under load", || async { self.issued() >= goal })
+            .await;
     }
 
     /// Waits for the calls under way and ends.
     pub async fn stop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         for client in self.clients.drain(..) {
-            tokio::time::timeout(PATIENCE, client).await.expect("a call never ended").expect("no client fell over");
+            tokio::time::timeout(PATIENCE, client)
+                .await
+                .expect("a call never ended")
+                .expect("no client fell over");
         }
     }
 }
@@ -156,7 +173,14 @@ impl Shared {
         if answered {
             sources.push(format!("{:?}", status.code()));
         }
-        let (counts, why) = (if answered { &self.refused } else { &self.unanswered }, sources.join(": "));
+        let (counts, why) = (
+            if answered {
+                &self.refused
+            } else {
+                &self.unanswered
+            },
+            sources.join(": "),
+        );
         *counts.lock().expect("unpoisoned").entry(why).or_default() += 1;
         answered
     }

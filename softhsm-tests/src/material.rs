@@ -1,4 +1,5 @@
-//! Keys, tokens and certificates of a CA, made once per test process by the real quickstart and copied for each test.
+//! Keys, tokens and certificates of a CA, made once per test process by the real quickstart and
+//! copied for each test.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,10 +19,13 @@ impl Material {
         Self::copied_to(tempfile::tempdir().expect("a temporary directory"))
     }
 
-    /// A fresh copy in memory, where the machine has such a file system: for stories in which only the device is slow, while a disk that others
-    /// write to may take seconds for a commit.
+    /// A fresh copy in memory, where the machine has such a file system: for stories in which only
+    /// the device is slow, while a disk that others write to may take seconds for a commit.
     pub fn in_memory() -> Self {
-        Self::copied_to(tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().expect("a temporary directory")))
+        Self::copied_to(
+            tempfile::tempdir_in("/dev/shm")
+                .unwrap_or_else(|_| tempfile::tempdir().expect("a temporary directory")),
+        )
     }
 
     fn copied_to(directory: TempDir) -> Self {
@@ -31,7 +35,11 @@ impl Material {
         let rewritten = |name: &str| {
             let path = directory.path().join(name);
             let text = fs::read_to_string(&path).expect("quickstart wrote it");
-            fs::write(&path, text.replace(text_of(template), text_of(directory.path()))).expect("writable");
+            fs::write(
+                &path,
+                text.replace(text_of(template), text_of(directory.path())),
+            )
+            .expect("writable");
         };
         rewritten("softhsm2.conf");
         rewritten("ca.toml");
@@ -58,7 +66,13 @@ impl Material {
         Command::new("pkcs11-tool")
             .arg("--module")
             .arg(signers::pkcs11::find_softhsm().expect("SoftHSM is installed by ./run-tests"))
-            .args(["--token-label", token, "--login", "--pin", "env:CA_TEST_PIN"])
+            .args([
+                "--token-label",
+                token,
+                "--login",
+                "--pin",
+                "env:CA_TEST_PIN",
+            ])
             .args(arguments)
             .env("CA_TEST_PIN", self.read(&format!("{token}.pin")).trim())
             .env("SOFTHSM2_CONF", self.file("softhsm2.conf"))
@@ -81,14 +95,32 @@ impl Default for Material {
 fn make_template() -> TempDir {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let output = Command::new(super::build::ca_server())
-        .args(["quickstart", "--once", "--csr-port", "0", "--monitoring-port", "0", "--dir"])
+        .args([
+            "quickstart",
+            "--once",
+            "--csr-port",
+            "0",
+            "--monitoring-port",
+            "0",
+            "--dir",
+        ])
         .arg(directory.path().join("var"))
         .output()
         .expect("ca-server runs");
-    assert!(output.status.success(), "quickstart: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "quickstart: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let var = directory.path().join("var");
-    for name in fs::read_dir(&var).expect("there").map(|entry| entry.expect("readable").path()) {
-        if name.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ledger.db")) {
+    for name in fs::read_dir(&var)
+        .expect("there")
+        .map(|entry| entry.expect("readable").path())
+    {
+        if name
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with("ledger.db"))
+        {
             fs::remove_file(name).expect("removable");
         }
     }

@@ -1,4 +1,5 @@
-//! A network between a daemon and its database that fails on command: each connection is passed on byte by byte until then.
+//! A network between a daemon and its database that fails on command: each connection is passed on
+//! byte by byte until then.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -43,7 +44,11 @@ impl Proxy {
     pub async fn before(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
-        let shared = Arc::new(Shared { command: AtomicU8::new(NOTHING), cuts: AtomicUsize::new(0), silent: watch::channel(false).0 });
+        let shared = Arc::new(Shared {
+            command: AtomicU8::new(NOTHING),
+            cuts: AtomicUsize::new(0),
+            silent: watch::channel(false).0,
+        });
         let accepting = tokio::spawn({
             let shared = shared.clone();
             async move {
@@ -57,7 +62,11 @@ impl Proxy {
                 }
             }
         });
-        Self { address, shared, accepting }
+        Self {
+            address,
+            shared,
+            accepting,
+        }
     }
 
     /// Where daemons connect.
@@ -92,7 +101,8 @@ impl Drop for Proxy {
     }
 }
 
-/// Passes both directions on until one of them ends or the connection is cut: then both streams are dropped.
+/// Passes both directions on until one of them ends or the connection is cut: then both streams are
+/// dropped.
 async fn pass(client: TcpStream, server: TcpStream, shared: &Shared) {
     let (taken, mut watched) = watch::channel(false);
     let (mut from_client, mut to_client) = client.into_split();

@@ -17,10 +17,14 @@ pub struct Minter {
 impl Minter {
     /// The issuer whose key and name the quickstart left in `directory`.
     pub fn of(directory: &Path) -> Self {
-        let read = |name: &str| std::fs::read(directory.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let read = |name: &str| {
+            std::fs::read(directory.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+        };
         let jwks: Value = serde_json::from_slice(&read("jwks.json")).expect("JSON");
         let demo = String::from_utf8(read("demo.token")).expect("text");
-        let payload = BASE64_URL_SAFE_NO_PAD.decode(demo.trim().split('.').nth(1).expect("a JWT")).expect("base64url");
+        let payload = BASE64_URL_SAFE_NO_PAD
+            .decode(demo.trim().split('.').nth(1).expect("a JWT"))
+            .expect("base64url");
         let payload: Value = serde_json::from_slice(&payload).expect("JSON");
         Self {
             key: EncodingKey::from_rsa_pem(&read("jwt-issuer.key")).expect("PKCS#8"),
@@ -31,7 +35,11 @@ impl Minter {
 
     /// Another issuer with a key of its own. `jwks` is what to write where the daemon reads it.
     pub fn with_key(issuer: &str, key_id: &str, pkcs8_pem: &str) -> Self {
-        Self { key: EncodingKey::from_rsa_pem(pkcs8_pem.as_bytes()).expect("PKCS#8"), key_id: key_id.to_owned(), issuer: issuer.to_owned() }
+        Self {
+            key: EncodingKey::from_rsa_pem(pkcs8_pem.as_bytes()).expect("PKCS#8"),
+            key_id: key_id.to_owned(),
+            issuer: issuer.to_owned(),
+        }
     }
 
     /// `iss`.
@@ -46,7 +54,10 @@ impl Minter {
 
     /// Good claims for an account: audience `istio-ca`, an hour to live.
     pub fn claims(&self, namespace: &str, account: &str) -> Value {
-        let now = time::OffsetDateTime::UNIX_EPOCH + std::time::SystemTime::UNIX_EPOCH.elapsed().expect("after 1970");
+        let now = time::OffsetDateTime::UNIX_EPOCH
+            + std::time::SystemTime::UNIX_EPOCH
+                .elapsed()
+                .expect("after 1970");
         let now = now.unix_timestamp();
         let mut id = [0; 8];
         aws_lc_rs::rand::fill(&mut id).expect("randomness");
@@ -77,5 +88,10 @@ impl Minter {
 /// A token of this header and these claims with any bytes as its signature.
 pub fn forged(header: &Value, claims: &Value, signature: &[u8]) -> String {
     let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
-    format!("{}.{}.{}", part(header), part(claims), BASE64_URL_SAFE_NO_PAD.encode(signature))
+    format!(
+        "{}.{}.{}",
+        part(header),
+        part(claims),
+        BASE64_URL_SAFE_NO_PAD.encode(signature)
+    )
 }

@@ -1,5 +1,5 @@
-//! Files in the ledger what becomes of the tokens: a row for each change of a token's state, so that an auditor sees an outage beside the
-//! intents that it failed.
+//! Files in the ledger what becomes of the tokens: a row for each change of a token's state, so
+//! that an auditor sees an outage beside the intents that it failed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +14,8 @@ use crate::store::ledger::DeviceFacts;
 /// How often the tokens are looked at. What is over sooner is counted by the metrics alone.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Looks in a row before a state is filed in which it signs: sessions that open one after the other are no event.
+/// Looks in a row before a state is filed in which it signs: sessions that open one after the other
+/// are no event.
 const LOOKS: u32 = 5;
 
 /// A token: its issuer, its place among that issuer's keys, the key's URI.
@@ -30,13 +31,28 @@ struct Seen {
 
 impl Seen {
     /// One that has just been opened is well until it is not.
-    const NEW: Self = Self { filed: Condition::Healthy, last: Condition::Healthy, looks: 0 };
+    const NEW: Self = Self {
+        filed: Condition::Healthy,
+        last: Condition::Healthy,
+        looks: 0,
+    };
 
     /// What is known after another look, and whether that is an event.
     fn again(self, now: Condition) -> (Self, bool) {
-        let looks = if now == self.last { self.looks.saturating_add(1) } else { 1 };
+        let looks = if now == self.last {
+            self.looks.saturating_add(1)
+        } else {
+            1
+        };
         let event = now != self.filed && (looks >= LOOKS || !now.signs());
-        (Self { filed: if event { now } else { self.filed }, last: now, looks }, event)
+        (
+            Self {
+                filed: if event { now } else { self.filed },
+                last: now,
+                looks,
+            },
+            event,
+        )
     }
 }
 
@@ -55,10 +71,16 @@ fn look(daemon: &Daemon, before: &HashMap<Token, Seen>) -> HashMap<Token, Seen> 
     let snapshot = daemon.pipeline.snapshot();
     let mut seen = HashMap::new();
     for issuer in &snapshot.issuers.0 {
-        let Some(signer) = &issuer.signer else { continue };
+        let Some(signer) = &issuer.signer else {
+            continue;
+        };
         for (number, health) in signer.health().tokens.into_iter().enumerate() {
             let token = (issuer.chain.id().to_owned(), number, health.uri.clone());
-            let (now, event) = before.get(&token).copied().unwrap_or(Seen::NEW).again(health.condition);
+            let (now, event) = before
+                .get(&token)
+                .copied()
+                .unwrap_or(Seen::NEW)
+                .again(health.condition);
             if event {
                 daemon.ledger.device(DeviceFacts {
                     issuer: issuer.chain.id().to_owned(),
@@ -87,10 +109,20 @@ mod tests {
             seen = after;
             event
         };
-        assert!(!look(Condition::Degraded) && !look(Condition::Healthy), "sessions were opening");
-        assert!(look(Condition::Reconnecting) && !look(Condition::Reconnecting), "once");
+        assert!(
+            !look(Condition::Degraded) && !look(Condition::Healthy),
+            "sessions were opening"
+        );
+        assert!(
+            look(Condition::Reconnecting) && !look(Condition::Reconnecting),
+            "once"
+        );
         assert!(!look(Condition::Degraded) && !look(Condition::Healthy));
-        assert_eq!((0..8).filter(|_| look(Condition::Healthy)).count(), 1, "it is back");
+        assert_eq!(
+            (0..8).filter(|_| look(Condition::Healthy)).count(),
+            1,
+            "it is back"
+        );
         assert!(look(Condition::LockedOut));
     }
 }

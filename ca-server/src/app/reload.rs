@@ -1,4 +1,5 @@
-//! SIGHUP: read, validate everything, file what is in force from now on, then swap. A bad file changes nothing.
+//! SIGHUP: read, validate everything, file what is in force from now on, then swap. A bad file
+//! changes nothing.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,22 +24,46 @@ impl Daemon {
         let mut in_force = self.config.lock().await;
         let config = Config::load(&in_force.path, self.clock.now()).map_err(Exit::config)?;
         if let Some(key) = in_force.needs_restart(&config) {
-            return Err(Exit::config(format_args!("`{key}` has changed, which needs a restart")));
+            return Err(Exit::config(format_args!(
+                "`{key}` has changed, which needs a restart"
+            )));
         }
         if let Some(id) = in_force.reused_issuer_id(&config) {
-            return Err(Exit::config(format_args!("issuer {id} has another key than before; give a new issuing key a new id")));
+            return Err(Exit::config(format_args!(
+                "issuer {id} has another key than before; give a new issuing key a new id"
+            )));
         }
         let before = self.pipeline.snapshot();
-        // One order, so that several issuers in one token cost one try of their PIN, and what is started now has had its own.
+        // One order, so that several issuers in one token cost one try of their PIN, and what is
+        // started now has had its own.
         let ordered = Instant::now();
-        let parts = snapshot::build(&config, &self.metrics, self.clock.now(), ordered, Some(&before)).await?;
-        let tls = tls::server_config(self.serving.clone(), parts.verifier).map_err(|error| Exit::config(format_args!("TLS: {error}")))?;
-        let recorded = self.ledger.reloaded(snapshot::facts(&config), config.digest).await;
-        recorded.map_err(|refusal| Exit::missing(format_args!("the reload cannot be recorded: {refusal}")))?;
+        let parts = snapshot::build(
+            &config,
+            &self.metrics,
+            self.clock.now(),
+            ordered,
+            Some(&before),
+        )
+        .await?;
+        let tls = tls::server_config(self.serving.clone(), parts.verifier)
+            .map_err(|error| Exit::config(format_args!("TLS: {error}")))?;
+        let recorded = self
+            .ledger
+            .reloaded(snapshot::facts(&config), config.digest)
+            .await;
+        recorded.map_err(|refusal| {
+            Exit::missing(format_args!("the reload cannot be recorded: {refusal}"))
+        })?;
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
-        for signer in parts.snapshot.issuers.0.iter().filter_map(|issuer| issuer.signer.as_ref()) {
+        for signer in parts
+            .snapshot
+            .issuers
+            .0
+            .iter()
+            .filter_map(|issuer| issuer.signer.as_ref())
+        {
             signer.retry_login_ordered_at(ordered);
         }
         snapshot::show(&self.metrics, &parts.snapshot);
@@ -54,7 +79,11 @@ impl Daemon {
     /// Ends every signer's threads, so that none is inside a module when the process exits.
     pub(super) async fn stop_signers(&self) {
         let snapshot = self.pipeline.snapshot();
-        let signers = snapshot.issuers.0.iter().filter_map(|issuer| issuer.signer.clone());
+        let signers = snapshot
+            .issuers
+            .0
+            .iter()
+            .filter_map(|issuer| issuer.signer.clone());
         let stopping = signers.map(|signer| tokio::task::spawn_blocking(move || signer.stop()));
         futures_util::future::join_all(stopping).await;
     }

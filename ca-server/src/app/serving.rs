@@ -1,5 +1,5 @@
-//! Keeps the daemon's own serving certificate fresh: issued by its own issuer through the pipeline, recorded like any other, renewed at
-//! half life, and swapped with no connection dropped.
+//! Keeps the daemon's own serving certificate fresh: issued by its own issuer through the pipeline,
+//! recorded like any other, renewed at half life, and swapped with no connection dropped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -61,25 +61,45 @@ async fn wait(daemon: &Daemon, half_life: Timestamp) {
     }
 }
 
-/// One serving certificate, with a fresh key that never leaves this process. Returns when to renew it.
+/// One serving certificate, with a fresh key that never leaves this process. Returns when to renew
+/// it.
 async fn renew(daemon: &Daemon) -> Result<Timestamp, Refusal> {
-    let internal = |error: &dyn std::fmt::Display| Refusal::new(Reason::Internal, format_args!("serving key: {error}"));
-    let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).map_err(|error| internal(&error))?;
-    let spki: PublicKeyX509Der<'_> = key.public_key().as_der().map_err(|error| internal(&error))?;
+    let internal = |error: &dyn std::fmt::Display| {
+        Refusal::new(Reason::Internal, format_args!("serving key: {error}"))
+    };
+    let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING)
+        .map_err(|error| internal(&error))?;
+    let spki: PublicKeyX509Der<'_> = key
+        .public_key()
+        .as_der()
+        .map_err(|error| internal(&error))?;
     let subject_key = SubjectKey::from_spki(spki.as_ref()).map_err(|error| internal(&error))?;
     let pkcs8 = key.to_pkcs8v1().map_err(|error| internal(&error))?;
     let pkcs8 = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8.as_ref().to_vec()));
-    let signing_key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&pkcs8).map_err(|error| internal(&error))?;
+    let signing_key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&pkcs8)
+        .map_err(|error| internal(&error))?;
 
     let now = daemon.clock.now();
     let deadline = Instant::now() + daemon.call_timeout;
-    let issued = daemon.pipeline.issue_serving(&daemon.names, subject_key, fresh_request_id(now), deadline).await?;
+    let issued = daemon
+        .pipeline
+        .issue_serving(&daemon.names, subject_key, fresh_request_id(now), deadline)
+        .await?;
     let (certificate, draft) = (issued.certificate(), issued.draft());
-    let above = draft.issuer().intermediates().iter().map(|der| CertificateDer::from(der.clone()));
-    let chain = std::iter::once(CertificateDer::from(certificate.der().to_vec())).chain(above).collect();
+    let above = draft
+        .issuer()
+        .intermediates()
+        .iter()
+        .map(|der| CertificateDer::from(der.clone()));
+    let chain = std::iter::once(CertificateDer::from(certificate.der().to_vec()))
+        .chain(above)
+        .collect();
     daemon.serving.swap(CertifiedKey::new(chain, signing_key));
     let ends = draft.validity().1;
-    daemon.serving_ends.0.store(ends.micros(), Ordering::Relaxed);
+    daemon
+        .serving_ends
+        .0
+        .store(ends.micros(), Ordering::Relaxed);
     daemon.metrics.serving_ends(ends);
     tracing::info!(serial = %draft.serial(), %ends, "serving certificate in force");
     Ok(now.plus(ends.since(now) / 2))

@@ -27,7 +27,8 @@ pub(super) struct Parts {
     pub verifier: Arc<dyn ClientCertVerifier>,
 }
 
-/// Begins to open, and checks, everything that the config names; nothing is in force yet. It was ordered at `ordered`, which counts for PINs.
+/// Begins to open, and checks, everything that the config names; nothing is in force yet. It was
+/// ordered at `ordered`, which counts for PINs.
 pub(super) async fn build(
     config: &Config,
     metrics: &Arc<Metrics>,
@@ -36,10 +37,18 @@ pub(super) async fn build(
     before: Option<&Snapshot>,
 ) -> Result<Parts, Exit> {
     let issuers = signers::open(config, metrics, now, ordered, before).await?;
-    let roots = config.issuers.iter().flat_map(|issuer| issuer.chain.roots().iter().map(Vec::as_slice));
-    let certificates = ClientCertificates::new(roots, config.trust_domains.clone()).map_err(Exit::config)?;
+    let roots = config
+        .issuers
+        .iter()
+        .flat_map(|issuer| issuer.chain.roots().iter().map(Vec::as_slice));
+    let certificates =
+        ClientCertificates::new(roots, config.trust_domains.clone()).map_err(Exit::config)?;
     let verifier = certificates.verifier();
-    let tokens = Tokens::new(token_issuers(config, now)?, config.cluster_id.clone(), config.trust_domains.own.clone());
+    let tokens = Tokens::new(
+        token_issuers(config, now)?,
+        config.cluster_id.clone(),
+        config.trust_domains.own.clone(),
+    );
     let choice = |(issuer, config): (&Issuer, &IssuerConfig)| Choice {
         chain: issuer.chain.clone(),
         active: issuer.signer.is_some(),
@@ -58,8 +67,14 @@ pub(super) async fn build(
 
 /// What the ledger's first rows, and those of each reload, say of keys and certificates.
 pub(super) fn facts(config: &Config) -> Vec<StartFact> {
-    let transcripts: BTreeSet<_> = config.issuers.iter().filter_map(|issuer| issuer.transcript).collect();
-    let ceremonies = transcripts.into_iter().map(|digest| StartFact::Ceremony { digest });
+    let transcripts: BTreeSet<_> = config
+        .issuers
+        .iter()
+        .filter_map(|issuer| issuer.transcript)
+        .collect();
+    let ceremonies = transcripts
+        .into_iter()
+        .map(|digest| StartFact::Ceremony { digest });
     let issuers = config.issuers.iter().map(|issuer| StartFact::Issuer {
         id: issuer.chain.id().to_owned(),
         chain: issuer.chain.chain().to_vec(),
@@ -71,8 +86,14 @@ pub(super) fn facts(config: &Config) -> Vec<StartFact> {
 
 fn token_issuers(config: &Config, now: Timestamp) -> Result<Vec<TokenIssuer>, Exit> {
     let open = |jwt: &crate::config::JwtConfig| {
-        let jwks = Jwks::open(&jwt.jwks, jwt.refresh.max(Duration::from_secs(1)), now).map_err(Exit::config)?;
-        Ok(TokenIssuer { issuer: jwt.issuer.clone(), audiences: jwt.audiences.clone(), cluster: jwt.cluster_id.clone(), jwks })
+        let jwks = Jwks::open(&jwt.jwks, jwt.refresh.max(Duration::from_secs(1)), now)
+            .map_err(Exit::config)?;
+        Ok(TokenIssuer {
+            issuer: jwt.issuer.clone(),
+            audiences: jwt.audiences.clone(),
+            cluster: jwt.cluster_id.clone(),
+            jwks,
+        })
     };
     config.jwt.iter().map(open).collect()
 }
@@ -80,15 +101,25 @@ fn token_issuers(config: &Config, now: Timestamp) -> Result<Vec<TokenIssuer>, Ex
 /// Every root once, in the config's order, so that the default issuer's comes first.
 fn bundle(issuers: &[IssuerConfig]) -> Arc<str> {
     let mut seen = BTreeSet::new();
-    let roots = issuers.iter().flat_map(|issuer| issuer.chain.roots()).filter(|root| seen.insert(*root));
-    roots.map(|root| pem::certificate(root)).collect::<String>().into()
+    let roots = issuers
+        .iter()
+        .flat_map(|issuer| issuer.chain.roots())
+        .filter(|root| seen.insert(*root));
+    roots
+        .map(|root| pem::certificate(root))
+        .collect::<String>()
+        .into()
 }
 
 /// Tells the metrics what is in force now.
 pub(super) fn show(metrics: &Metrics, snapshot: &Snapshot) {
     metrics.forget_issuers();
     for issuer in &snapshot.issuers.0 {
-        metrics.issuer_ends(issuer.chain.id(), issuer.chain.issuing_ends(), issuer.chain.root_ends());
+        metrics.issuer_ends(
+            issuer.chain.id(),
+            issuer.chain.issuing_ends(),
+            issuer.chain.root_ends(),
+        );
         if let Some(signer) = &issuer.signer {
             metrics.signer_kind(issuer.chain.id(), signer.kind());
         }

@@ -1,4 +1,6 @@
-use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose,
+};
 
 use super::*;
 
@@ -31,7 +33,11 @@ async fn server(directory: &std::path::Path) -> Server {
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let key = KeyPair::generate().unwrap();
-    std::fs::write(directory.join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+    std::fs::write(
+        directory.join("ca.pem"),
+        params.self_signed(&key).unwrap().pem(),
+    )
+    .unwrap();
     std::fs::write(directory.join("ca.key"), key.serialize_pem()).unwrap();
     std::fs::set_permissions(directory.join("ca.key"), PermissionsExt::from_mode(0o600)).unwrap();
     std::fs::write(directory.join("ca.toml"), CONFIG).unwrap();
@@ -48,17 +54,28 @@ type PartOf = fn(&Server) -> tokio::task::AbortHandle;
 async fn a_part_of_the_daemon_that_ends_ends_it_with_a_status_that_its_unit_starts_again() {
     let parts: [(&str, PartOf); 4] = [
         ("CSR listener", |server| server.csr.abort_handle()),
-        ("monitoring listener", |server| server.monitoring.abort_handle()),
-        ("renewal of the serving certificate", |server| server.renewal.abort_handle()),
-        ("watch over the devices", |server| server.devices.abort_handle()),
+        ("monitoring listener", |server| {
+            server.monitoring.abort_handle()
+        }),
+        ("renewal of the serving certificate", |server| {
+            server.renewal.abort_handle()
+        }),
+        ("watch over the devices", |server| {
+            server.devices.abort_handle()
+        }),
     ];
     for (name, part) in parts {
         let directory = tempfile::tempdir().unwrap();
         let server = server(directory.path()).await;
         part(&server).abort();
-        let ended = tokio::time::timeout(Duration::from_secs(60), server.run()).await.expect("it does not go on without it");
+        let ended = tokio::time::timeout(Duration::from_secs(60), server.run())
+            .await
+            .expect("it does not go on without it");
         let exit = ended.unwrap_err();
-        assert!(exit.code() == 3 && exit.to_string().contains(name), "{name}: {exit}");
+        assert!(
+            exit.code() == 3 && exit.to_string().contains(name),
+            "{name}: {exit}"
+        );
     }
 }
 
@@ -68,7 +85,15 @@ async fn a_ledger_writer_that_ends_ends_the_daemon() {
     let server = server(directory.path()).await;
     // What it does when it is told so, it might do by a fault.
     server.daemon.ledger.shutdown().await;
-    let ended = tokio::time::timeout(Duration::from_secs(60), server.run()).await.expect("it does not go on without a writer");
+    let ended = tokio::time::timeout(Duration::from_secs(60), server.run())
+        .await
+        .expect("it does not go on without a writer");
     let exit = ended.unwrap_err();
-    assert_eq!((exit.code(), exit.to_string().as_str()), (3, "the ledger's writer has ended, and nothing more can be recorded"));
+    assert_eq!(
+        (exit.code(), exit.to_string().as_str()),
+        (
+            3,
+            "the ledger's writer has ended, and nothing more can be recorded"
+        )
+    );
 }

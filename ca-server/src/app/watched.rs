@@ -24,7 +24,9 @@ impl Watched for View {
     fn metrics(&self) -> &Metrics {
         for issuer in &self.0.pipeline.snapshot().issuers.0 {
             if let Some(signer) = &issuer.signer {
-                self.0.metrics.signer_state(issuer.chain.id(), &signer.health());
+                self.0
+                    .metrics
+                    .signer_state(issuer.chain.id(), &signer.health());
             }
         }
         &self.0.metrics
@@ -37,10 +39,21 @@ impl Daemon {
         let now = self.clock.now();
         let ledger = self.ledger.health(now);
         let snapshot = self.pipeline.snapshot();
-        let mut checks = vec![Check { name: "ledger".to_owned(), required: true, ready: ledger.ready, detail: ledger.detail }];
+        let mut checks = vec![Check {
+            name: "ledger".to_owned(),
+            required: true,
+            ready: ledger.ready,
+            detail: ledger.detail,
+        }];
         checks.push(default_check(&snapshot, now));
         checks.push(self.serving_check(now));
-        checks.extend(snapshot.issuers.0.iter().flat_map(|issuer| issuer_checks(issuer, now)));
+        checks.extend(
+            snapshot
+                .issuers
+                .0
+                .iter()
+                .flat_map(|issuer| issuer_checks(issuer, now)),
+        );
         checks
     }
 
@@ -51,24 +64,50 @@ impl Daemon {
             true if ends <= now => (false, format!("ended at {ends}")),
             true => (true, format!("valid until {ends}")),
         };
-        Check { name: "serving_certificate".to_owned(), required: true, ready, detail }
+        Check {
+            name: "serving_certificate".to_owned(),
+            required: true,
+            ready,
+            detail,
+        }
     }
 }
 
-/// Whether a call that names no issuer would be signed. What of its issuers cannot sign is said, too.
+/// Whether a call that names no issuer would be signed. What of its issuers cannot sign is said,
+/// too.
 fn default_check(snapshot: &Snapshot, now: Timestamp) -> Check {
     let of = |signing: bool| {
-        let of = snapshot.policy.default_issuers().iter().filter_map(|chain| snapshot.issuers.of(chain));
+        let of = snapshot
+            .policy
+            .default_issuers()
+            .iter()
+            .filter_map(|chain| snapshot.issuers.of(chain));
         of.filter(move |issuer| issuer.signs_at(now) == signing)
     };
-    let signing = of(true).map(|issuer| issuer.chain.id()).collect::<Vec<_>>().join(", ");
-    let not: Vec<String> = of(false).map(|issuer| format!("{} cannot ({})", issuer.chain.id(), what_is_wrong(issuer, now))).collect();
+    let signing = of(true)
+        .map(|issuer| issuer.chain.id())
+        .collect::<Vec<_>>()
+        .join(", ");
+    let not: Vec<String> = of(false)
+        .map(|issuer| {
+            format!(
+                "{} cannot ({})",
+                issuer.chain.id(),
+                what_is_wrong(issuer, now)
+            )
+        })
+        .collect();
     let detail = match (signing.is_empty(), not.join("; ")) {
         (true, not) => not,
         (false, not) if not.is_empty() => format!("can sign: {signing}"),
         (false, not) => format!("can sign: {signing}; {not}"),
     };
-    Check { name: "default_issuer".to_owned(), required: true, ready: !signing.is_empty(), detail }
+    Check {
+        name: "default_issuer".to_owned(),
+        required: true,
+        ready: !signing.is_empty(),
+        detail,
+    }
 }
 
 fn what_is_wrong(issuer: &Issuer, now: Timestamp) -> String {
@@ -82,7 +121,11 @@ fn what_is_wrong(issuer: &Issuer, now: Timestamp) -> String {
 }
 
 fn validity(issuer: &Issuer) -> String {
-    format!("valid from {} to {}", issuer.chain.begins(), issuer.chain.ends())
+    format!(
+        "valid from {} to {}",
+        issuer.chain.begins(),
+        issuer.chain.ends()
+    )
 }
 
 /// An active issuer's certificates and signer; a retiring one does nothing that could be unwell.
@@ -93,12 +136,25 @@ fn issuer_checks(issuer: &Issuer, now: Timestamp) -> Vec<Check> {
     };
     let health = signer.health();
     let detail = if signer.is_file() {
-        format!("{}: file key, for development and migration; {}", health.condition, health.detail)
+        format!(
+            "{}: file key, for development and migration; {}",
+            health.condition, health.detail
+        )
     } else {
         format!("{}: {}", health.condition, health.detail)
     };
     vec![
-        Check { name: format!("issuer:{id}"), required: false, ready: chain.may_sign_at(now), detail: validity(issuer) },
-        Check { name: format!("signer:{id}"), required: false, ready: health.is_ready(), detail },
+        Check {
+            name: format!("issuer:{id}"),
+            required: false,
+            ready: chain.may_sign_at(now),
+            detail: validity(issuer),
+        },
+        Check {
+            name: format!("signer:{id}"),
+            required: false,
+            ready: health.is_ready(),
+            detail,
+        },
     ]
 }

@@ -1,5 +1,6 @@
-//! Client certificates, for workloads that renew with the certificate they have (`PROV_CERT`). Verified against our own roots at every
-//! call, not only in the handshake: a kept connection outlives its certificate, and a reload may take a root away.
+//! Client certificates, for workloads that renew with the certificate they have (`PROV_CERT`).
+//! Verified against our own roots at every call, not only in the handshake: a kept connection
+//! outlives its certificate, and a reload may take a root away.
 
 use std::sync::Arc;
 
@@ -30,12 +31,17 @@ pub struct ClientCertificates {
 
 impl ClientCertificates {
     /// Verifies against `roots`, DER.
-    pub fn new<'a>(roots: impl Iterator<Item = &'a [u8]>, trust_domains: TrustDomains) -> Result<Self, String> {
+    pub fn new<'a>(
+        roots: impl Iterator<Item = &'a [u8]>,
+        trust_domains: TrustDomains,
+    ) -> Result<Self, String> {
         let roots: Vec<&[u8]> = roots.collect();
         let unfit = |why: &dyn std::fmt::Display| format!("a root cannot be a trust anchor: {why}");
         let mut store = RootCertStore::empty();
         for root in &roots {
-            store.add(CertificateDer::from(*root)).map_err(|error| unfit(&error))?;
+            store
+                .add(CertificateDer::from(*root))
+                .map_err(|error| unfit(&error))?;
         }
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let handshakes = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider)
@@ -43,7 +49,13 @@ impl ClientCertificates {
             .build()
             .map_err(|error| error.to_string())?;
         let anchors = Anchors::new(roots).map_err(|error| unfit(&error))?;
-        Ok(Self { verifier: Arc::new(Verifier { handshakes, anchors }), trust_domains })
+        Ok(Self {
+            verifier: Arc::new(Verifier {
+                handshakes,
+                anchors,
+            }),
+            trust_domains,
+        })
     }
 
     /// The verifier for the handshake: a certificate is asked for, never required.
@@ -60,13 +72,28 @@ impl ClientCertificates {
         let Some([leaf, intermediates @ ..]) = credentials.certificates.as_deref() else {
             return Ok(None);
         };
-        let bad = |why: &dyn std::fmt::Display| Refusal::new(Reason::BadCredentials, format_args!("client certificate: {why}"));
-        path::verify(leaf, intermediates, &self.verifier.anchors, Usage::Client, now).map_err(|error| bad(&error))?;
+        let bad = |why: &dyn std::fmt::Display| {
+            Refusal::new(
+                Reason::BadCredentials,
+                format_args!("client certificate: {why}"),
+            )
+        };
+        path::verify(
+            leaf,
+            intermediates,
+            &self.verifier.anchors,
+            Usage::Client,
+            now,
+        )
+        .map_err(|error| bad(&error))?;
         let certificate = Certificate::from_der(leaf).map_err(|_| bad(&BadPath::Unreadable))?;
         let uri = only_uri(&certificate).ok_or_else(|| bad(&"it has not exactly one URI SAN"))?;
-        let identity = SpiffeId::parse(&uri).ok_or_else(|| bad(&format_args!("{uri:?} is no identity of a workload")))?;
+        let identity = SpiffeId::parse(&uri)
+            .ok_or_else(|| bad(&format_args!("{uri:?} is no identity of a workload")))?;
         if !self.trust_domains.accept(identity.trust_domain()) {
-            return Err(bad(&format_args!("trust domain of {identity} is not accepted")));
+            return Err(bad(&format_args!(
+                "trust domain of {identity} is not accepted"
+            )));
         }
         let tbs = certificate.tbs_certificate();
         let evidence = Evidence {
@@ -79,7 +106,11 @@ impl ClientCertificates {
             peer: credentials.peer,
         };
         let ends = tbs.validity().not_after.to_unix_duration().as_secs();
-        Ok(Some((identity, evidence, Timestamp::from_seconds(i64::try_from(ends).unwrap_or(i64::MAX)))))
+        Ok(Some((
+            identity,
+            evidence,
+            Timestamp::from_seconds(i64::try_from(ends).unwrap_or(i64::MAX)),
+        )))
     }
 }
 
@@ -105,7 +136,8 @@ impl ClientCertVerifier for Verifier {
         others: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        path::verify_in_tls(leaf, others, &self.anchors, Usage::Client, now).map(|()| ClientCertVerified::assertion())
+        path::verify_in_tls(leaf, others, &self.anchors, Usage::Client, now)
+            .map(|()| ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -114,7 +146,8 @@ impl ClientCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.handshakes.verify_tls12_signature(message, certificate, signed)
+        self.handshakes
+            .verify_tls12_signature(message, certificate, signed)
     }
 
     fn verify_tls13_signature(
@@ -123,7 +156,8 @@ impl ClientCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.handshakes.verify_tls13_signature(message, certificate, signed)
+        self.handshakes
+            .verify_tls13_signature(message, certificate, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -133,7 +167,10 @@ impl ClientCertVerifier for Verifier {
 
 /// The one URI SAN; SANs of other kinds are passed over.
 fn only_uri(certificate: &Certificate) -> Option<String> {
-    let (_, names) = certificate.tbs_certificate().get_extension::<SubjectAltName>().ok()??;
+    let (_, names) = certificate
+        .tbs_certificate()
+        .get_extension::<SubjectAltName>()
+        .ok()??;
     let mut uris = names.0.iter().filter_map(|name| match name {
         GeneralName::UniformResourceIdentifier(uri) => Some(uri.as_str()),
         _ => None,

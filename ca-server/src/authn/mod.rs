@@ -1,5 +1,6 @@
-//! Who is calling. A closed enum of authenticators, tried in the contract's order: client certificate, then JWT. The first success wins;
-//! every refusal looks the same from outside and keeps its full reason inside.
+//! Who is calling. A closed enum of authenticators, tried in the contract's order: client
+//! certificate, then JWT. The first success wins; every refusal looks the same from outside and
+//! keeps its full reason inside.
 
 pub mod client_cert;
 pub mod jwk;
@@ -84,31 +85,54 @@ pub struct Authenticators(Vec<Authenticator>);
 impl Authenticators {
     /// In the order of contract §3.
     pub fn new(certificates: ClientCertificates, tokens: Tokens) -> Self {
-        Self(vec![Authenticator::ClientCertificate(certificates), Authenticator::Jwt(tokens)])
+        Self(vec![
+            Authenticator::ClientCertificate(certificates),
+            Authenticator::Jwt(tokens),
+        ])
     }
 
     /// The caller, or one opaque refusal with every reason in its detail.
-    pub async fn authenticate(&self, credentials: &Credentials, now: Timestamp) -> Result<Caller, Refusal> {
+    pub async fn authenticate(
+        &self,
+        credentials: &Credentials,
+        now: Timestamp,
+    ) -> Result<Caller, Refusal> {
         let mut refusals: Vec<Refusal> = Vec::new();
         for authenticator in &self.0 {
             let proven = match authenticator {
-                Authenticator::ClientCertificate(certificates) => certificates
-                    .authenticate(credentials, now)
-                    .map(|proven| proven.map(|(identity, evidence, ends)| (identity, evidence, Some(ends)))),
-                Authenticator::Jwt(tokens) => {
-                    tokens.authenticate(credentials, now).await.map(|proven| proven.map(|(identity, evidence)| (identity, evidence, None)))
+                Authenticator::ClientCertificate(certificates) => {
+                    certificates.authenticate(credentials, now).map(|proven| {
+                        proven.map(|(identity, evidence, ends)| (identity, evidence, Some(ends)))
+                    })
                 }
+                Authenticator::Jwt(tokens) => tokens
+                    .authenticate(credentials, now)
+                    .await
+                    .map(|proven| proven.map(|(identity, evidence)| (identity, evidence, None))),
             };
             match proven {
-                Ok(Some((identity, evidence, presented_ends))) => return Ok(Caller { identity, evidence, presented_ends }),
+                Ok(Some((identity, evidence, presented_ends))) => {
+                    return Ok(Caller {
+                        identity,
+                        evidence,
+                        presented_ends,
+                    });
+                }
                 Ok(None) => {}
                 Err(refusal) => refusals.push(refusal),
             }
         }
         // A checker that is down outweighs a credential that is bad: trying again may help.
-        let reason = refusals.iter().find(|refusal| refusal.reason() == Reason::TokenCheckDown).or(refusals.last()).map(Refusal::reason);
+        let reason = refusals
+            .iter()
+            .find(|refusal| refusal.reason() == Reason::TokenCheckDown)
+            .or(refusals.last())
+            .map(Refusal::reason);
         let Some(reason) = reason else {
-            return Err(Refusal::new(Reason::NoCredentials, "neither a client certificate nor a bearer token"));
+            return Err(Refusal::new(
+                Reason::NoCredentials,
+                "neither a client certificate nor a bearer token",
+            ));
         };
         let details: Vec<&str> = refusals.iter().map(Refusal::detail).collect();
         Err(Refusal::new(reason, details.join("; ")))

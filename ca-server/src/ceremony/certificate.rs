@@ -36,18 +36,24 @@ impl CaCertificate {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error.to_string()),
         };
-        let parsed = Certificate::from_pem(&pem).map_err(|error| format!("is not one certificate in PEM: {error}"))?;
+        let parsed = Certificate::from_pem(&pem)
+            .map_err(|error| format!("is not one certificate in PEM: {error}"))?;
         let der = parsed.to_der().map_err(|error| error.to_string())?;
         Ok(Some(Self { der, parsed }))
     }
 
     pub(super) fn from_der(der: &[u8]) -> Result<Self, String> {
         let parsed = Certificate::from_der(der).map_err(|error| error.to_string())?;
-        Ok(Self { der: der.to_vec(), parsed })
+        Ok(Self {
+            der: der.to_vec(),
+            parsed,
+        })
     }
 
     pub(super) fn pem(&self) -> String {
-        self.parsed.to_pem(der::pem::LineEnding::LF).expect("it was parsed from the same structure")
+        self.parsed
+            .to_pem(der::pem::LineEnding::LF)
+            .expect("it was parsed from the same structure")
     }
 
     pub(super) fn subject(&self) -> &Name {
@@ -58,8 +64,8 @@ impl CaCertificate {
         timestamp(self.parsed.tbs_certificate().validity().not_after)
     }
 
-    /// This certificate, read from `file`, if it is what the spec describes: subject, key, path length, lifetime, and a signature by
-    /// `root` (by itself when `None`).
+    /// This certificate, read from `file`, if it is what the spec describes: subject, key, path
+    /// length, lifetime, and a signature by `root` (by itself when `None`).
     pub(super) fn check(
         self,
         file: &Path,
@@ -68,44 +74,73 @@ impl CaCertificate {
         root: Option<(&CaCertificate, &PublicKey)>,
     ) -> Result<Self, Failure> {
         let differs = |what: &str| {
-            Failure::spec(format!("{} differs from the spec in its {what}: name another output, or correct the spec", file.display()))
+            Failure::spec(format!(
+                "{} differs from the spec in its {what}: name another output, or correct the spec",
+                file.display()
+            ))
         };
         let tbs = self.parsed.tbs_certificate();
         if tbs.subject() != &spec.subject {
             return Err(differs("subject"));
         }
         if tbs.subject_public_key_info().to_der().ok().as_deref() != Some(key.spki_der()) {
-            return Err(differs("public key (the key that the spec names is another one)"));
+            return Err(differs(
+                "public key (the key that the spec names is another one)",
+            ));
         }
         let constraints = tbs.get_extension::<BasicConstraints>().ok().flatten();
-        if !constraints.is_some_and(|(_, found)| found.ca && found.path_len_constraint == Some(spec.path_length)) {
+        if !constraints.is_some_and(|(_, found)| {
+            found.ca && found.path_len_constraint == Some(spec.path_length)
+        }) {
             return Err(differs("path length"));
         }
         let made = timestamp(tbs.validity().not_before).plus(BACKDATED);
         if self.not_after() != not_after(spec, made, root.map(|(certificate, _)| certificate)) {
             return Err(differs("lifetime"));
         }
-        let (issuer, signer) = root.map_or((tbs.subject(), key), |(certificate, key)| (certificate.subject(), key));
+        let (issuer, signer) = root.map_or((tbs.subject(), key), |(certificate, key)| {
+            (certificate.subject(), key)
+        });
         if tbs.issuer() != issuer || !self.is_signed_by(signer) {
-            return Err(differs("signer: it is not signed by the root that stands here"));
+            return Err(differs(
+                "signer: it is not signed by the root that stands here",
+            ));
         }
         Ok(self)
     }
 
     fn is_signed_by(&self, key: &PublicKey) -> bool {
-        let Ok(parts) = Parts::from_der(&self.der) else { return false };
-        parts.to_be_signed.to_der().is_ok_and(|body| key.verify(&body, parts.signature.raw_bytes()))
+        let Ok(parts) = Parts::from_der(&self.der) else {
+            return false;
+        };
+        parts
+            .to_be_signed
+            .to_der()
+            .is_ok_and(|body| key.verify(&body, parts.signature.raw_bytes()))
     }
 
     /// SHA-256 of the DER and of the signed bytes in it, in hex, as the transcript names them.
     pub(super) fn digests(&self) -> Option<Digests> {
-        let body = Parts::from_der(&self.der).ok()?.to_be_signed.to_der().ok()?;
-        Some(Digests { certificate: sha256_hex(&self.der), body: sha256_hex(&body) })
+        let body = Parts::from_der(&self.der)
+            .ok()?
+            .to_be_signed
+            .to_der()
+            .ok()?;
+        Some(Digests {
+            certificate: sha256_hex(&self.der),
+            body: sha256_hex(&body),
+        })
     }
 
     pub(super) fn made(&self, now: bool, file: &Path) -> Made {
         let (subject, not_after) = (self.subject().to_string(), self.not_after());
-        Made { now, file: file.to_owned(), subject, not_after, sha256: sha256_hex(&self.der) }
+        Made {
+            now,
+            file: file.to_owned(),
+            subject,
+            not_after,
+            sha256: sha256_hex(&self.der),
+        }
     }
 }
 
@@ -116,12 +151,17 @@ pub(super) struct Digests {
 }
 
 /// The end that the spec gives a certificate made at `now`: never beyond its root's.
-pub(super) fn not_after(spec: &EntrySpec, now: Timestamp, root: Option<&CaCertificate>) -> Timestamp {
+pub(super) fn not_after(
+    spec: &EntrySpec,
+    now: Timestamp,
+    root: Option<&CaCertificate>,
+) -> Timestamp {
     let wanted = now.plus(spec.lifetime);
     root.map_or(wanted, |root| wanted.min(root.not_after()))
 }
 
-/// Whether a key is of the kind that a spec asks for: the same algorithm and, for RSA, the same size.
+/// Whether a key is of the kind that a spec asks for: the same algorithm and, for RSA, the same
+/// size.
 pub(super) fn is_of_kind(key: &PublicKey, kind: KeyKind) -> bool {
     #[derive(Sequence)]
     struct RsaPublicKey<'a> {
@@ -130,10 +170,15 @@ pub(super) fn is_of_kind(key: &PublicKey, kind: KeyKind) -> bool {
     }
     let bits = || {
         let spki = SubjectPublicKeyInfoRef::from_der(key.spki_der()).ok()?;
-        let modulus = RsaPublicKey::from_der(spki.subject_public_key.raw_bytes()).ok()?.modulus;
+        let modulus = RsaPublicKey::from_der(spki.subject_public_key.raw_bytes())
+            .ok()?
+            .modulus;
         u32::try_from(modulus.as_bytes().len() * 8).ok()
     };
-    key.algorithm() == kind.algorithm() && kind.modulus_bits().is_none_or(|wanted| bits() == Some(wanted))
+    key.algorithm() == kind.algorithm()
+        && kind
+            .modulus_bits()
+            .is_none_or(|wanted| bits() == Some(wanted))
 }
 
 fn timestamp(time: x509_cert::time::Time) -> Timestamp {

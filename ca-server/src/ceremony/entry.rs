@@ -1,5 +1,6 @@
-//! One line of the spec against what is there: its token, its key, its certificate. Here stands the rule of adoption: a key without
-//! a certificate is used only if the transcript recorded its generation and it reads back local and never extractable.
+//! One line of the spec against what is there: its token, its key, its certificate. Here stands the
+//! rule of adoption: a key without a certificate is used only if the transcript recorded its
+//! generation and it reads back local and never extractable.
 
 use std::path::{Path, PathBuf};
 
@@ -23,8 +24,14 @@ pub(super) struct Entry<'a> {
 
 impl<'a> Entry<'a> {
     /// Looks at token, key and file; changes nothing.
-    pub(super) fn look(name: &'static str, spec: &'a EntrySpec, file: &Path) -> Result<Self, Failure> {
-        let device = |error: SignError| Failure::unavailable(format!("the {name} key {}: {error}", spec.key));
+    pub(super) fn look(
+        name: &'static str,
+        spec: &'a EntrySpec,
+        file: &Path,
+    ) -> Result<Self, Failure> {
+        let device = |error: SignError| {
+            Failure::unavailable(format!("the {name} key {}: {error}", spec.key))
+        };
         let mut vault = signers::open_vault(&spec.key).map_err(device)?;
         let token = vault.token().map_err(device)?;
         let key = match vault.describe(&spec.key).map_err(device)? {
@@ -34,18 +41,30 @@ impl<'a> Entry<'a> {
             }
             None => None,
         };
-        let certificate = CaCertificate::read(file).map_err(|error| Failure::unavailable(format!("{}: {error}", file.display())))?;
-        Ok(Self { name, spec, file: file.to_owned(), certificate, vault, token, key })
+        let certificate = CaCertificate::read(file)
+            .map_err(|error| Failure::unavailable(format!("{}: {error}", file.display())))?;
+        Ok(Self {
+            name,
+            spec,
+            file: file.to_owned(),
+            certificate,
+            vault,
+            token,
+            key,
+        })
     }
 
-    /// The key: the one that stands, if it may be used, else one that is generated now, of which `made` hears.
+    /// The key: the one that stands, if it may be used, else one that is generated now, of which
+    /// `made` hears.
     pub(super) fn ready_key(
         &mut self,
         transcript: &mut Transcript,
         given: &Surroundings<'_>,
         made: &mut Vec<String>,
     ) -> Result<PublicKey, Failure> {
-        let Some((facts, public_key)) = &self.key else { return self.generate(transcript, given, made) };
+        let Some((facts, public_key)) = &self.key else {
+            return self.generate(transcript, given, made);
+        };
         if !super::certificate::is_of_kind(public_key, self.spec.kind) {
             return Err(Failure::spec(format!(
                 "the {} key {} is not of the kind {}, which the spec asks for",
@@ -58,7 +77,12 @@ impl<'a> Entry<'a> {
         Ok(public_key.clone())
     }
 
-    fn generate(&mut self, transcript: &mut Transcript, given: &Surroundings<'_>, made: &mut Vec<String>) -> Result<PublicKey, Failure> {
+    fn generate(
+        &mut self,
+        transcript: &mut Transcript,
+        given: &Surroundings<'_>,
+        made: &mut Vec<String>,
+    ) -> Result<PublicKey, Failure> {
         if self.certificate.is_some() {
             return Err(Failure::unavailable(format!(
                 "{} is there, but its key {} is not: restore the token from its backup, or name another output",
@@ -68,10 +92,28 @@ impl<'a> Entry<'a> {
         }
         (given.progress)(&format!("generating the {} key", self.name));
         transcript.record((given.now)(), Step::token(self.name, self.token.clone()))?;
-        let facts = self.vault.generate(&self.spec.key, self.spec.kind).map_err(|error| self.device(&error))?;
-        let public_key = facts.told_public_key(&self.spec.key).map_err(|error| self.device(&error))?;
-        made.push(format!("the {} key {} (CKA_ID {})", self.name, self.spec.key, hex::encode(&facts.id)));
-        transcript.record((given.now)(), Step::KeyGenerated(Key::new(self.name, &self.spec.key.without_secrets(), &facts, public_key)))?;
+        let facts = self
+            .vault
+            .generate(&self.spec.key, self.spec.kind)
+            .map_err(|error| self.device(&error))?;
+        let public_key = facts
+            .told_public_key(&self.spec.key)
+            .map_err(|error| self.device(&error))?;
+        made.push(format!(
+            "the {} key {} (CKA_ID {})",
+            self.name,
+            self.spec.key,
+            hex::encode(&facts.id)
+        ));
+        transcript.record(
+            (given.now)(),
+            Step::KeyGenerated(Key::new(
+                self.name,
+                &self.spec.key.without_secrets(),
+                &facts,
+                public_key,
+            )),
+        )?;
         let is_held = facts.sensitive && facts.never_extractable && facts.local;
         if !(is_held || self.spec.key.is_file()) {
             return Err(Failure::unavailable(format!(
@@ -91,22 +133,45 @@ impl<'a> Entry<'a> {
     ) -> Result<(), Failure> {
         let refused = |why: &str| {
             let advice = "name another key in the spec, or remove this one if you know that nothing needs it";
-            Failure::unavailable(format!("the {} key {} is there without a certificate, and {why}: {advice}", self.name, self.spec.key))
+            Failure::unavailable(format!(
+                "the {} key {} is there without a certificate, and {why}: {advice}",
+                self.name, self.spec.key
+            ))
         };
         if !transcript.recorded_generation(self.name, facts, public_key)? {
-            return Err(refused("the transcript does not record that it was generated here"));
+            return Err(refused(
+                "the transcript does not record that it was generated here",
+            ));
         }
         if !(facts.sensitive && facts.local && facts.never_extractable) {
-            return Err(refused("it does not read back as sensitive, local and never extractable"));
+            return Err(refused(
+                "it does not read back as sensitive, local and never extractable",
+            ));
         }
         transcript.record((given.now)(), Step::token(self.name, self.token.clone()))?;
-        transcript.record((given.now)(), Step::KeyAdopted(Key::new(self.name, &self.spec.key.without_secrets(), facts, public_key)))
+        transcript.record(
+            (given.now)(),
+            Step::KeyAdopted(Key::new(
+                self.name,
+                &self.spec.key.without_secrets(),
+                facts,
+                public_key,
+            )),
+        )
     }
 
-    /// A certificate that was there, once it is known to match. A run that was killed between writing it and recording that is made good
-    /// here: where the transcript has the intent, it gets the outcome.
-    pub(super) fn record_found(&self, found: &CaCertificate, transcript: &mut Transcript, given: &Surroundings<'_>) -> Result<(), Failure> {
-        let Some(digests) = found.digests() else { return Ok(()) };
+    /// A certificate that was there, once it is known to match. A run that was killed between
+    /// writing it and recording that is made good here: where the transcript has the intent, it
+    /// gets the outcome.
+    pub(super) fn record_found(
+        &self,
+        found: &CaCertificate,
+        transcript: &mut Transcript,
+        given: &Surroundings<'_>,
+    ) -> Result<(), Failure> {
+        let Some(digests) = found.digests() else {
+            return Ok(());
+        };
         if transcript.misses_outcome(self.name, &digests.body, &digests.certificate)? {
             transcript.record((given.now)(), self.written(digests.certificate))?;
         }
@@ -115,8 +180,17 @@ impl<'a> Entry<'a> {
 
     /// The step that says that the certificate stands in its file.
     pub(super) fn written(&self, sha256: String) -> Step {
-        let file = self.file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Step::Certificate { entry: self.name.to_owned(), file, sha256 }
+        let file = self
+            .file
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        Step::Certificate {
+            entry: self.name.to_owned(),
+            file,
+            sha256,
+        }
     }
 
     /// A device's refusal as one sentence.

@@ -1,8 +1,10 @@
-//! Creates a root and an issuing certificate from a reviewed spec: keys generated inside their token, both certificates signed by the
-//! root key alone, each step written to a transcript before the next begins. The only room that opens a root key.
+//! Creates a root and an issuing certificate from a reviewed spec: keys generated inside their
+//! token, both certificates signed by the root key alone, each step written to a transcript before
+//! the next begins. The only room that opens a root key.
 //!
-//! It overwrites nothing and can be run again after a crash: what exists and matches the spec is left alone, what is missing is
-//! made, what a kill kept out of the transcript is recorded, and anything else ends the ceremony with one sentence.
+//! It overwrites nothing and can be run again after a crash: what exists and matches the spec is
+//! left alone, what is missing is made, what a kill kept out of the transcript is recorded, and
+//! anything else ends the ceremony with one sentence.
 
 mod certificate;
 mod entry;
@@ -118,9 +120,14 @@ pub fn run(spec: &Spec, given: &Surroundings<'_>) -> Result<Outcome, Failure> {
 }
 
 /// `made` hears of each key that is made.
-fn carry_out(spec: &Spec, given: &Surroundings<'_>, made: &mut Vec<String>) -> Result<Outcome, Failure> {
+fn carry_out(
+    spec: &Spec,
+    given: &Surroundings<'_>,
+    made: &mut Vec<String>,
+) -> Result<Outcome, Failure> {
     let output = &spec.output;
-    std::fs::create_dir_all(output).map_err(|error| Failure::unavailable(format!("{}: {error}", output.display())))?;
+    std::fs::create_dir_all(output)
+        .map_err(|error| Failure::unavailable(format!("{}: {error}", output.display())))?;
     let mut transcript = Transcript::open(&output.join(TRANSCRIPT_FILE), &spec.digest)?;
     (given.progress)("looking at what is already there");
     let mut root = Entry::look("root", &spec.root, &output.join(ROOT_FILE))?;
@@ -134,22 +141,50 @@ fn carry_out(spec: &Spec, given: &Surroundings<'_>, made: &mut Vec<String>) -> R
     let root_key = root.ready_key(&mut transcript, given, made)?;
     let issuing_key = issuing.ready_key(&mut transcript, given, made)?;
 
-    let issuer = Authority { uri: &spec.root.key, key: &root_key };
+    let issuer = Authority {
+        uri: &spec.root.key,
+        key: &root_key,
+    };
     let (root_is_new, root_certificate) = match root.certificate.take() {
         Some(certificate) => {
             let certificate = certificate.check(&root.file, root.spec, &root_key, None)?;
             root.record_found(&certificate, &mut transcript, given)?;
             (false, certificate)
         }
-        None => (true, issuer.certify(&root, &root_key, None, &mut *root_vault(&root)?, &mut transcript, given)?),
+        None => (
+            true,
+            issuer.certify(
+                &root,
+                &root_key,
+                None,
+                &mut *root_vault(&root)?,
+                &mut transcript,
+                given,
+            )?,
+        ),
     };
     let (issuing_is_new, issuing_certificate) = match issuing.certificate.take() {
         Some(certificate) => {
-            let certificate = certificate.check(&issuing.file, issuing.spec, &issuing_key, Some((&root_certificate, &root_key)))?;
+            let certificate = certificate.check(
+                &issuing.file,
+                issuing.spec,
+                &issuing_key,
+                Some((&root_certificate, &root_key)),
+            )?;
             issuing.record_found(&certificate, &mut transcript, given)?;
             (false, certificate)
         }
-        None => (true, issuer.certify(&issuing, &issuing_key, Some(&root_certificate), &mut *root_vault(&root)?, &mut transcript, given)?),
+        None => (
+            true,
+            issuer.certify(
+                &issuing,
+                &issuing_key,
+                Some(&root_certificate),
+                &mut *root_vault(&root)?,
+                &mut transcript,
+                given,
+            )?,
+        ),
     };
     transcript.end((given.now)())?;
     Ok(Outcome {
@@ -194,7 +229,9 @@ impl Authority<'_> {
         let not_after = not_after(entry.spec, now, root);
         let issuer = root.map_or(&entry.spec.subject, |root| root.subject());
         if not_after <= now {
-            return Err(Failure::unavailable("the root certificate has ended; make a new root under another output and key"));
+            return Err(Failure::unavailable(
+                "the root certificate has ended; make a new root under another output and key",
+            ));
         }
         let template = CaTemplate {
             issuer,
@@ -207,7 +244,9 @@ impl Authority<'_> {
             not_after,
             path_length: entry.spec.path_length,
         };
-        let body = template.to_be_signed().map_err(|error| Failure::spec(format!("{}: {error}", entry.name)))?;
+        let body = template
+            .to_be_signed()
+            .map_err(|error| Failure::spec(format!("{}: {error}", entry.name)))?;
         // The intent, durable before the device is asked: a power cut cannot hide a signature.
         let step = Step::ToBeSigned {
             entry: entry.name.to_owned(),
@@ -221,15 +260,21 @@ impl Authority<'_> {
         transcript.record(now, step)?;
         let mut device = vault.open(self.uri).map_err(|error| entry.device(&error))?;
         if device.public_key() != self.key {
-            return Err(Failure::unavailable(format!("{} is not the key that it was a moment ago; stop and look at the token", self.uri)));
+            return Err(Failure::unavailable(format!(
+                "{} is not the key that it was a moment ago; stop and look at the token",
+                self.uri
+            )));
         }
         let signature = device.sign(&body).map_err(|error| entry.device(&error))?;
         if !self.key.verify(&body, &signature) {
-            return Err(Failure::unavailable("the token gave a signature that does not verify; nothing was written"));
+            return Err(Failure::unavailable(
+                "the token gave a signature that does not verify; nothing was written",
+            ));
         }
-        let der =
-            assemble(&body, self.key.algorithm(), &signature).map_err(|error| Failure::unavailable(format!("{}: {error}", entry.name)))?;
-        let certificate = CaCertificate::from_der(&der).map_err(|error| Failure::unavailable(format!("{}: {error}", entry.name)))?;
+        let der = assemble(&body, self.key.algorithm(), &signature)
+            .map_err(|error| Failure::unavailable(format!("{}: {error}", entry.name)))?;
+        let certificate = CaCertificate::from_der(&der)
+            .map_err(|error| Failure::unavailable(format!("{}: {error}", entry.name)))?;
         files::create(&entry.file, certificate.pem().as_bytes(), files::PUBLIC)
             .map_err(|error| Failure::unavailable(format!("{}: {error}", entry.file.display())))?;
         transcript.record((given.now)(), entry.written(sha256_hex(&der)))?;

@@ -1,4 +1,5 @@
-//! `ca-server check-config`: reads the config and every file it names, as `serve` would, and opens no device.
+//! `ca-server check-config`: reads the config and every file it names, as `serve` would, and opens
+//! no device.
 
 use std::path::Path;
 

@@ -1,6 +1,7 @@
-//! `ca-server doctor`: examines everything that the config names, as far as it can be reached, and says what is wrong and what to do. It
-//! changes nothing and stops at nothing: what is broken in one place hides nothing in another. It works beside the running daemon. An
-//! issuer's key signs nothing here but a text that certifies nothing, and a PIN is tried at most once.
+//! `ca-server doctor`: examines everything that the config names, as far as it can be reached, and
+//! says what is wrong and what to do. It changes nothing and stops at nothing: what is broken in
+//! one place hides nothing in another. It works beside the running daemon. An issuer's key signs
+//! nothing here but a text that certifies nothing, and a PIN is tried at most once.
 
 mod bench;
 mod certificates;
@@ -34,17 +35,19 @@ pub struct Args {
     /// Try the PIN although the token says that wrong ones were tried; a locked one is never tried
     #[arg(long)]
     try_pin: bool,
-    /// Do not measure signatures per second, which takes all of the token's speed for about a second
+    /// Do not measure signatures per second, which takes all of the token's speed for about a
+    /// second
     #[arg(long)]
     no_rate: bool,
     /// Have the database check its own structure, too; reads all of it
     #[arg(long)]
     deep: bool,
-    /// Only measure: signatures per second and latency on 1, 2, 4 … sessions of each issuer's device, and how many to use. Takes all of the
-    /// device's speed meanwhile
+    /// Only measure: signatures per second and latency on 1, 2, 4 … sessions of each issuer's
+    /// device, and how many to use. Takes all of the device's speed meanwhile
     #[arg(long, conflicts_with_all = ["output", "no_rate", "deep"])]
     bench: bool,
-    /// The devices of [device.NAME] alone, for another process of this program, which it tells what it finds
+    /// The devices of [device.NAME] alone, for another process of this program, which it tells what
+    /// it finds
     #[arg(long, value_name = "NAME", hide = true, conflicts_with_all = ["output", "deep", "bench", "device"])]
     apart: Option<String>,
     /// Of the devices, only [device.NAME]
@@ -68,10 +71,18 @@ pub fn run(args: &Args, path: &Path) -> Result<(), Exit> {
     if let Some(directory) = &examined.state_dir {
         keep_login_marks(directory);
     }
-    may_try_first(if args.try_pin { MayTry::Ordered } else { MayTry::Carefully });
+    may_try_first(if args.try_pin {
+        MayTry::Ordered
+    } else {
+        MayTry::Carefully
+    });
     for key in &examined.keys {
-        if let (Ok(Some(KeyUri::Pkcs11(uri))), Some(text)) = (&key.uri, key.device.as_ref().and_then(|device| device.init_string.as_ref()))
-        {
+        if let (Ok(Some(KeyUri::Pkcs11(uri))), Some(text)) = (
+            &key.uri,
+            key.device
+                .as_ref()
+                .and_then(|device| device.init_string.as_ref()),
+        ) {
             set_init_string(&uri.module_path, text);
         }
     }
@@ -85,7 +96,9 @@ pub fn run(args: &Args, path: &Path) -> Result<(), Exit> {
     let text = args.output == Output::Text;
     let mut tell = |findings: Findings| -> Result<(), Exit> {
         if text {
-            findings.print(&mut output::writer()).map_err(Exit::unwritten)?;
+            findings
+                .print(&mut output::writer())
+                .map_err(Exit::unwritten)?;
         }
         report.add(findings);
         Ok(())
@@ -93,7 +106,9 @@ pub fn run(args: &Args, path: &Path) -> Result<(), Exit> {
     tell(configuration::examine(path, &examined))?;
     tell(certificates::examine(&examined, clock.now()))?;
     tell(token_issuers::examine(&examined.jwt))?;
-    let (ledger, times) = super::block_on(async { Ok(ledger::examine(examined.ledger.as_ref(), args.deep, &clock).await) })?;
+    let (ledger, times) = super::block_on(async {
+        Ok(ledger::examine(examined.ledger.as_ref(), args.deep, &clock).await)
+    })?;
     tell(ledger)?;
     tell(ledger::clock(&times, clock.now()))?;
     for findings in device::examine_all(&examined.keys, args, path) {

@@ -1,4 +1,5 @@
-//! Which ledger a verb works on: the config's, or one that the command line names, such as with an auditor's own login.
+//! Which ledger a verb works on: the config's, or one that the command line names, such as with an
+//! auditor's own login.
 
 use std::path::{Path, PathBuf};
 
@@ -19,17 +20,30 @@ pub struct LedgerArgs {
     #[arg(long, global = true, value_name = "FILE", requires = "url")]
     ledger_roots: Option<PathBuf>,
     /// A client certificate for the database server, PEM
-    #[arg(long, global = true, value_name = "FILE", requires = "url", requires = "ledger_key")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        requires = "url",
+        requires = "ledger_key"
+    )]
     ledger_certificate: Option<PathBuf>,
     /// Its key, PEM
-    #[arg(long, global = true, value_name = "FILE", requires = "ledger_certificate")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        requires = "ledger_certificate"
+    )]
     ledger_key: Option<PathBuf>,
 }
 
 impl LedgerArgs {
     /// What the command line names; `None` if it names none.
     pub(super) fn named(&self) -> Result<Option<Location>, Exit> {
-        let Some(url) = &self.url else { return Ok(None) };
+        let Some(url) = &self.url else {
+            return Ok(None);
+        };
         let files = ServerFiles {
             password: self.password_file.clone(),
             roots: self.ledger_roots.clone(),
@@ -40,7 +54,9 @@ impl LedgerArgs {
             signers::read_password(password).map_err(Exit::config)?;
         }
         let here = std::env::current_dir().unwrap_or_default();
-        Location::parse(url, files, &here).map(Some).map_err(|why| Exit::config(format_args!("the ledger's URL {why}")))
+        Location::parse(url, files, &here)
+            .map(Some)
+            .map_err(|why| Exit::config(format_args!("the ledger's URL {why}")))
     }
 
     /// What the command line names, or the config at `config` does.
@@ -51,12 +67,21 @@ impl LedgerArgs {
         }
     }
 
-    /// The part of a config that names the same ledger; paths are made absolute, for the config may stand elsewhere.
+    /// The part of a config that names the same ledger; paths are made absolute, for the config may
+    /// stand elsewhere.
     pub(super) fn section(&self) -> Result<Option<String>, Exit> {
-        let Some(url) = &self.url else { return Ok(None) };
+        let Some(url) = &self.url else {
+            return Ok(None);
+        };
         self.named()?;
-        let absolute = |path: &Path| std::path::absolute(path).map_err(|error| Exit::config(format_args!("{}: {error}", path.display())));
-        let url = match url.strip_prefix("sqlite:").map(|path| path.strip_prefix("//").unwrap_or(path)) {
+        let absolute = |path: &Path| {
+            std::path::absolute(path)
+                .map_err(|error| Exit::config(format_args!("{}: {error}", path.display())))
+        };
+        let url = match url
+            .strip_prefix("sqlite:")
+            .map(|path| path.strip_prefix("//").unwrap_or(path))
+        {
             Some(path) => format!("sqlite:{}", absolute(Path::new(path))?.display()),
             None => url.clone(),
         };
@@ -69,7 +94,10 @@ impl LedgerArgs {
         ];
         for (key, path) in files {
             if let Some(path) = path {
-                section += &format!("{key} = {}\n", toml::Value::String(absolute(path)?.display().to_string()));
+                section += &format!(
+                    "{key} = {}\n",
+                    toml::Value::String(absolute(path)?.display().to_string())
+                );
             }
         }
         Ok(Some(section))

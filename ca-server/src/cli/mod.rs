@@ -1,5 +1,6 @@
-//! The command line: one file a verb. A verb returns `Exit`, whose code says who must act (0 done, 1 the answer is no,
-//! 2 usage or config, 3 something is missing or taken, 141 nobody reads the output) and whose text is one clear sentence.
+//! The command line: one file a verb. A verb returns `Exit`, whose code says who must act (0 done,
+//! 1 the answer is no, 2 usage or config, 3 something is missing or taken, 141 nobody reads the
+//! output) and whose text is one clear sentence.
 
 pub mod audit;
 pub mod ceremony;
@@ -33,23 +34,35 @@ pub struct Exit {
 impl Exit {
     /// Status 1: the answer is no (a broken row, a refused call).
     pub fn refused(sentence: impl fmt::Display) -> Self {
-        Self { code: 1, sentence: sentence.to_string() }
+        Self {
+            code: 1,
+            sentence: sentence.to_string(),
+        }
     }
 
     /// Status 2: the command line or the config is wrong.
     pub fn config(sentence: impl fmt::Display) -> Self {
-        Self { code: 2, sentence: sentence.to_string() }
+        Self {
+            code: 2,
+            sentence: sentence.to_string(),
+        }
     }
 
     /// Status 3: something is missing or taken (SoftHSM, port, lock, ledger).
     pub fn missing(sentence: impl fmt::Display) -> Self {
-        Self { code: 3, sentence: sentence.to_string() }
+        Self {
+            code: 3,
+            sentence: sentence.to_string(),
+        }
     }
 
-    /// Whoever read the output has gone: nothing is left to say, and the status is that of a Unix tool which SIGPIPE ends (128 + 13). The
-    /// verb's own answer was not heard, so it is not 0.
+    /// Whoever read the output has gone: nothing is left to say, and the status is that of a Unix
+    /// tool which SIGPIPE ends (128 + 13). The verb's own answer was not heard, so it is not 0.
     fn unheard() -> Self {
-        Self { code: 141, sentence: String::new() }
+        Self {
+            code: 141,
+            sentence: String::new(),
+        }
     }
 
     /// Why the output could not be written.
@@ -74,8 +87,9 @@ impl fmt::Display for Exit {
 
 /// A certificate authority for Istio meshes whose keys live in hardware.
 ///
-/// It answers Istio's CSR call, proves who asks by JWT or client certificate, records every issuance durably before the device is asked to
-/// sign, and serves metrics and the root bundle. Start with `ca-server quickstart`.
+/// It answers Istio's CSR call, proves who asks by JWT or client certificate, records every
+/// issuance durably before the device is asked to sign, and serves metrics and the root bundle.
+/// Start with `ca-server quickstart`.
 #[derive(Debug, Parser)]
 #[command(
     name = "ca-server",
@@ -94,7 +108,8 @@ struct CommandLine {
 enum Verb {
     /// Run the daemon
     Serve(serve::Args),
-    /// Open devices and sign for a daemon, which starts it by itself; or for several, as a service of its own
+    /// Open devices and sign for a daemon, which starts it by itself; or for several, as a service
+    /// of its own
     Signer(signer::Args),
     /// Make a complete CA to try out, serve, and ask it for a first certificate
     Quickstart(quickstart::Args),
@@ -112,8 +127,10 @@ enum Verb {
     CheckConfig,
     /// Examine device, key, certificates, ledger and clock, and say what is wrong and what to do
     ///
-    /// Every finding stands in plain words, with the remedy where something is wrong. Nothing is changed, and it may
-    /// run beside the daemon. An issuer's key signs one text that certifies nothing. A PIN is tried once; not at all if the token says that a wrong one was tried before.
+    /// Every finding stands in plain words, with the remedy where something is wrong. Nothing is
+    /// changed, and it may run beside the daemon. An issuer's key signs one text that certifies
+    /// nothing. A PIN is tried once; not at all if the token says that a wrong one was tried
+    /// before.
     Doctor(doctor::Args),
 }
 
@@ -121,7 +138,9 @@ enum Verb {
 pub fn main() -> ExitCode {
     let line = CommandLine::parse();
     for missing in hardening::hide() {
-        output::complain(format_args!("ca-server: the process could not be hardened in one way: {missing}"));
+        output::complain(format_args!(
+            "ca-server: the process could not be hardened in one way: {missing}"
+        ));
     }
     ExitCode::from(told(run(line)))
 }
@@ -140,8 +159,8 @@ pub(crate) fn print(text: impl fmt::Display) -> Result<(), Exit> {
     output::print(text).map_err(Exit::unwritten)
 }
 
-/// Ends the process as `main` would, but without any clean-up of the device libraries that are loaded: where one of their calls has not
-/// returned it would crash or hang.
+/// Ends the process as `main` would, but without any clean-up of the device libraries that are
+/// loaded: where one of their calls has not returned it would crash or hang.
 pub(crate) fn end_at_once(result: Result<(), Exit>) -> ! {
     signers::pkcs11::end_process(told(result))
 }
@@ -169,7 +188,11 @@ fn run(line: CommandLine) -> Result<(), Exit> {
 /// `./var/ca.toml` where it is, else the system's.
 fn default_config() -> PathBuf {
     let near = Path::new("var/ca.toml");
-    if near.exists() { near.to_owned() } else { PathBuf::from("/etc/ca-server/ca.toml") }
+    if near.exists() {
+        near.to_owned()
+    } else {
+        PathBuf::from("/etc/ca-server/ca.toml")
+    }
 }
 
 /// The async runtime that a verb works in.
@@ -180,7 +203,8 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Exit> {
         .map_err(|error| Exit::missing(format_args!("cannot start threads: {error}")))
 }
 
-/// Runs a verb's asynchronous part. What still blocks when it is done, such as a device that hangs, does not keep the process.
+/// Runs a verb's asynchronous part. What still blocks when it is done, such as a device that hangs,
+/// does not keep the process.
 pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, Exit>>) -> Result<T, Exit> {
     let runtime = runtime()?;
     let result = runtime.block_on(work);

@@ -1,7 +1,9 @@
-//! `quickstart`: from nothing to a verified workload certificate. It makes a data directory (tokens, a ceremony with a built-in spec,
-//! a demonstration token issuer, `ca.toml`), serves from it, and asks itself for one certificate through the real call.
+//! `quickstart`: from nothing to a verified workload certificate. It makes a data directory
+//! (tokens, a ceremony with a built-in spec, a demonstration token issuer, `ca.toml`), serves from
+//! it, and asks itself for one certificate through the real call.
 //!
-//! Every step first looks whether its work is done, so that running it again keeps what is whole and repairs what is half made.
+//! Every step first looks whether its work is done, so that running it again keeps what is whole
+//! and repairs what is half made.
 
 mod ca_toml;
 mod demo_issuer;
@@ -27,24 +29,29 @@ use crate::telemetry;
 use demo_issuer::DemoIssuer;
 use directory::Directory;
 
-/// Make a complete CA in a directory of its own and serve: SoftHSM tokens, root and issuing certificate, demonstration tokens, config.
+/// Make a complete CA in a directory of its own and serve: SoftHSM tokens, root and issuing
+/// certificate, demonstration tokens, config.
 ///
-/// It then asks itself for a certificate, verifies it and prints where everything is. A second run keeps root, keys and ledger.
+/// It then asks itself for a certificate, verifies it and prints where everything is. A second run
+/// keeps root, keys and ledger.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// The data directory
     #[arg(long, default_value = "./var", value_name = "DIR")]
     dir: PathBuf,
-    /// Port of the CSR call on 127.0.0.1; 0 takes a free one [default: the config's, at first 15012]
+    /// Port of the CSR call on 127.0.0.1; 0 takes a free one [default: the config's, at first
+    /// 15012]
     #[arg(long, value_name = "PORT")]
     csr_port: Option<u16>,
-    /// Port of metrics and health on 127.0.0.1; 0 takes a free one [default: the config's, at first 15014]
+    /// Port of metrics and health on 127.0.0.1; 0 takes a free one [default: the config's, at first
+    /// 15014]
     #[arg(long, value_name = "PORT")]
     monitoring_port: Option<u16>,
     /// Stop after the first certificate
     #[arg(long)]
     once: bool,
-    /// Delete everything that quickstart made in the directory, root and keys included, and start anew
+    /// Delete everything that quickstart made in the directory, root and keys included, and start
+    /// anew
     #[arg(long)]
     reset: bool,
     /// Do not ask before --reset deletes
@@ -82,7 +89,10 @@ pub fn run(args: &Args) -> Result<(), Exit> {
     tokens::keep(&path)?;
     let issuer = DemoIssuer::ready(&path)?;
     issuer.token(Clock::default().now())?;
-    let first = ca_toml::Ports { csr: args.csr_port, monitoring: args.monitoring_port };
+    let first = ca_toml::Ports {
+        csr: args.csr_port,
+        monitoring: args.monitoring_port,
+    };
     ca_toml::ready(&path, &module, first, args.ledger.section()?.as_deref())?;
     if let Some(named) = args.ledger.named()? {
         migrate_and_compare(&named, &path)?;
@@ -90,12 +100,16 @@ pub fn run(args: &Args) -> Result<(), Exit> {
     serve(args, &mut directory, &outcome, &issuer)
 }
 
-/// A ledger that the command line names is made ready, and must be the one that the config of an earlier run names.
+/// A ledger that the command line names is made ready, and must be the one that the config of an
+/// earlier run names.
 fn migrate_and_compare(named: &Location, path: &Path) -> Result<(), Exit> {
     let file = path.join(ca_toml::FILE);
     let configured = Config::ledger_of(&file).map_err(Exit::config)?;
     if !configured.is_same_place(named) {
-        return Err(Exit::config(format_args!("{} names the ledger {configured}; change it there, or take another --dir", file.display())));
+        return Err(Exit::config(format_args!(
+            "{} names the ledger {configured}; change it there, or take another --dir",
+            file.display()
+        )));
     }
     super::block_on(async { super::migrate::migrate(named, &Logins::default()).await }).map(drop)
 }
@@ -105,27 +119,50 @@ fn hold_ceremony(path: &Path, module: &Path) -> Result<Outcome, Exit> {
     let file = path.join("ceremony.toml");
     if !file.exists() {
         let text = ca_toml::ceremony_spec(module);
-        files::create(&file, text.as_bytes(), files::PUBLIC).map_err(|error| Exit::missing(format!("{}: {error}", file.display())))?;
+        files::create(&file, text.as_bytes(), files::PUBLIC)
+            .map_err(|error| Exit::missing(format!("{}: {error}", file.display())))?;
     }
     ceremony::hold(&Spec::read(&file).map_err(ceremony::exit)?)
 }
 
-fn serve(args: &Args, directory: &mut Directory, outcome: &Outcome, issuer: &DemoIssuer) -> Result<(), Exit> {
+fn serve(
+    args: &Args,
+    directory: &mut Directory,
+    outcome: &Outcome,
+    issuer: &DemoIssuer,
+) -> Result<(), Exit> {
     let path = directory.path().to_owned();
-    let config = Config::load(&path.join(ca_toml::FILE), Clock::default().now()).map_err(Exit::config)?;
-    let ports = Ports { csr: args.csr_port, monitoring: args.monitoring_port };
+    let config =
+        Config::load(&path.join(ca_toml::FILE), Clock::default().now()).map_err(Exit::config)?;
+    let ports = Ports {
+        csr: args.csr_port,
+        monitoring: args.monitoring_port,
+    };
     check_free(with_port(config.csr_listen, ports.csr), "csr-port")?;
-    check_free(with_port(config.monitoring_listen, ports.monitoring), "monitoring-port")?;
+    check_free(
+        with_port(config.monitoring_listen, ports.monitoring),
+        "monitoring-port",
+    )?;
     let mut log = config.log.clone();
     if log.level == "info" {
         // The summary is what people came for; `serve` logs every call.
         "warn".clone_into(&mut log.level);
     }
     telemetry::start(&log).map_err(Exit::config)?;
-    let (configured, trust_domain) = (config.request.address.clone(), config.trust_domains.own.clone());
+    let (configured, trust_domain) = (
+        config.request.address.clone(),
+        config.trust_domains.own.clone(),
+    );
     super::block_on(async {
         directory.release_ledger();
-        let server = Server::start(config, Options { ports, ..Options::default() }).await?;
+        let server = Server::start(
+            config,
+            Options {
+                ports,
+                ..Options::default()
+            },
+        )
+        .await?;
         let first = async {
             server.ready(READY_WITHIN).await?;
             first_certificate(&path, server.csr_address(), trust_domain, issuer).await
@@ -172,20 +209,39 @@ fn check_free(address: SocketAddr, flag: &str) -> Result<(), Exit> {
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(Exit::missing(format!(
             "{address} is in use by another program; stop it, or choose another port with --{flag} (0 takes a free one)"
         ))),
-        Err(error) => Err(Exit::missing(format!("cannot listen on {address}: {error}; choose another port with --{flag}"))),
+        Err(error) => Err(Exit::missing(format!(
+            "cannot listen on {address}: {error}; choose another port with --{flag}"
+        ))),
     }
 }
 
 /// The real call, as an agent makes it.
-async fn first_certificate(path: &Path, address: SocketAddr, trust_domain: TrustDomain, issuer: &DemoIssuer) -> Result<Issued, Exit> {
+async fn first_certificate(
+    path: &Path,
+    address: SocketAddr,
+    trust_domain: TrustDomain,
+    issuer: &DemoIssuer,
+) -> Result<Issued, Exit> {
     let file = path.join(crate::ceremony::ROOT_FILE);
-    let read = |error: &dyn std::fmt::Display| Exit::missing(format!("{}: {error}", file.display()));
-    let roots = Roots::from_pem(&std::fs::read_to_string(&file).map_err(|error| read(&error))?).map_err(|error| read(&error))?;
+    let read =
+        |error: &dyn std::fmt::Display| Exit::missing(format!("{}: {error}", file.display()));
+    let roots = Roots::from_pem(&std::fs::read_to_string(&file).map_err(|error| read(&error))?)
+        .map_err(|error| read(&error))?;
     let token = issuer.token(Clock::default().now())?;
     let plan = Plan {
         expected: request::expected_of(&token, Some(&trust_domain)),
-        target: Target { address: address.to_string(), server_name: None, roots, identity: None },
-        ask: Ask { token: Some(token), cluster_id: Some(ca_toml::CLUSTER.to_owned()), lifetime: Duration::ZERO, signer: None },
+        target: Target {
+            address: address.to_string(),
+            server_name: None,
+            roots,
+            identity: None,
+        },
+        ask: Ask {
+            token: Some(token),
+            cluster_id: Some(ca_toml::CLUSTER.to_owned()),
+            lifetime: Duration::ZERO,
+            signer: None,
+        },
         key_type: KeyType::P256,
     };
     let (key, issued) = plan.once().await?;

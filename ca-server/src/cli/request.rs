@@ -1,4 +1,5 @@
-//! `request`: asks an Istio CA for a certificate, as an agent would, and verifies the answer; or asks many times and measures.
+//! `request`: asks an Istio CA for a certificate, as an agent would, and verifies the answer; or
+//! asks many times and measures.
 
 mod many;
 
@@ -8,7 +9,10 @@ use std::time::Duration;
 
 use super::Exit;
 use crate::ceremony::files;
-use crate::client::{Ask, ClientIdentity, Connection, Expected, Issued, KeyType, Roots, Target, WorkloadKey, identities};
+use crate::client::{
+    Ask, ClientIdentity, Connection, Expected, Issued, KeyType, Roots, Target, WorkloadKey,
+    identities,
+};
 use crate::clock::Clock;
 use crate::config::{Config, RequestDefaults};
 use crate::spiffe::{ServiceAccount, SpiffeId, TrustDomain};
@@ -16,8 +20,9 @@ use crate::timestamp::Timestamp;
 
 /// Ask an Istio CA for a workload certificate and verify the answer.
 ///
-/// What is not given here comes from [request] in the config. The key is made before the call and never leaves this machine. With
-/// --count it asks many times and prints rate and latency; keys are made before the clock starts.
+/// What is not given here comes from [request] in the config. The key is made before the call and
+/// never leaves this machine. With --count it asks many times and prints rate and latency; keys are
+/// made before the clock starts.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// host:port of the CA
@@ -33,7 +38,12 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Client certificate chain in PEM, leaf first, instead of a token
-    #[arg(long, value_name = "FILE", requires = "key_file", conflicts_with = "token_file")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "key_file",
+        conflicts_with = "token_file"
+    )]
     cert: Option<PathBuf>,
     /// Private key of --cert in PEM
     #[arg(long, value_name = "FILE", requires = "cert")]
@@ -77,11 +87,18 @@ pub fn run(args: &Args, config: &Path) -> Result<(), Exit> {
     if args.count > 1 {
         return many::run(&runtime, &plan, args.count, args.concurrency);
     }
-    let out = args.out.clone().or(defaults.out).unwrap_or_else(|| PathBuf::from("workload"));
+    let out = args
+        .out
+        .clone()
+        .or(defaults.out)
+        .unwrap_or_else(|| PathBuf::from("workload"));
     let (key, issued) = runtime.block_on(plan.once())?;
     let written = write(&out, &key, &issued, &plan.target.roots)?;
     let left = left(issued.not_after, Clock::default().now());
-    let mut text = format!("identity  {}\nserial    {}\nlifetime  {left}, until {}\n", issued.identity, issued.serial, issued.not_after);
+    let mut text = format!(
+        "identity  {}\nserial    {}\nlifetime  {left}, until {}\n",
+        issued.identity, issued.serial, issued.not_after
+    );
     for file in written {
         text += &format!("written   {}\n", file.display());
     }
@@ -89,24 +106,44 @@ pub fn run(args: &Args, config: &Path) -> Result<(), Exit> {
 }
 
 impl Plan {
-    fn new(args: &Args, defaults: &RequestDefaults, trust_domain: Option<&TrustDomain>, config: &Path) -> Result<Self, Exit> {
-        let missing =
-            |flag: &str, key: &str| Exit::config(format!("--{flag} is missing, and {} gives no request.{key} either", config.display()));
-        let roots = args.roots.as_ref().or(defaults.roots.as_ref()).ok_or_else(|| missing("roots", "roots"))?;
+    fn new(
+        args: &Args,
+        defaults: &RequestDefaults,
+        trust_domain: Option<&TrustDomain>,
+        config: &Path,
+    ) -> Result<Self, Exit> {
+        let missing = |flag: &str, key: &str| {
+            Exit::config(format!(
+                "--{flag} is missing, and {} gives no request.{key} either",
+                config.display()
+            ))
+        };
+        let roots = args
+            .roots
+            .as_ref()
+            .or(defaults.roots.as_ref())
+            .ok_or_else(|| missing("roots", "roots"))?;
         let identity = match (&args.cert, &args.key_file) {
             (Some(cert), Some(key)) => Some(
-                ClientIdentity::from_pem(&read(cert)?, &read(key)?)
-                    .map_err(|error| Exit::config(format!("{} and {}: {error}", cert.display(), key.display())))?,
+                ClientIdentity::from_pem(&read(cert)?, &read(key)?).map_err(|error| {
+                    Exit::config(format!("{} and {}: {error}", cert.display(), key.display()))
+                })?,
             ),
             _ => None,
         };
         let token_file = match &identity {
             Some(_) => None,
             None => Some(
-                args.token_file.as_ref().or(defaults.token_file.as_ref()).ok_or_else(|| missing("token-file (or --cert)", "token_file"))?,
+                args.token_file
+                    .as_ref()
+                    .or(defaults.token_file.as_ref())
+                    .ok_or_else(|| missing("token-file (or --cert)", "token_file"))?,
             ),
         };
-        let token = token_file.map(|path| read_text(path)).transpose()?.map(|token| token.trim().to_owned());
+        let token = token_file
+            .map(|path| read_text(path))
+            .transpose()?
+            .map(|token| token.trim().to_owned());
         let expected = match (&identity, &token) {
             (Some(identity), _) => match identities(identity.leaf()).ok().as_deref() {
                 Some([own]) => Expected::Identity(own.clone()),
@@ -117,9 +154,14 @@ impl Plan {
         };
         Ok(Self {
             target: Target {
-                address: args.address.clone().or(defaults.address.clone()).ok_or_else(|| missing("address", "address"))?,
+                address: args
+                    .address
+                    .clone()
+                    .or(defaults.address.clone())
+                    .ok_or_else(|| missing("address", "address"))?,
                 server_name: args.server_name.clone().or(defaults.server_name.clone()),
-                roots: Roots::from_pem(&read_text(roots)?).map_err(|error| Exit::config(format!("{}: {error}", roots.display())))?,
+                roots: Roots::from_pem(&read_text(roots)?)
+                    .map_err(|error| Exit::config(format!("{}: {error}", roots.display())))?,
                 identity,
             },
             ask: Ask {
@@ -136,18 +178,33 @@ impl Plan {
     /// One key, one call, one verified certificate.
     pub(super) async fn once(&self) -> Result<(WorkloadKey, Issued), Exit> {
         let (key, csr) = self.key_and_csr()?;
-        let connection = Connection::open(&self.target).await.map_err(Exit::missing)?;
+        let connection = Connection::open(&self.target)
+            .await
+            .map_err(Exit::missing)?;
         let answer = connection
             .create_certificate(&csr, &self.ask)
             .await
-            .map_err(|status| Exit::refused(format!("the CA refused: {:?}: {}", status.code(), status.message())))?;
-        let issued =
-            Issued::verify(&answer, &self.target.roots, key.spki_der(), &self.expected, Clock::default().now()).map_err(Exit::refused)?;
+            .map_err(|status| {
+                Exit::refused(format!(
+                    "the CA refused: {:?}: {}",
+                    status.code(),
+                    status.message()
+                ))
+            })?;
+        let issued = Issued::verify(
+            &answer,
+            &self.target.roots,
+            key.spki_der(),
+            &self.expected,
+            Clock::default().now(),
+        )
+        .map_err(Exit::refused)?;
         Ok((key, issued))
     }
 
     fn key_and_csr(&self) -> Result<(WorkloadKey, String), Exit> {
-        let failed = |what: &dyn std::fmt::Display| Exit::missing(format!("no key could be made: {what}"));
+        let failed =
+            |what: &dyn std::fmt::Display| Exit::missing(format!("no key could be made: {what}"));
         let key = WorkloadKey::generate(self.key_type).map_err(|error| failed(&error))?;
         let san = match &self.expected {
             Expected::Identity(identity) => Some(identity.to_string()),
@@ -162,7 +219,9 @@ impl Plan {
 /// What a Kubernetes token's own claims let us expect; the CA checks the token, we only read it.
 pub(super) fn expected_of(token: &str, trust_domain: Option<&TrustDomain>) -> Expected {
     match (account_of(token), trust_domain) {
-        (Some(account), Some(trust_domain)) => Expected::Identity(SpiffeId::new(trust_domain.clone(), account)),
+        (Some(account), Some(trust_domain)) => {
+            Expected::Identity(SpiffeId::new(trust_domain.clone(), account))
+        }
         (Some(account), None) => Expected::Account(account),
         (None, _) => Expected::Any,
     }
@@ -170,27 +229,40 @@ pub(super) fn expected_of(token: &str, trust_domain: Option<&TrustDomain>) -> Ex
 
 fn account_of(token: &str) -> Option<ServiceAccount> {
     use base64::Engine;
-    let payload = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let payload = base64::engine::general_purpose::URL_SAFE_NO_PAD
+        .decode(token.split('.').nth(1)?)
+        .ok()?;
     let claims: serde_json::Value = serde_json::from_slice(&payload).ok()?;
     ServiceAccount::parse_username(claims.get("sub")?.as_str()?)
 }
 
-/// Writes key.pem (0600), cert-chain.pem (leaf first, no root) and root-cert.pem: the roots that we trusted before we asked.
-pub(super) fn write(out: &Path, key: &WorkloadKey, issued: &Issued, roots: &Roots) -> Result<[PathBuf; 3], Exit> {
-    let failed = |path: &Path, error: &dyn std::fmt::Display| Exit::missing(format!("{}: {error}", path.display()));
+/// Writes key.pem (0600), cert-chain.pem (leaf first, no root) and root-cert.pem: the roots that we
+/// trusted before we asked.
+pub(super) fn write(
+    out: &Path,
+    key: &WorkloadKey,
+    issued: &Issued,
+    roots: &Roots,
+) -> Result<[PathBuf; 3], Exit> {
+    let failed = |path: &Path, error: &dyn std::fmt::Display| {
+        Exit::missing(format!("{}: {error}", path.display()))
+    };
     fs::create_dir_all(out).map_err(|error| failed(out, &error))?;
     let paths = ["key.pem", "cert-chain.pem", "root-cert.pem"].map(|name| out.join(name));
     let pem = key.to_pem().map_err(|error| failed(&paths[0], &error))?;
     let chain = issued.chain.concat();
-    for (path, (bytes, mode)) in
-        paths.iter().zip([(pem.as_bytes(), files::PRIVATE), (chain.as_bytes(), files::PUBLIC), (roots.pem().as_bytes(), files::PUBLIC)])
-    {
+    for (path, (bytes, mode)) in paths.iter().zip([
+        (pem.as_bytes(), files::PRIVATE),
+        (chain.as_bytes(), files::PUBLIC),
+        (roots.pem().as_bytes(), files::PUBLIC),
+    ]) {
         files::replace(path, bytes, mode).map_err(|error| failed(path, &error))?;
     }
     Ok(paths)
 }
 
-/// What is left until `end`, as people say it: to the nearest minute, so that the second that passed since does not show.
+/// What is left until `end`, as people say it: to the nearest minute, so that the second that
+/// passed since does not show.
 pub(super) fn left(end: Timestamp, now: Timestamp) -> String {
     let minutes = (end.since(now).as_secs() + 30) / 60;
     humantime::format_duration(Duration::from_secs(minutes * 60)).to_string()

@@ -23,7 +23,14 @@ pub fn run(args: &Args, config: &Path) -> Result<(), Exit> {
     cli::environment::enter(&config.environment)?;
     telemetry::start(&config.log).map_err(Exit::config)?;
     super::block_on(async {
-        let server = Server::start(config, Options { accept_clock: args.accept_clock, ..Options::default() }).await?;
+        let server = Server::start(
+            config,
+            Options {
+                accept_clock: args.accept_clock,
+                ..Options::default()
+            },
+        )
+        .await?;
         tracing::info!(csr = %server.csr_address(), monitoring = %server.monitoring_address(), version = env!("CARGO_PKG_VERSION"), "serving");
         server.run().await
     })

@@ -1,6 +1,7 @@
-//! `ca-server signer`: the process that opens a device and signs for a daemon. The daemon starts it with a socket as standard input and tells
-//! it what to do; it ends when the daemon closes that socket. What crashes or hangs in a device's library does so here. With `--listen` it is
-//! a service of its own instead (`service`), which is told what to do by its own file.
+//! `ca-server signer`: the process that opens a device and signs for a daemon. The daemon starts it
+//! with a socket as standard input and tells it what to do; it ends when the daemon closes that
+//! socket. What crashes or hangs in a device's library does so here. With `--listen` it is a
+//! service of its own instead (`service`), which is told what to do by its own file.
 
 mod alarms;
 mod keys;
@@ -27,17 +28,24 @@ use crate::guard::Guard;
 use crate::issue::PERMITS;
 use crate::{hardening, output, telemetry};
 
-/// Opens devices and signs. The daemon starts it by itself; with --listen it is a service of its own user, unit or container.
+/// Opens devices and signs. The daemon starts it by itself; with --listen it is a service of its
+/// own user, unit or container.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Serve daemons at this socket, by the rules in the file that --config names, which is the signer's own and not the daemon's
+    /// Serve daemons at this socket, by the rules in the file that --config names, which is the
+    /// signer's own and not the daemon's
     #[arg(long, value_name = "unix:PATH")]
     listen: Option<String>,
     /// Only check that file and what it names; open no device
     #[arg(long, requires = "listen")]
     check: bool,
     /// What is logged, as in the config's `log.level`
-    #[arg(long, default_value = "info", value_name = "FILTER", conflicts_with = "listen")]
+    #[arg(
+        long,
+        default_value = "info",
+        value_name = "FILTER",
+        conflicts_with = "listen"
+    )]
     log_level: String,
     /// The log is one JSON object a line
     #[arg(long, conflicts_with = "listen")]
@@ -53,7 +61,8 @@ pub struct Args {
     network: bool,
 }
 
-/// Serves the daemon at standard input until it closes the socket, or those that come to a socket of its own.
+/// Serves the daemon at standard input until it closes the socket, or those that come to a socket
+/// of its own.
 pub fn run(args: &Args, config: Option<&Path>) -> Result<(), Exit> {
     match &args.listen {
         Some(address) => service::run(address, config, args.check),
@@ -68,16 +77,29 @@ fn serve_parent(args: &Args) -> Result<(), Exit> {
     if input.is_terminal() {
         return Err(Exit::config(by_hand));
     }
-    let stream =
-        input.as_fd().try_clone_to_owned().map(UnixStream::from).map_err(|error| Exit::missing(format_args!("{by_hand}: {error}")))?;
+    let stream = input
+        .as_fd()
+        .try_clone_to_owned()
+        .map(UnixStream::from)
+        .map_err(|error| Exit::missing(format_args!("{by_hand}: {error}")))?;
     if stream.peer_addr().is_err() {
         return Err(Exit::config(by_hand));
     }
-    output::keep_apart_from_a_library().map_err(|error| Exit::missing(format_args!("standard error: {error}")))?;
-    let format = if args.log_json { LogFormat::Json } else { LogFormat::Text };
-    telemetry::start(&Log { level: args.log_level.clone(), format }).map_err(Exit::config)?;
+    output::keep_apart_from_a_library()
+        .map_err(|error| Exit::missing(format_args!("standard error: {error}")))?;
+    let format = if args.log_json {
+        LogFormat::Json
+    } else {
+        LogFormat::Text
+    };
+    telemetry::start(&Log {
+        level: args.log_level.clone(),
+        format,
+    })
+    .map_err(Exit::config)?;
     leave_signals_to_the_daemon()?;
-    // Before any thread starts and before the library is loaded: both inherit what is given up here.
+    // Before any thread starts and before the library is loaded: both inherit what is given up
+    // here.
     for missing in hardening::enter(args.network) {
         tracing::warn!("the signer process could not be hardened in one way: {missing}");
     }
@@ -93,20 +115,33 @@ fn serve_parent(args: &Args) -> Result<(), Exit> {
         opened = Some(keys.clone());
         Ok(keys)
     });
-    // The daemon has gone. What it had open is closed, but a call that hangs must not keep this process.
+    // The daemon has gone. What it had open is closed, but a call that hangs must not keep this
+    // process.
     if let Some(keys) = opened {
         keys::stop(&keys.pools);
     }
-    cli::end_at_once(served.map_err(|error| Exit::missing(format_args!("the daemon's socket: {error}"))))
+    cli::end_at_once(
+        served.map_err(|error| Exit::missing(format_args!("the daemon's socket: {error}"))),
+    )
 }
 
-/// A signal to the whole group, such as systemd's or a terminal's, must not take the signer from a daemon that still finishes calls.
+/// A signal to the whole group, such as systemd's or a terminal's, must not take the signer from a
+/// daemon that still finishes calls.
 fn leave_signals_to_the_daemon() -> Result<(), Exit> {
-    let failed = |error: std::io::Error| Exit::missing(format_args!("cannot watch for signals: {error}"));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
+    let failed =
+        |error: std::io::Error| Exit::missing(format_args!("cannot watch for signals: {error}"));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .map_err(failed)?;
     let _inside = runtime.enter();
-    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
-        // Once heard, a signal never has its default effect again, also when nobody listens any more.
+    for kind in [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ] {
+        // Once heard, a signal never has its default effect again, also when nobody listens any
+        // more.
         drop(signal(kind).map_err(failed)?);
     }
     Ok(())
@@ -117,13 +152,21 @@ fn open(setup: &Setup, init_string: Option<&str>) -> Result<Arc<Keys>, SignError
     let guard = Guard::read(&setup.rules).map_err(SignError::Rejected)?;
     // One start, so that several keys in one token cost one try of its PIN.
     let ordered = Instant::now();
-    let pools = setup.keys.iter().map(|key| pool(key, ordered, init_string)).collect::<Result<_, _>>()?;
-    Ok(Arc::new(Keys { pools, guard: Box::new(guard) }))
+    let pools = setup
+        .keys
+        .iter()
+        .map(|key| pool(key, ordered, init_string))
+        .collect::<Result<_, _>>()?;
+    Ok(Arc::new(Keys {
+        pools,
+        guard: Box::new(guard),
+    }))
 }
 
 fn pool(key: &KeySetup, ordered: Instant, init_string: Option<&str>) -> Result<Pool, SignError> {
     // Absolute paths only: the daemon has resolved them.
-    let uri = KeyUri::parse(&key.uri, Path::new("/")).map_err(|error| SignError::Rejected(error.to_string()))?;
+    let uri = KeyUri::parse(&key.uri, Path::new("/"))
+        .map_err(|error| SignError::Rejected(error.to_string()))?;
     if let (KeyUri::Pkcs11(uri), Some(text)) = (&uri, init_string) {
         set_init_string(&uri.module_path, text);
     }
@@ -134,5 +177,10 @@ fn pool(key: &KeySetup, ordered: Instant, init_string: Option<&str>) -> Result<P
         open_limit: key.open_limit,
         ..PoolOptions::default()
     };
-    Pool::begin(uri, PublicKey::from_spki_der(&key.expected)?, options, ordered)
+    Pool::begin(
+        uri,
+        PublicKey::from_spki_der(&key.expected)?,
+        options,
+        ordered,
+    )
 }

@@ -1,10 +1,14 @@
-//! A workload's key and its CSR, as ztunnel writes it: empty subject, one critical URI SAN (RFC 2986, RFC 5280 §4.2.1.6).
-//! The key lives in this process; this is the client's side, where that is right.
+//! A workload's key and its CSR, as ztunnel writes it: empty subject, one critical URI SAN (RFC
+//! 2986, RFC 5280 §4.2.1.6). The key lives in this process; this is the client's side, where that
+//! is right.
 
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, KeyPair, RSA_PKCS1_SHA256};
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, KeyPair,
+    RSA_PKCS1_SHA256,
+};
 use der::asn1::{BitString, Ia5String, OctetString, SetOfVec};
 use der::oid::AssociatedOid;
 use der::pem::{LineEnding, encode_string};
@@ -56,8 +60,14 @@ impl WorkloadKey {
     /// Makes a key. RSA takes tens of milliseconds and more.
     pub fn generate(kind: KeyType) -> Result<Self, Unspecified> {
         let pair = match kind {
-            KeyType::P256 => Pair::Ecdsa(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING)?, Algorithm::EcdsaP256Sha256),
-            KeyType::P384 => Pair::Ecdsa(EcdsaKeyPair::generate(&ECDSA_P384_SHA384_ASN1_SIGNING)?, Algorithm::EcdsaP384Sha384),
+            KeyType::P256 => Pair::Ecdsa(
+                EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING)?,
+                Algorithm::EcdsaP256Sha256,
+            ),
+            KeyType::P384 => Pair::Ecdsa(
+                EcdsaKeyPair::generate(&ECDSA_P384_SHA384_ASN1_SIGNING)?,
+                Algorithm::EcdsaP384Sha384,
+            ),
             KeyType::Rsa2048 => Pair::Rsa(Box::new(rsa::KeyPair::generate(rsa::KeySize::Rsa2048)?)),
             KeyType::Rsa4096 => Pair::Rsa(Box::new(rsa::KeyPair::generate(rsa::KeySize::Rsa4096)?)),
         };
@@ -65,7 +75,10 @@ impl WorkloadKey {
             Pair::Ecdsa(pair, _) => pair.public_key().as_der()?,
             Pair::Rsa(pair) => pair.public_key().as_der()?,
         };
-        Ok(Self { spki_der: spki.as_ref().to_vec(), pair })
+        Ok(Self {
+            spki_der: spki.as_ref().to_vec(),
+            pair,
+        })
     }
 
     /// SubjectPublicKeyInfo, DER.
@@ -82,15 +95,24 @@ impl WorkloadKey {
                 Zeroizing::new(der.as_ref().to_vec())
             }
         };
-        encode_string("PRIVATE KEY", LineEnding::LF, &der).map(Zeroizing::new).map_err(|_| aws_lc_rs::error::Unspecified)
+        encode_string("PRIVATE KEY", LineEnding::LF, &der)
+            .map(Zeroizing::new)
+            .map_err(|_| aws_lc_rs::error::Unspecified)
     }
 
-    /// A CSR in PEM, signed by this key, with `identity` as its one critical URI SAN, or without SAN.
+    /// A CSR in PEM, signed by this key, with `identity` as its one critical URI SAN, or without
+    /// SAN.
     pub fn csr(&self, identity: Option<&str>) -> der::Result<String> {
         let mut attributes = SetOfVec::new();
         if let Some(uri) = identity {
-            let names = SubjectAltName(vec![GeneralName::UniformResourceIdentifier(Ia5String::new(uri)?)]);
-            let san = Extension { extn_id: SubjectAltName::OID, critical: true, extn_value: OctetString::new(names.to_der()?)? };
+            let names = SubjectAltName(vec![GeneralName::UniformResourceIdentifier(
+                Ia5String::new(uri)?,
+            )]);
+            let san = Extension {
+                extn_id: SubjectAltName::OID,
+                critical: true,
+                extn_value: OctetString::new(names.to_der()?)?,
+            };
             attributes.insert(Attribute::try_from(ExtensionReq(vec![san]))?)?;
         }
         let info = CertReqInfo {
@@ -100,8 +122,14 @@ impl WorkloadKey {
             attributes,
         };
         let body = info.to_der()?;
-        let signature = self.sign(&body).map_err(|_| der::Error::from(der::ErrorKind::Failed))?;
-        let csr = CertReq { info, algorithm: self.algorithm(), signature: BitString::from_bytes(&signature)? };
+        let signature = self
+            .sign(&body)
+            .map_err(|_| der::Error::from(der::ErrorKind::Failed))?;
+        let csr = CertReq {
+            info,
+            algorithm: self.algorithm(),
+            signature: BitString::from_bytes(&signature)?,
+        };
         csr.to_pem(LineEnding::LF)
     }
 
@@ -141,7 +169,12 @@ mod tests {
             .stderr(Stdio::piped())
             .spawn()
             .expect("openssl is installed by ./run-tests");
-        openssl.stdin.take().unwrap().write_all(csr.as_bytes()).unwrap();
+        openssl
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(csr.as_bytes())
+            .unwrap();
         let output = openssl.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success() && said.contains("OK"), "{said}");
@@ -151,10 +184,18 @@ mod tests {
     #[test]
     fn openssl_verifies_a_csr_of_every_key_type() {
         let identity = "spiffe://cluster.local/ns/default/sa/demo";
-        for (kind, name) in
-            [(KeyType::P256, "P-256"), (KeyType::P384, "P-384"), (KeyType::Rsa2048, "2048 bit"), (KeyType::Rsa4096, "4096 bit")]
-        {
-            let text = openssl_reads(&WorkloadKey::generate(kind).unwrap().csr(Some(identity)).unwrap());
+        for (kind, name) in [
+            (KeyType::P256, "P-256"),
+            (KeyType::P384, "P-384"),
+            (KeyType::Rsa2048, "2048 bit"),
+            (KeyType::Rsa4096, "4096 bit"),
+        ] {
+            let text = openssl_reads(
+                &WorkloadKey::generate(kind)
+                    .unwrap()
+                    .csr(Some(identity))
+                    .unwrap(),
+            );
             assert!(text.contains(name), "{text}");
             assert!(text.contains("Alternative Name: critical"), "{text}");
             assert!(text.contains(&format!("URI:{identity}")), "{text}");
@@ -164,7 +205,12 @@ mod tests {
 
     #[test]
     fn without_an_identity_there_is_no_san() {
-        let text = openssl_reads(&WorkloadKey::generate(KeyType::P256).unwrap().csr(None).unwrap());
+        let text = openssl_reads(
+            &WorkloadKey::generate(KeyType::P256)
+                .unwrap()
+                .csr(None)
+                .unwrap(),
+        );
         assert!(!text.contains("Alternative Name"), "{text}");
     }
 
@@ -173,9 +219,17 @@ mod tests {
         for kind in [KeyType::P256, KeyType::P384, KeyType::Rsa2048] {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("key.pem");
-            std::fs::write(&path, WorkloadKey::generate(kind).unwrap().to_pem().unwrap()).unwrap();
-            let status =
-                Command::new("openssl").args(["pkey", "-noout", "-check", "-in"]).arg(&path).stdout(Stdio::null()).status().unwrap();
+            std::fs::write(
+                &path,
+                WorkloadKey::generate(kind).unwrap().to_pem().unwrap(),
+            )
+            .unwrap();
+            let status = Command::new("openssl")
+                .args(["pkey", "-noout", "-check", "-in"])
+                .arg(&path)
+                .stdout(Stdio::null())
+                .status()
+                .unwrap();
             assert!(status.success());
         }
     }

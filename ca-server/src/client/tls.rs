@@ -1,4 +1,5 @@
-//! The TLS side of the client: rustls over aws-lc, ALPN `h2`, roots and client certificate from PEM.
+//! The TLS side of the client: rustls over aws-lc, ALPN `h2`, roots and client certificate from
+//! PEM.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -30,15 +31,22 @@ pub struct ClientIdentity {
 
 impl Clone for ClientIdentity {
     fn clone(&self) -> Self {
-        Self { chain: self.chain.clone(), key: self.key.clone_key() }
+        Self {
+            chain: self.chain.clone(),
+            key: self.key.clone_key(),
+        }
     }
 }
 
 impl ClientIdentity {
     /// Reads a chain and a key from PEM.
     pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self, TlsError> {
-        let blocks = pem::certificates(chain).map_err(|error| TlsError(format!("client certificate: {error}")))?;
-        let chain: Vec<_> = blocks.into_iter().map(|block| CertificateDer::from(block.der)).collect();
+        let blocks = pem::certificates(chain)
+            .map_err(|error| TlsError(format!("client certificate: {error}")))?;
+        let chain: Vec<_> = blocks
+            .into_iter()
+            .map(|block| CertificateDer::from(block.der))
+            .collect();
         let key = key.strip_prefix(b"\xef\xbb\xbf").unwrap_or(key);
         // What the parser says may show the key.
         let unread = |_| {
@@ -54,18 +62,24 @@ impl ClientIdentity {
     }
 }
 
-/// The configuration of one connection. No session is ever resumed: a resumed one would skip the certificate checks.
+/// The configuration of one connection. No session is ever resumed: a resumed one would skip the
+/// certificate checks.
 pub(super) fn config(target: &Target) -> Result<Arc<ClientConfig>, TlsError> {
     let wrong = |error: rustls::Error| TlsError(error.to_string());
     let provider = Arc::new(default_provider());
-    let verifier = Verifier { anchors: target.roots.anchors().clone(), algorithms: provider.signature_verification_algorithms };
+    let verifier = Verifier {
+        anchors: target.roots.anchors().clone(),
+        algorithms: provider.signature_verification_algorithms,
+    };
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(wrong)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match target.identity.clone() {
-        Some(identity) => builder.with_client_auth_cert(identity.chain, identity.key).map_err(wrong)?,
+        Some(identity) => builder
+            .with_client_auth_cert(identity.chain, identity.key)
+            .map_err(wrong)?,
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
@@ -73,8 +87,8 @@ pub(super) fn config(target: &Target) -> Result<Arc<ClientConfig>, TlsError> {
     Ok(Arc::new(config))
 }
 
-/// The CA's certificate by our own path validation, so that what the daemon accepts of a chain its client does, too; names and handshakes by
-/// rustls.
+/// The CA's certificate by our own path validation, so that what the daemon accepts of a chain its
+/// client does, too; names and handshakes by rustls.
 #[derive(Debug)]
 struct Verifier {
     anchors: Anchors,
@@ -120,7 +134,8 @@ impl ServerCertVerifier for Verifier {
 
 /// A DNS name or IP address to check the CA's certificate against.
 pub(super) fn server_name(name: &str) -> Result<ServerName<'static>, TlsError> {
-    ServerName::try_from(name.to_owned()).map_err(|_| TlsError(format!("{name:?} is neither a DNS name nor an IP address")))
+    ServerName::try_from(name.to_owned())
+        .map_err(|_| TlsError(format!("{name:?} is neither a DNS name nor an IP address")))
 }
 
 /// The host of `host:port`, without the brackets of an IPv6 address.
@@ -128,7 +143,9 @@ pub(super) fn host(authority: &str) -> Option<&str> {
     let (host, port) = authority.rsplit_once(':')?;
     port.parse::<u16>().ok()?;
     match host.strip_prefix('[') {
-        Some(rest) => rest.strip_suffix(']').filter(|host| host.parse::<IpAddr>().is_ok()),
+        Some(rest) => rest
+            .strip_suffix(']')
+            .filter(|host| host.parse::<IpAddr>().is_ok()),
         None => (!host.is_empty() && !host.contains([':', '/'])).then_some(host),
     }
 }
@@ -141,7 +158,16 @@ mod tests {
     fn an_address_is_a_host_and_a_port() {
         assert_eq!(host("localhost:15012"), Some("localhost"));
         assert_eq!(host("[::1]:15012"), Some("::1"));
-        for wrong in ["localhost", "localhost:", ":15012", "localhost:99999", "::1:15012", "[::1]", "a/b:1", ""] {
+        for wrong in [
+            "localhost",
+            "localhost:",
+            ":15012",
+            "localhost:99999",
+            "::1:15012",
+            "[::1]",
+            "a/b:1",
+            "",
+        ] {
             assert_eq!(host(wrong), None, "{wrong:?}");
         }
     }

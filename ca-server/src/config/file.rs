@@ -1,4 +1,5 @@
-//! The shape of `ca.toml`. Unknown keys are refused; every value is checked in `config` and turned into typed parts.
+//! The shape of `ca.toml`. Unknown keys are refused; every value is checked in `config` and turned
+//! into typed parts.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -76,7 +77,10 @@ pub struct Log {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { level: info(), format: LogFormat::default() }
+        Self {
+            level: info(),
+            format: LogFormat::default(),
+        }
     }
 }
 
@@ -91,7 +95,8 @@ pub enum LogFormat {
     Json,
 }
 
-/// Defaults of the `request` verb, as they stand in the file; paths count from its directory once they have left this room.
+/// Defaults of the `request` verb, as they stand in the file; paths count from its directory once
+/// they have left this room.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RequestDefaults {
@@ -173,7 +178,12 @@ pub(super) struct Issuer {
 impl Issuer {
     /// The device of its key of this number: one for all, or one for each; empty for none.
     pub fn device_of(&self, number: usize) -> String {
-        self.device.0.get(number).or(self.device.0.first()).cloned().unwrap_or_default()
+        self.device
+            .0
+            .get(number)
+            .or(self.device.0.first())
+            .cloned()
+            .unwrap_or_default()
     }
 }
 

@@ -1,5 +1,6 @@
-//! The config: `ca.toml` read whole and validated into typed parts, together with the files that it names. Relative paths count from its
-//! directory. An error names file, key and remedy in one line; nothing half-read ever leaves this room.
+//! The config: `ca.toml` read whole and validated into typed parts, together with the files that it
+//! names. Relative paths count from its directory. An error names file, key and remedy in one line;
+//! nothing half-read ever leaves this room.
 
 mod check;
 pub(crate) mod device;
@@ -85,7 +86,8 @@ pub struct Config {
 pub struct IssuerConfig {
     /// Its certificates; their `id` is the issuer's.
     pub chain: Arc<IssuerChain>,
-    /// The places of an active issuer's key, at least one; a retiring one signs nothing and has none here.
+    /// The places of an active issuer's key, at least one; a retiring one signs nothing and has
+    /// none here.
     pub keys: Vec<KeyConfig>,
     /// The URIs of the key as the ledger keeps them, without secrets, a space between them.
     pub key_uris: String,
@@ -98,7 +100,11 @@ pub struct IssuerConfig {
 impl IssuerConfig {
     /// As a member of its group.
     pub fn member(&self) -> Member<'_> {
-        Member { id: self.chain.id(), active: !self.keys.is_empty(), sibling_of: self.sibling_of.as_deref() }
+        Member {
+            id: self.chain.id(),
+            active: !self.keys.is_empty(),
+            sibling_of: self.sibling_of.as_deref(),
+        }
     }
 }
 
@@ -124,7 +130,8 @@ pub struct DeviceConfig {
     pub socket: Option<PathBuf>,
     /// `timeout`: how long one signature may take.
     pub timeout: Duration,
-    /// `open_timeout`: how long it may take until the keys are open, at a start as at a replacement.
+    /// `open_timeout`: how long it may take until the keys are open, at a start as at a
+    /// replacement.
     pub open_timeout: Duration,
     /// `init_string`: what the module wants in C_Initialize as `pReserved`.
     pub init_string: Option<String>,
@@ -149,7 +156,8 @@ pub struct JwtConfig {
     pub refresh: Duration,
 }
 
-/// How the files that a config names are reached. Whoever feeds the check with texts of strangers lets it open none of the system's.
+/// How the files that a config names are reached. Whoever feeds the check with texts of strangers
+/// lets it open none of the system's.
 #[derive(Debug)]
 pub struct Files {
     /// The whole content.
@@ -162,8 +170,11 @@ pub struct Files {
 
 impl Files {
     /// Those of the system.
-    pub const SYSTEM: Self =
-        Self { read: |path| std::fs::read(path), check_secret: signers::check_secret_file, check_server: ServerFiles::check };
+    pub const SYSTEM: Self = Self {
+        read: |path| std::fs::read(path),
+        check_secret: signers::check_secret_file,
+        check_server: ServerFiles::check,
+    };
 }
 
 impl Config {
@@ -172,13 +183,22 @@ impl Config {
         Self::of_text(path, &read(path)?, now, &Files::SYSTEM)
     }
 
-    /// The same for a text that is said to stand at `path`, with these files for those that it names.
-    pub fn of_text(path: &Path, text: &str, now: Timestamp, files: &Files) -> Result<Self, ConfigError> {
+    /// The same for a text that is said to stand at `path`, with these files for those that it
+    /// names.
+    pub fn of_text(
+        path: &Path,
+        text: &str,
+        now: Timestamp,
+        files: &Files,
+    ) -> Result<Self, ConfigError> {
         let file = parse(path, text)?;
-        check::Checker::new(path).over(files).config(file, text.as_bytes(), now)
+        check::Checker::new(path)
+            .over(files)
+            .config(file, text.as_bytes(), now)
     }
 
-    /// The ledger of the config at `path`, for verbs that read the ledger alone and must work when the rest is broken.
+    /// The ledger of the config at `path`, for verbs that read the ledger alone and must work when
+    /// the rest is broken.
     pub fn ledger_of(path: &Path) -> Result<Location, ConfigError> {
         #[derive(serde::Deserialize)]
         struct Only {
@@ -189,8 +209,8 @@ impl Config {
         check::Checker::new(path).ledger(&only.ledger)
     }
 
-    /// `[request]` and the trust domain of the config at `path`, for a client that must work where PINs and certificates are out of reach.
-    /// A config that is not there gives none.
+    /// `[request]` and the trust domain of the config at `path`, for a client that must work where
+    /// PINs and certificates are out of reach. A config that is not there gives none.
     pub fn request_of(path: &Path) -> Result<(RequestDefaults, Option<TrustDomain>), ConfigError> {
         #[derive(serde::Deserialize)]
         struct Only {
@@ -203,16 +223,29 @@ impl Config {
         }
         let text = read(path)?;
         let only: Only = parse(path, &text)?;
-        Ok((check::Checker::new(path).request(only.request), only.trust_domain.as_deref().and_then(TrustDomain::parse)))
+        Ok((
+            check::Checker::new(path).request(only.request),
+            only.trust_domain.as_deref().and_then(TrustDomain::parse),
+        ))
     }
 
-    /// An issuer id that stands for another key or name in `other`: the ledger's readers tell issuers apart by it.
+    /// An issuer id that stands for another key or name in `other`: the ledger's readers tell
+    /// issuers apart by it.
     pub fn reused_issuer_id<'a>(&self, other: &'a Config) -> Option<&'a str> {
         let changed = |new: &&IssuerConfig| {
-            let same = |old: &IssuerConfig| old.chain.public_key() == new.chain.public_key() && old.chain.subject() == new.chain.subject();
-            self.issuers.iter().any(|old| old.chain.id() == new.chain.id() && !same(old))
+            let same = |old: &IssuerConfig| {
+                old.chain.public_key() == new.chain.public_key()
+                    && old.chain.subject() == new.chain.subject()
+            };
+            self.issuers
+                .iter()
+                .any(|old| old.chain.id() == new.chain.id() && !same(old))
         };
-        other.issuers.iter().find(changed).map(|issuer| issuer.chain.id())
+        other
+            .issuers
+            .iter()
+            .find(changed)
+            .map(|issuer| issuer.chain.id())
     }
 
     /// The first thing that differs from `other` and cannot change without a restart.
@@ -221,26 +254,51 @@ impl Config {
             ("csr.listen", self.csr_listen != other.csr_listen),
             ("csr.names", self.names != other.names),
             ("csr.call_timeout", self.call_timeout != other.call_timeout),
-            ("monitoring.listen", self.monitoring_listen != other.monitoring_listen),
+            (
+                "monitoring.listen",
+                self.monitoring_listen != other.monitoring_listen,
+            ),
             ("ledger", self.ledger != other.ledger),
-            ("trust_domain", self.trust_domains.own != other.trust_domains.own),
+            (
+                "trust_domain",
+                self.trust_domains.own != other.trust_domains.own,
+            ),
             ("state_dir", self.state_dir != other.state_dir),
             ("device env", self.environment != other.environment),
-            ("log", self.log.level != other.log.level || self.log.format != other.log.format),
+            (
+                "log",
+                self.log.level != other.log.level || self.log.format != other.log.format,
+            ),
         ];
-        differs.iter().find(|(_, differs)| *differs).map(|(key, _)| *key)
+        differs
+            .iter()
+            .find(|(_, differs)| *differs)
+            .map(|(key, _)| *key)
     }
 }
 
 fn read(path: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(path).map_err(|error| {
         let remedy = "name another with --config, or make one with `ca-server quickstart`";
-        ConfigError(format!("{}: cannot be read ({error}); {remedy}", path.display()))
+        ConfigError(format!(
+            "{}: cannot be read ({error}); {remedy}",
+            path.display()
+        ))
     })
 }
 
 /// A TOML file's text in this shape.
-pub(crate) fn parse<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
-    let wrong = |error| ConfigError(format!("{}:{}: {}", path.display(), toml_text::line(text, &error), toml_text::sentence(text, &error)));
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(
+    path: &Path,
+    text: &str,
+) -> Result<T, ConfigError> {
+    let wrong = |error| {
+        ConfigError(format!(
+            "{}:{}: {}",
+            path.display(),
+            toml_text::line(text, &error),
+            toml_text::sentence(text, &error)
+        ))
+    };
     toml::from_str(text).map_err(wrong)
 }

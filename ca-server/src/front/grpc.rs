@@ -1,10 +1,12 @@
-//! The Istio CSR call (docs/istio-contract.md, contract §1): a request becomes a `Call`, an `Answer` becomes a response, a `Refusal` becomes a
-//! status.
+//! The Istio CSR call (docs/istio-contract.md, contract §1): a request becomes a `Call`, an
+//! `Answer` becomes a response, a `Refusal` becomes a status.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use istio_api::istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer};
+use istio_api::istio_certificate_service_server::{
+    IstioCertificateService, IstioCertificateServiceServer,
+};
 use istio_api::{IstioCertificateRequest, IstioCertificateResponse};
 use prost_types::Struct;
 use prost_types::value::Kind;
@@ -34,14 +36,26 @@ pub struct Certificates {
 
 impl Certificates {
     /// The service for tonic, with its message limit.
-    pub fn service(pipeline: Arc<Pipeline>, metrics: Arc<Metrics>, clock: Clock) -> IstioCertificateServiceServer<Self> {
-        IstioCertificateServiceServer::new(Self { pipeline, metrics, clock }).max_decoding_message_size(MAX_MESSAGE)
+    pub fn service(
+        pipeline: Arc<Pipeline>,
+        metrics: Arc<Metrics>,
+        clock: Clock,
+    ) -> IstioCertificateServiceServer<Self> {
+        IstioCertificateServiceServer::new(Self {
+            pipeline,
+            metrics,
+            clock,
+        })
+        .max_decoding_message_size(MAX_MESSAGE)
     }
 }
 
 #[tonic::async_trait]
 impl IstioCertificateService for Certificates {
-    async fn create_certificate(&self, request: Request<IstioCertificateRequest>) -> Result<Response<IstioCertificateResponse>, Status> {
+    async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
         self.metrics.csr_arrived();
         let id = fresh_request_id(self.clock.now());
         // At the highest level, so that no filter takes the id from the lines that need it.
@@ -54,14 +68,21 @@ impl IstioCertificateService for Certificates {
         }
         let call = self.read(request, id, deadline);
         match self.pipeline.issue(&call).instrument(span).await {
-            Ok(answer) => Ok(Response::new(IstioCertificateResponse { cert_chain: answer.chain() })),
+            Ok(answer) => Ok(Response::new(IstioCertificateResponse {
+                cert_chain: answer.chain(),
+            })),
             Err(refusal) => Err(status(&refusal)),
         }
     }
 }
 
 impl Certificates {
-    fn read(&self, request: Request<IstioCertificateRequest>, id: crate::evidence::RequestId, deadline: Instant) -> Call {
+    fn read(
+        &self,
+        request: Request<IstioCertificateRequest>,
+        id: crate::evidence::RequestId,
+        deadline: Instant,
+    ) -> Call {
         let peer = request.extensions().get::<Peer>().cloned();
         let credentials = Credentials {
             bearer: bearer_tokens(request.metadata()),
@@ -75,13 +96,23 @@ impl Certificates {
             signer: asked(message.metadata.as_ref(), "CertSigner"),
             impersonated: asked(message.metadata.as_ref(), "ImpersonatedIdentity"),
         };
-        Call { request: id, credentials, csr: message.csr, wishes, deadline }
+        Call {
+            request: id,
+            credentials,
+            csr: message.csr,
+            wishes,
+            deadline,
+        }
     }
 }
 
-/// The tokens of every `authorization` value whose scheme is Bearer (RFC 6750 §2.1); empty ones are none.
+/// The tokens of every `authorization` value whose scheme is Bearer (RFC 6750 §2.1); empty ones are
+/// none.
 fn bearer_tokens(metadata: &MetadataMap) -> Vec<String> {
-    let values = metadata.get_all("authorization").iter().filter_map(|value| value.to_str().ok());
+    let values = metadata
+        .get_all("authorization")
+        .iter()
+        .filter_map(|value| value.to_str().ok());
     let tokens = values.filter_map(|value| {
         let (scheme, token) = value.split_once(' ')?;
         let token = token.trim();
@@ -92,12 +123,18 @@ fn bearer_tokens(metadata: &MetadataMap) -> Vec<String> {
 
 /// Every `clusterid`; an empty one is absent, an illegible one is unknown.
 fn clusters(metadata: &MetadataMap) -> Vec<String> {
-    let values = metadata.get_all("clusterid").iter().map(|value| value.to_str().unwrap_or("\u{fffd}").to_owned());
+    let values = metadata
+        .get_all("clusterid")
+        .iter()
+        .map(|value| value.to_str().unwrap_or("\u{fffd}").to_owned());
     values.filter(|value| !value.is_empty()).collect()
 }
 
 fn asked(metadata: Option<&Struct>, key: &str) -> Asked {
-    match metadata.and_then(|metadata| metadata.fields.get(key)).map(|value| value.kind.as_ref()) {
+    match metadata
+        .and_then(|metadata| metadata.fields.get(key))
+        .map(|value| value.kind.as_ref())
+    {
         None => Asked::Nothing,
         Some(Some(Kind::StringValue(text))) if text.is_empty() => Asked::Nothing,
         Some(Some(Kind::StringValue(text))) => Asked::Text(text.clone()),

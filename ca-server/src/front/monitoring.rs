@@ -1,6 +1,7 @@
-//! Monitoring over plain HTTP: metrics, liveness, readiness, and the root bundle. Liveness never looks at the device: an outage of the
-//! token must not restart the pod. Whoever finds no place is shown the door at once, and a few places are kept for health: connections that
-//! somebody else holds must not make a probe fail.
+//! Monitoring over plain HTTP: metrics, liveness, readiness, and the root bundle. Liveness never
+//! looks at the device: an outage of the token must not restart the pod. Whoever finds no place is
+//! shown the door at once, and a few places are kept for health: connections that somebody else
+//! holds must not make a probe fail.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,9 +39,11 @@ const HEALTH_LIMIT: Duration = Duration::from_secs(2);
 /// One thing that can be well or not.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
-    /// Short and stable: `ledger`, `default_issuer`, `serving_certificate`, `issuer:<id>`, `signer:<id>`.
+    /// Short and stable: `ledger`, `default_issuer`, `serving_certificate`, `issuer:<id>`,
+    /// `signer:<id>`.
     pub name: String,
-    /// Whether it must be well before calls are answered; what is not required is for alerts and people.
+    /// Whether it must be well before calls are answered; what is not required is for alerts and
+    /// people.
     pub required: bool,
     /// Whether it is well.
     pub ready: bool,
@@ -88,9 +91,21 @@ pub async fn serve(listener: TcpListener, routes: Router, watched: Arc<dyn Watch
             }
         };
         if let Ok(place) = places.take(peer.ip(), SHARE) {
-            tokio::spawn(answer(stream, routes.clone(), place, HEADER_LIMIT, CONNECTION_LIMIT));
+            tokio::spawn(answer(
+                stream,
+                routes.clone(),
+                place,
+                HEADER_LIMIT,
+                CONNECTION_LIMIT,
+            ));
         } else if let Ok(place) = kept.take(peer.ip(), HEALTH_SHARE) {
-            tokio::spawn(answer(stream, health.clone(), place, HEALTH_LIMIT, HEALTH_LIMIT));
+            tokio::spawn(answer(
+                stream,
+                health.clone(),
+                place,
+                HEALTH_LIMIT,
+                HEALTH_LIMIT,
+            ));
         } else {
             watched.metrics().monitoring_shed();
         }
@@ -98,12 +113,25 @@ pub async fn serve(listener: TcpListener, routes: Router, watched: Arc<dyn Watch
 }
 
 /// Answers on one connection for as long as it may last.
-async fn answer(stream: TcpStream, routes: Router, place: Place, headers: Duration, whole: Duration) {
+async fn answer(
+    stream: TcpStream,
+    routes: Router,
+    place: Place,
+    headers: Duration,
+    whole: Duration,
+) {
     let mut builder = Builder::new(TokioExecutor::new()).http1_only();
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(headers);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(headers);
     let service = TowerToHyperService::new(routes);
     // How a scraper's connection ends is the scraper's affair.
-    let _ = tokio::time::timeout(whole, builder.serve_connection(TokioIo::new(stream), service)).await;
+    let _ = tokio::time::timeout(
+        whole,
+        builder.serve_connection(TokioIo::new(stream), service),
+    )
+    .await;
     drop(place);
 }
 
@@ -112,26 +140,54 @@ async fn health_alone(request: Request, next: Next) -> Response {
     let mut response = if request.uri().path().starts_with("/healthz/") {
         next.run(request).await
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "too many monitoring connections are open; try again later\n").into_response()
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too many monitoring connections are open; try again later\n",
+        )
+            .into_response()
     };
-    response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+    response.headers_mut().insert(
+        header::CONNECTION,
+        header::HeaderValue::from_static("close"),
+    );
     response
 }
 
 async fn metrics(State(watched): State<Arc<dyn Watched>>) -> impl IntoResponse {
     // Said at each scrape, so that an alert needs no prober of its own.
-    watched.metrics().ready(watched.checks().iter().map(|check| (check.name.as_str(), check.ready)));
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], watched.metrics().render())
+    watched.metrics().ready(
+        watched
+            .checks()
+            .iter()
+            .map(|check| (check.name.as_str(), check.ready)),
+    );
+    (
+        [(
+            header::CONTENT_TYPE,
+            "text/plain; version=0.0.4; charset=utf-8",
+        )],
+        watched.metrics().render(),
+    )
 }
 
 async fn ready(State(watched): State<Arc<dyn Watched>>) -> impl IntoResponse {
     let checks = watched.checks();
-    let readiness = Readiness { ready: checks.iter().all(|check| check.ready || !check.required), checks };
-    let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let readiness = Readiness {
+        ready: checks.iter().all(|check| check.ready || !check.required),
+        checks,
+    };
+    let status = if readiness.ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     let body = serde_json::to_string(&readiness).expect("texts and booleans always encode");
     (status, [(header::CONTENT_TYPE, "application/json")], body)
 }
 
 async fn bundle(State(watched): State<Arc<dyn Watched>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "application/x-pem-file")], watched.bundle().to_string())
+    (
+        [(header::CONTENT_TYPE, "application/x-pem-file")],
+        watched.bundle().to_string(),
+    )
 }

@@ -1,5 +1,6 @@
-//! The accept loop in front of tonic: TCP, limits, TLS. A client certificate is asked for and never required; the serving certificate is
-//! looked up at each handshake, so that a renewed one is used with no connection dropped. No session is ever resumed.
+//! The accept loop in front of tonic: TCP, limits, TLS. A client certificate is asked for and never
+//! required; the serving certificate is looked up at each handshake, so that a renewed one is used
+//! with no connection dropped. No session is ever resumed.
 
 use std::io;
 use std::net::SocketAddr;
@@ -31,7 +32,8 @@ use crate::refusal::Reason;
 /// For the TLS handshake, and again for the client's HTTP/2 preface after it.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Octets of the client's connection preface (RFC 9113 §3.4). Until they are there the HTTP/2 layer sends no pings and has no time limit.
+/// Octets of the client's connection preface (RFC 9113 §3.4). Until they are there the HTTP/2 layer
+/// sends no pings and has no time limit.
 const PREFACE: usize = 24;
 
 /// Who is at the other end of a connection.
@@ -39,7 +41,8 @@ const PREFACE: usize = 24;
 pub struct Peer {
     /// Its address.
     pub address: SocketAddr,
-    /// The client certificate and what came with it, leaf first. Verified in the handshake, and again at each call.
+    /// The client certificate and what came with it, leaf first. Verified in the handshake, and
+    /// again at each call.
     pub certificates: Option<Arc<[CertificateDer<'static>]>>,
 }
 
@@ -65,9 +68,12 @@ impl ResolvesServerCert for ServingCertificate {
     }
 }
 
-/// TLS 1.2 and 1.3 with the provider's defaults (X25519MLKEM768 first), ALPN h2, no tickets and no session cache: a resumed session
-/// would skip the client-certificate check.
-pub fn server_config(serving: Arc<ServingCertificate>, clients: Arc<dyn ClientCertVerifier>) -> Result<ServerConfig, rustls::Error> {
+/// TLS 1.2 and 1.3 with the provider's defaults (X25519MLKEM768 first), ALPN h2, no tickets and no
+/// session cache: a resumed session would skip the client-certificate check.
+pub fn server_config(
+    serving: Arc<ServingCertificate>,
+    clients: Arc<dyn ClientCertVerifier>,
+) -> Result<ServerConfig, rustls::Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
@@ -79,9 +85,9 @@ pub fn server_config(serving: Arc<ServingCertificate>, clients: Arc<dyn ClientCe
     Ok(config)
 }
 
-/// Accepts until `stop` turns true, and sends every connection whose handshake succeeded. One whose handshake failed is counted as that and
-/// nothing else: whoever probes a port or speaks another protocol has asked for no certificate. A client certificate that proves nothing is
-/// a refusal.
+/// Accepts until `stop` turns true, and sends every connection whose handshake succeeded. One whose
+/// handshake failed is counted as that and nothing else: whoever probes a port or speaks another
+/// protocol has asked for no certificate. A client certificate that proves nothing is a refusal.
 pub async fn accept(
     listener: TcpListener,
     config: Arc<ArcSwap<ServerConfig>>,
@@ -99,7 +105,8 @@ pub async fn accept(
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Out of file descriptors or memory: the listener is sound, and a pause lets connections end.
+                // Out of file descriptors or memory: the listener is sound, and a pause lets
+                // connections end.
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
@@ -117,15 +124,26 @@ pub async fn accept(
                 continue;
             }
         };
-        let (config, metrics, refused, connections) = (config.load_full(), metrics.clone(), refused.clone(), connections.clone());
+        let (config, metrics, refused, connections) = (
+            config.load_full(),
+            metrics.clone(),
+            refused.clone(),
+            connections.clone(),
+        );
         tokio::spawn(async move {
             match tokio::time::timeout(HANDSHAKE_LIMIT, handshake(stream, config)).await {
                 Ok(Ok((stream, certificates))) => {
-                    let peer = Peer { address, certificates };
+                    let peer = Peer {
+                        address,
+                        certificates,
+                    };
                     let connection = Connection {
                         stream,
                         peer,
-                        preface: Some(Preface { missing: PREFACE, limit: Box::pin(tokio::time::sleep(HANDSHAKE_LIMIT)) }),
+                        preface: Some(Preface {
+                            missing: PREFACE,
+                            limit: Box::pin(tokio::time::sleep(HANDSHAKE_LIMIT)),
+                        }),
                         _place: place,
                     };
                     // The receiver is gone only when the daemon stops.
@@ -149,7 +167,9 @@ pub async fn accept(
 
 /// Whether the client's certificate was why the handshake failed.
 fn is_of_the_certificate(error: &io::Error) -> bool {
-    let error = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let error = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
     matches!(error, Some(rustls::Error::InvalidCertificate(_)))
 }
 
@@ -158,7 +178,11 @@ type Handshaken = (TlsStream<TcpStream>, Option<Arc<[CertificateDer<'static>]>>)
 async fn handshake(stream: TcpStream, config: Arc<ServerConfig>) -> io::Result<Handshaken> {
     stream.set_nodelay(true)?;
     let stream = TlsAcceptor::from(config).accept(stream).await?;
-    let certificates = stream.get_ref().1.peer_certificates().map(|chain| chain.iter().map(|one| one.clone().into_owned()).collect());
+    let certificates = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .map(|chain| chain.iter().map(|one| one.clone().into_owned()).collect());
     Ok((stream, certificates))
 }
 
@@ -172,7 +196,10 @@ struct Place {
 impl Place {
     fn new(place: places::Place, metrics: Arc<Metrics>) -> Self {
         metrics.connection_began();
-        Self { _place: place, metrics }
+        Self {
+            _place: place,
+            metrics,
+        }
     }
 }
 
@@ -189,7 +216,8 @@ struct Preface {
     limit: Pin<Box<Sleep>>,
 }
 
-/// One TLS connection. Ends with an error if the client's preface is not there `HANDSHAKE_LIMIT` after the handshake.
+/// One TLS connection. Ends with an error if the client's preface is not there `HANDSHAKE_LIMIT`
+/// after the handshake.
 #[derive(Debug)]
 pub struct Connection {
     stream: TlsStream<TcpStream>,
@@ -207,7 +235,11 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
         let arrived = buffer.filled().len() - before;
@@ -224,11 +256,19 @@ impl AsyncRead for Connection {
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
     }
 

@@ -1,5 +1,6 @@
-//! DER (X.690) as the guard reads and writes it: tags of one octet, definite lengths. An encoder of its own, which shares no code with the one
-//! that drafts certificates. What is read here is free only as far as the body that is written again is the same octets.
+//! DER (X.690) as the guard reads and writes it: tags of one octet, definite lengths. An encoder of
+//! its own, which shares no code with the one that drafts certificates. What is read here is free
+//! only as far as the body that is written again is the same octets.
 
 use time::{Date, Month, Time, UtcOffset};
 
@@ -30,7 +31,8 @@ pub(super) const UTC_TIME: u8 = 0x17;
 pub(super) const GENERALIZED_TIME: u8 = 0x18;
 pub(super) const SEQUENCE: u8 = 0x30;
 
-/// Kinds of keys and curves, the content of their OBJECT IDENTIFIER (RFC 8017 §A.1, RFC 5480 §2.1.1, RFC 8410 §3).
+/// Kinds of keys and curves, the content of their OBJECT IDENTIFIER (RFC 8017 §A.1, RFC 5480
+/// §2.1.1, RFC 8410 §3).
 pub(super) const RSA_ENCRYPTION: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
 pub(super) const EC_PUBLIC_KEY: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
 pub(super) const P256: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
@@ -83,15 +85,23 @@ impl<'a> Values<'a> {
     pub(super) fn next(&mut self) -> Option<Value<'a>> {
         let (tag, length, behind) = match *self.0 {
             [tag, short @ 0..=0x7f, ref behind @ ..] => (tag, usize::from(short), behind),
-            [tag, 0x81, length @ 0x80..=0xff, ref behind @ ..] => (tag, usize::from(length), behind),
-            [tag, 0x82, high @ 1..=0xff, low, ref behind @ ..] => (tag, usize::from(u16::from_be_bytes([high, low])), behind),
+            [tag, 0x81, length @ 0x80..=0xff, ref behind @ ..] => {
+                (tag, usize::from(length), behind)
+            }
+            [tag, 0x82, high @ 1..=0xff, low, ref behind @ ..] => {
+                (tag, usize::from(u16::from_be_bytes([high, low])), behind)
+            }
             _ => return None,
         };
         let (content, rest) = behind.split_at_checked(length)?;
         let whole = &self.0[..self.0.len() - rest.len()];
         self.0 = rest;
         // Tags of several octets begin so; a certificate has none.
-        (tag & 0x1f != 0x1f).then_some(Value { tag, content, whole })
+        (tag & 0x1f != 0x1f).then_some(Value {
+            tag,
+            content,
+            whole,
+        })
     }
 
     /// The content of the next value, if it has this tag; otherwise it is left.
@@ -132,7 +142,10 @@ pub(super) fn sequence(parts: &[&[u8]]) -> Vec<u8> {
 
 /// The second that a UTCTime or a GeneralizedTime names (RFC 5280 §4.1.2.5).
 pub(super) fn instant(time: &Value<'_>) -> Option<Timestamp> {
-    let digits = time.content.strip_suffix(b"Z").filter(|digits| digits.iter().all(u8::is_ascii_digit))?;
+    let digits = time
+        .content
+        .strip_suffix(b"Z")
+        .filter(|digits| digits.iter().all(u8::is_ascii_digit))?;
     let (year, rest) = match (time.tag, digits.len()) {
         (UTC_TIME, 12) => {
             let year = number(&digits[..2]);
@@ -144,21 +157,37 @@ pub(super) fn instant(time: &Value<'_>) -> Option<Timestamp> {
     let part = |at: usize| u8::try_from(number(&rest[at..at + 2])).ok();
     let date = Date::from_calendar_date(year, Month::try_from(part(0)?).ok()?, part(2)?).ok()?;
     let time = Time::from_hms(part(4)?, part(6)?, part(8)?).ok()?;
-    Some(Timestamp::from_seconds(date.with_time(time).assume_utc().unix_timestamp()))
+    Some(Timestamp::from_seconds(
+        date.with_time(time).assume_utc().unix_timestamp(),
+    ))
 }
 
 fn number(digits: &[u8]) -> i32 {
-    digits.iter().fold(0, |number, digit| 10 * number + i32::from(digit - b'0'))
+    digits
+        .iter()
+        .fold(0, |number, digit| 10 * number + i32::from(digit - b'0'))
 }
 
 /// UTCTime through 2049, GeneralizedTime from 2050 on (RFC 5280 §4.1.2.5).
 pub(super) fn time(at: Timestamp) -> Vec<u8> {
     let at = at.date_time().to_offset(UtcOffset::UTC);
     let (year, month) = (at.year(), u8::from(at.month()));
-    let rest = format!("{month:02}{:02}{:02}{:02}{:02}Z", at.day(), at.hour(), at.minute(), at.second());
+    let rest = format!(
+        "{month:02}{:02}{:02}{:02}{:02}Z",
+        at.day(),
+        at.hour(),
+        at.minute(),
+        at.second()
+    );
     match year {
-        ..2050 => value(UTC_TIME, &[format!("{:02}", year % 100).as_bytes(), rest.as_bytes()]),
-        _ => value(GENERALIZED_TIME, &[format!("{year:04}").as_bytes(), rest.as_bytes()]),
+        ..2050 => value(
+            UTC_TIME,
+            &[format!("{:02}", year % 100).as_bytes(), rest.as_bytes()],
+        ),
+        _ => value(
+            GENERALIZED_TIME,
+            &[format!("{year:04}").as_bytes(), rest.as_bytes()],
+        ),
     }
 }
 
@@ -173,17 +202,34 @@ mod tests {
             let written = value(OCTET_STRING, &[&content]);
             let mut values = Values::of(&written);
             let read = values.next().unwrap();
-            assert!(read.tag == OCTET_STRING && read.content == content && read.whole == written && values.is_empty(), "{length}");
+            assert!(
+                read.tag == OCTET_STRING
+                    && read.content == content
+                    && read.whole == written
+                    && values.is_empty(),
+                "{length}"
+            );
         }
     }
 
     #[test]
     fn a_length_that_is_not_the_shortest_or_has_no_content_is_not_read() {
-        let bad: [&[u8]; 8] =
-            [&[], &[4], &[4, 1], &[4, 0x80, 0, 0], &[4, 0x81, 1, 0], &[4, 0x82, 0, 1, 0], &[4, 0x84, 0, 0, 0, 0], &[0x1f, 0x81, 1, 0]];
+        let bad: [&[u8]; 8] = [
+            &[],
+            &[4],
+            &[4, 1],
+            &[4, 0x80, 0, 0],
+            &[4, 0x81, 1, 0],
+            &[4, 0x82, 0, 1, 0],
+            &[4, 0x84, 0, 0, 0, 0],
+            &[0x1f, 0x81, 1, 0],
+        ];
         for octets in bad {
             assert!(Values::of(octets).next().is_none(), "{octets:x?}");
         }
-        assert!(Values::of_sequence(&[0x30, 0, 0]).is_none(), "more than one value");
+        assert!(
+            Values::of_sequence(&[0x30, 0, 0]).is_none(),
+            "more than one value"
+        );
     }
 }

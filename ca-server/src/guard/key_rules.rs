@@ -1,5 +1,6 @@
-//! What one key may sign, as a signer's operator writes it: an issuer, and rules for each purpose. What has no rules is not signed. What a
-//! body must be whatever the rules is not here: it is written anew (`body`).
+//! What one key may sign, as a signer's operator writes it: an issuer, and rules for each purpose.
+//! What has no rules is not signed. What a body must be whatever the rules is not here: it is
+//! written anew (`body`).
 
 use std::time::Duration;
 
@@ -43,26 +44,49 @@ impl LeafRules {
     /// X.509-SVID §2: one name, a SPIFFE ID; and it is one of these.
     pub(super) fn allow(&self, names: &[Name]) -> Result<(), Violation> {
         let [Name::Uri(identity)] = names else {
-            return Err(Violation("it does not have exactly one name, a URI (X.509-SVID §2)".into()));
+            return Err(Violation(
+                "it does not have exactly one name, a URI (X.509-SVID §2)".into(),
+            ));
         };
-        let domain = workloads_domain(identity).ok_or_else(|| Violation("the name is no SPIFFE ID of a workload (SPIFFE-ID §2)".into()))?;
+        let domain = workloads_domain(identity).ok_or_else(|| {
+            Violation("the name is no SPIFFE ID of a workload (SPIFFE-ID §2)".into())
+        })?;
         let of_domain = self.trust_domains.iter().any(|ours| ours == domain);
-        if of_domain || self.identities.iter().any(|pattern| pattern.matches(identity)) {
+        if of_domain
+            || self
+                .identities
+                .iter()
+                .any(|pattern| pattern.matches(identity))
+        {
             Ok(())
         } else {
-            Err(Violation(format!("{identity:?} is none of the workloads that may have a certificate")))
+            Err(Violation(format!(
+                "{identity:?} is none of the workloads that may have a certificate"
+            )))
         }
     }
 }
 
-/// The trust domain of a workload's SPIFFE ID (SPIFFE-ID §2): 1 to 255 small letters, digits, dots, hyphens and underscores; behind it a path
-/// whose segments may have capitals too. That leaves no character that a port, user, query, fragment or percent-encoding would need.
+/// The trust domain of a workload's SPIFFE ID (SPIFFE-ID §2): 1 to 255 small letters, digits, dots,
+/// hyphens and underscores; behind it a path whose segments may have capitals too. That leaves no
+/// character that a port, user, query, fragment or percent-encoding would need.
 fn workloads_domain(identity: &str) -> Option<&str> {
     let (domain, path) = identity.strip_prefix("spiffe://")?.split_once('/')?;
-    let small = |letter: u8| letter.is_ascii_lowercase() || letter.is_ascii_digit() || matches!(letter, b'.' | b'-' | b'_');
-    let legal =
-        |segment: &str| !matches!(segment, "" | "." | "..") && segment.bytes().all(|letter| small(letter) || letter.is_ascii_uppercase());
-    let whole = identity.len() <= 2048 && (1..=255).contains(&domain.len()) && domain.bytes().all(small) && path.split('/').all(legal);
+    let small = |letter: u8| {
+        letter.is_ascii_lowercase()
+            || letter.is_ascii_digit()
+            || matches!(letter, b'.' | b'-' | b'_')
+    };
+    let legal = |segment: &str| {
+        !matches!(segment, "" | "." | "..")
+            && segment
+                .bytes()
+                .all(|letter| small(letter) || letter.is_ascii_uppercase())
+    };
+    let whole = identity.len() <= 2048
+        && (1..=255).contains(&domain.len())
+        && domain.bytes().all(small)
+        && path.split('/').all(legal);
     whole.then_some(domain)
 }
 
@@ -72,7 +96,11 @@ impl ServingRules {
             return Err(Violation("it has no name (RFC 5280 §4.2.1.6)".into()));
         }
         let refused = names.iter().find(|name| !self.names.contains(name));
-        let why = |name: String| Err(Violation(format!("{name} is not a name that the daemon serves under")));
+        let why = |name: String| {
+            Err(Violation(format!(
+                "{name} is not a name that the daemon serves under"
+            )))
+        };
         match refused {
             None => Ok(()),
             Some(Name::Dns(name)) => why(format!("the DNS name {name:?}")),
@@ -90,8 +118,17 @@ mod tests {
     fn a_workloads_name_is_a_spiffe_id_with_a_path() {
         let long = |domain: usize| format!("spiffe://{}/a", "d".repeat(domain));
         let whole = |length: usize| format!("spiffe://d/{}", "p".repeat(length - 11));
-        let legal = ["spiffe://cluster.local/ns/default/sa/demo", "spiffe://a_b-c.9/X.y_Z-0", "spiffe://d/...", "spiffe://d/.a/b."];
-        for uri in legal.map(str::to_owned).into_iter().chain([long(1), long(255), whole(2048)]) {
+        let legal = [
+            "spiffe://cluster.local/ns/default/sa/demo",
+            "spiffe://a_b-c.9/X.y_Z-0",
+            "spiffe://d/...",
+            "spiffe://d/.a/b.",
+        ];
+        for uri in legal
+            .map(str::to_owned)
+            .into_iter()
+            .chain([long(1), long(255), whole(2048)])
+        {
             assert!(workloads_domain(&uri).is_some(), "{uri}");
         }
         let illegal = [
@@ -115,23 +152,50 @@ mod tests {
             "spiffe://d/\u{e4}",
             "spiffe://d/a\0",
         ];
-        for uri in illegal.map(str::to_owned).into_iter().chain([long(256), whole(2049)]) {
+        for uri in illegal
+            .map(str::to_owned)
+            .into_iter()
+            .chain([long(256), whole(2049)])
+        {
             assert_eq!(workloads_domain(&uri), None, "{uri}");
         }
     }
 
     #[test]
     fn a_dns_name_that_is_an_address_is_not_that_address() {
-        let rules = ServingRules { names: vec![Name::Address([10, 0, 0, 1].into()), Name::Dns("ca.example".into())], longest: 1 };
+        let rules = ServingRules {
+            names: vec![
+                Name::Address([10, 0, 0, 1].into()),
+                Name::Dns("ca.example".into()),
+            ],
+            longest: 1,
+        };
         let dns = |name: &str| Name::Dns(name.to_owned());
-        assert_eq!(rules.allow(&[dns("ca.example"), Name::Address([10, 0, 0, 1].into())]), Ok(()));
-        for names in [vec![dns("10.0.0.1")], vec![dns("CA.example")], vec![Name::Address([10, 0, 0, 2].into())], vec![]] {
+        assert_eq!(
+            rules.allow(&[dns("ca.example"), Name::Address([10, 0, 0, 1].into())]),
+            Ok(())
+        );
+        for names in [
+            vec![dns("10.0.0.1")],
+            vec![dns("CA.example")],
+            vec![Name::Address([10, 0, 0, 2].into())],
+            vec![],
+        ] {
             assert!(rules.allow(&names).is_err(), "{names:?}");
         }
-        let domains = LeafRules { trust_domains: vec!["d".to_owned()], identities: Vec::new(), longest: 1 };
+        let domains = LeafRules {
+            trust_domains: vec!["d".to_owned()],
+            identities: Vec::new(),
+            longest: 1,
+        };
         let uri = || Name::Uri("spiffe://d/ns/a/sa/b".to_owned());
         assert_eq!(domains.allow(&[uri()]), Ok(()));
-        for names in [vec![uri(), uri()], vec![uri(), dns("d")], vec![], vec![dns("spiffe://d/ns/a/sa/b")]] {
+        for names in [
+            vec![uri(), uri()],
+            vec![uri(), dns("d")],
+            vec![],
+            vec![dns("spiffe://d/ns/a/sa/b")],
+        ] {
             assert!(domains.allow(&names).is_err(), "{names:?}");
         }
     }

@@ -1,5 +1,6 @@
-//! Patterns of workloads' identities: a SPIFFE ID in whose path a `*` stands for any letters of one segment, or none, and never for a `/`. Neither the
-//! trust domain nor the number of segments is left open.
+//! Patterns of workloads' identities: a SPIFFE ID in whose path a `*` stands for any letters of one
+//! segment, or none, and never for a `/`. Neither the trust domain nor the number of segments is
+//! left open.
 
 /// A pattern such as `spiffe://cluster.local/ns/*/sa/*` or `spiffe://cluster.local/ns/team-*/sa/*`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,18 +12,33 @@ pub struct IdentityPattern {
 impl IdentityPattern {
     /// Reads a pattern; a sentence says what is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let bad = |why: &str| format!("{text:?} is no pattern of identities: {why}; write such as spiffe://cluster.local/ns/*/sa/*");
-        let rest = text.strip_prefix("spiffe://").ok_or_else(|| bad("it does not begin with spiffe://"))?;
+        let bad = |why: &str| {
+            format!(
+                "{text:?} is no pattern of identities: {why}; write such as spiffe://cluster.local/ns/*/sa/*"
+            )
+        };
+        let rest = text
+            .strip_prefix("spiffe://")
+            .ok_or_else(|| bad("it does not begin with spiffe://"))?;
         let (trust_domain, path) = rest.split_once('/').ok_or_else(|| bad("it has no path"))?;
         if trust_domain.is_empty() || trust_domain.contains('*') {
             return Err(bad("its trust domain must be written out"));
         }
-        let letter = |letter: u8| letter.is_ascii_alphanumeric() || matches!(letter, b'.' | b'-' | b'_' | b'*');
+        let letter = |letter: u8| {
+            letter.is_ascii_alphanumeric() || matches!(letter, b'.' | b'-' | b'_' | b'*')
+        };
         let path: Vec<String> = path.split('/').map(str::to_owned).collect();
-        if path.iter().any(|segment| segment.is_empty() || segment.contains("**") || !segment.bytes().all(letter)) {
-            return Err(bad("each segment of its path has letters, digits, dots, dashes, underscores and single stars"));
+        if path.iter().any(|segment| {
+            segment.is_empty() || segment.contains("**") || !segment.bytes().all(letter)
+        }) {
+            return Err(bad(
+                "each segment of its path has letters, digits, dots, dashes, underscores and single stars",
+            ));
         }
-        Ok(Self { trust_domain: trust_domain.to_owned(), path })
+        Ok(Self {
+            trust_domain: trust_domain.to_owned(),
+            path,
+        })
     }
 
     /// The trust domain that it is about.
@@ -32,21 +48,34 @@ impl IdentityPattern {
 
     /// Whether a SPIFFE ID is one of these.
     pub fn matches(&self, identity: &str) -> bool {
-        let mut segments = identity.strip_prefix("spiffe://").unwrap_or_default().split('/');
+        let mut segments = identity
+            .strip_prefix("spiffe://")
+            .unwrap_or_default()
+            .split('/');
         segments.next() == Some(self.trust_domain.as_str())
-            && self.path.iter().all(|pattern| segments.next().is_some_and(|segment| is_like(pattern, segment)))
+            && self.path.iter().all(|pattern| {
+                segments
+                    .next()
+                    .is_some_and(|segment| is_like(pattern, segment))
+            })
             && segments.next().is_none()
     }
 }
 
 /// Whether a segment begins, goes on and ends as the parts between the stars do.
 fn is_like(pattern: &str, segment: &str) -> bool {
-    let Some((begin, rest)) = pattern.split_once('*') else { return pattern == segment };
-    let Some(mut left) = segment.strip_prefix(begin) else { return false };
+    let Some((begin, rest)) = pattern.split_once('*') else {
+        return pattern == segment;
+    };
+    let Some(mut left) = segment.strip_prefix(begin) else {
+        return false;
+    };
     let mut parts: Vec<&str> = rest.split('*').collect();
     let end = parts.pop().unwrap_or_default();
     for part in parts {
-        let Some((_, behind)) = left.split_once(part) else { return false };
+        let Some((_, behind)) = left.split_once(part) else {
+            return false;
+        };
         left = behind;
     }
     // A segment without letters is no name, whatever the pattern.
@@ -89,7 +118,10 @@ mod tests {
         ] {
             assert_eq!(team.matches(identity), is, "{identity}");
         }
-        assert!(pattern("spiffe://d/ns/a").matches("spiffe://d/ns/a") && !pattern("spiffe://d/ns/a").matches("spiffe://d/ns/ab"));
+        assert!(
+            pattern("spiffe://d/ns/a").matches("spiffe://d/ns/a")
+                && !pattern("spiffe://d/ns/a").matches("spiffe://d/ns/ab")
+        );
     }
 
     #[test]
@@ -108,7 +140,12 @@ mod tests {
             "spiffe://d/ns/?",
             "cluster.local/ns/*/sa/*",
         ] {
-            assert!(IdentityPattern::parse(text).unwrap_err().contains("no pattern"), "{text}");
+            assert!(
+                IdentityPattern::parse(text)
+                    .unwrap_err()
+                    .contains("no pattern"),
+                "{text}"
+            );
         }
     }
 }

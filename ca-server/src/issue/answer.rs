@@ -1,4 +1,5 @@
-//! What a call gets that succeeds. Both of its kinds are made by the ledger alone, once a row is durable.
+//! What a call gets that succeeds. Both of its kinds are made by the ledger alone, once a row is
+//! durable.
 
 use std::sync::Arc;
 
@@ -13,7 +14,8 @@ pub struct Answer {
     bundle: Arc<str>,
 }
 
-/// What alone may leave: a certificate whose outcome is durable, or one that is durably given out again.
+/// What alone may leave: a certificate whose outcome is durable, or one that is durably given out
+/// again.
 #[derive(Debug)]
 enum Released {
     Issued(Box<Issued>),
@@ -22,14 +24,21 @@ enum Released {
 
 impl Answer {
     pub(super) fn issued(issued: Issued, bundle: Arc<str>) -> Self {
-        Self { released: Released::Issued(Box::new(issued)), bundle }
+        Self {
+            released: Released::Issued(Box::new(issued)),
+            bundle,
+        }
     }
 
     pub(super) fn repeated(repeated: Repeated, bundle: Arc<str>) -> Self {
-        Self { released: Released::Repeated(repeated), bundle }
+        Self {
+            released: Released::Repeated(repeated),
+            bundle,
+        }
     }
 
-    /// As Istio's clients read it (contract §1): leaf, intermediates one a string, all roots together in the last.
+    /// As Istio's clients read it (contract §1): leaf, intermediates one a string, all roots
+    /// together in the last.
     pub fn chain(&self) -> Vec<String> {
         let (leaf, issuer) = match &self.released {
             Released::Issued(issued) => (issued.certificate().der(), &**issued.draft().issuer()),

@@ -21,7 +21,10 @@ pub(super) struct Permit {
 impl Permit {
     pub(super) fn new(permit: OwnedSemaphorePermit, metrics: Arc<Metrics>) -> Self {
         metrics.call_began();
-        Self { _permit: permit, metrics }
+        Self {
+            _permit: permit,
+            metrics,
+        }
     }
 }
 
@@ -31,7 +34,8 @@ impl Drop for Permit {
     }
 }
 
-/// See the module. Dropped without a certificate, it lets whoever asks the same go first, and the key has not counted.
+/// See the module. Dropped without a certificate, it lets whoever asks the same go first, and the
+/// key has not counted.
 pub(super) struct Hold {
     /// Of a caller; the daemon itself asks nothing twice and has no limits.
     caller: Option<OfCaller>,
@@ -51,11 +55,19 @@ pub(super) struct OfCaller {
 
 impl Hold {
     pub(super) fn of_caller(permit: Permit, device: Entered, caller: OfCaller) -> Self {
-        Self { caller: Some(caller), device: Some(device), _permit: permit }
+        Self {
+            caller: Some(caller),
+            device: Some(device),
+            _permit: permit,
+        }
     }
 
     pub(super) fn of_daemon(permit: Permit, device: Entered) -> Self {
-        Self { caller: None, device: Some(device), _permit: permit }
+        Self {
+            caller: None,
+            device: Some(device),
+            _permit: permit,
+        }
     }
 
     /// The intent is durable.
@@ -65,14 +77,22 @@ impl Hold {
         }
     }
 
-    /// The device has nothing more to do with it: another call may take its place there while the ledger commits the outcome.
+    /// The device has nothing more to do with it: another call may take its place there while the
+    /// ledger commits the outcome.
     pub(super) fn signed(&mut self) {
         self.device = None;
     }
 
-    /// The certificate is recorded: its holder has it, others get it who ask the same, and its key counts.
+    /// The certificate is recorded: its holder has it, others get it who ask the same, and its key
+    /// counts.
     pub(super) fn end(self, issued: &Issued) {
-        if let Some(OfCaller { place, key, holder, at }) = self.caller {
+        if let Some(OfCaller {
+            place,
+            key,
+            holder,
+            at,
+        }) = self.caller
+        {
             holder.holds(issued.draft().validity().1, at);
             place.leave(issued, at);
             key.certified();

@@ -1,4 +1,5 @@
-//! What policy has decided about one certificate. Only `policy` makes a `Grant`; a template writes nothing that is not in it.
+//! What policy has decided about one certificate. Only `policy` makes a `Grant`; a template writes
+//! nothing that is not in it.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,7 +10,8 @@ use crate::spiffe::SpiffeId;
 use crate::timestamp::Timestamp;
 use crate::x509::chain::IssuerChain;
 
-/// Whom a certificate names, in its SubjectAltName (RFC 5280 §4.2.1.6). The subject is empty, so the extension is critical.
+/// Whom a certificate names, in its SubjectAltName (RFC 5280 §4.2.1.6). The subject is empty, so
+/// the extension is critical.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// A workload: exactly one URI (SPIFFE X.509-SVID §2).
@@ -28,7 +30,8 @@ pub enum ServingName {
 }
 
 impl ServingName {
-    /// An IP address, else a DNS name of letters, digits, dashes and dots; a leading `*.` is allowed. `None` if it is neither.
+    /// An IP address, else a DNS name of letters, digits, dashes and dots; a leading `*.` is
+    /// allowed. `None` if it is neither.
     pub fn parse(text: &str) -> Option<Self> {
         if let Ok(address) = text.parse() {
             return Some(Self::Ip(address));
@@ -37,10 +40,13 @@ impl ServingName {
             (1..=63).contains(&label.len())
                 && !label.starts_with('-')
                 && !label.ends_with('-')
-                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+                && label
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
         };
         let host = text.strip_prefix("*.").unwrap_or(text);
-        (text.len() <= 253 && host.split('.').all(label)).then(|| Self::Dns(text.to_ascii_lowercase()))
+        (text.len() <= 253 && host.split('.').all(label))
+            .then(|| Self::Dns(text.to_ascii_lowercase()))
     }
 }
 
@@ -73,7 +79,14 @@ impl Grant {
         (not_before, not_after): (Timestamp, Timestamp),
         profile: [u8; 32],
     ) -> Self {
-        Self { subject, issuer, lifetime, not_before, not_after, profile }
+        Self {
+            subject,
+            issuer,
+            lifetime,
+            not_before,
+            not_after,
+            profile,
+        }
     }
 
     /// How long it lasts where its issuer lasts longer.

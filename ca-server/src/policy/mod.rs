@@ -1,4 +1,5 @@
-//! What a caller may have: profile, lifetime, issuer, SANs. Pure: no I/O, no clock, no async, no metrics; time and randomness are passed in.
+//! What a caller may have: profile, lifetime, issuer, SANs. Pure: no I/O, no clock, no async, no
+//! metrics; time and randomness are passed in.
 
 pub mod grant;
 mod group;
@@ -50,13 +51,18 @@ pub struct Choice {
     pub chain: Arc<IssuerChain>,
     /// Whether it signs; a retiring one does not.
     pub active: bool,
-    /// The id of the issuer that it stands beside: it signs for calls that name no issuer as that one does.
+    /// The id of the issuer that it stands beside: it signs for calls that name no issuer as that
+    /// one does.
     pub sibling_of: Option<String>,
 }
 
 impl Choice {
     fn member(&self) -> Member<'_> {
-        Member { id: self.chain.id(), active: self.active, sibling_of: self.sibling_of.as_deref() }
+        Member {
+            id: self.chain.id(),
+            active: self.active,
+            sibling_of: self.sibling_of.as_deref(),
+        }
     }
 }
 
@@ -71,8 +77,15 @@ pub struct Policy {
 impl Policy {
     /// Rules over these issuers.
     pub fn new(profile: Profile, issuers: Vec<Choice>) -> Self {
-        let default = default_group(issuers.iter().map(Choice::member)).into_iter().map(|place| issuers[place].chain.clone()).collect();
-        Self { profile, issuers, default }
+        let default = default_group(issuers.iter().map(Choice::member))
+            .into_iter()
+            .map(|place| issuers[place].chain.clone())
+            .collect();
+        Self {
+            profile,
+            issuers,
+            default,
+        }
     }
 
     /// The issuers that sign for calls that name none, whatever the time: see `default_group`.
@@ -80,8 +93,8 @@ impl Policy {
         &self.default
     }
 
-    /// What `caller` is granted for its CSR and wishes. `jitter` is fresh randomness that shortens the lifetime where the profile says so.
-    /// `issuer` is one of `issuers`.
+    /// What `caller` is granted for its CSR and wishes. `jitter` is fresh randomness that shortens
+    /// the lifetime where the profile says so. `issuer` is one of `issuers`.
     pub fn grant(
         &self,
         caller: &SpiffeId,
@@ -99,39 +112,89 @@ impl Policy {
     }
 
     /// What the daemon grants itself for serving under `names`.
-    pub fn serving(&self, names: &[ServingName], issuer: &Arc<IssuerChain>, now: Timestamp) -> Result<Grant, Refusal> {
-        self.terms(Subject::Serving(names.to_vec()), issuer, self.profile.default, now)
+    pub fn serving(
+        &self,
+        names: &[ServingName],
+        issuer: &Arc<IssuerChain>,
+        now: Timestamp,
+    ) -> Result<Grant, Refusal> {
+        self.terms(
+            Subject::Serving(names.to_vec()),
+            issuer,
+            self.profile.default,
+            now,
+        )
     }
 
-    /// What a certificate for `subject` would say that lasts as long as one may, to judge an issuer by; nobody has asked for it.
-    pub fn trial(&self, subject: Subject, issuer: &Arc<IssuerChain>, now: Timestamp) -> Result<Grant, Refusal> {
+    /// What a certificate for `subject` would say that lasts as long as one may, to judge an issuer
+    /// by; nobody has asked for it.
+    pub fn trial(
+        &self,
+        subject: Subject,
+        issuer: &Arc<IssuerChain>,
+        now: Timestamp,
+    ) -> Result<Grant, Refusal> {
         self.terms(subject, issuer, self.profile.maximum, now)
     }
 
     /// What `grant` says under another issuer, as of `now`.
-    pub fn under(&self, issuer: &Arc<IssuerChain>, grant: &Grant, now: Timestamp) -> Result<Grant, Refusal> {
+    pub fn under(
+        &self,
+        issuer: &Arc<IssuerChain>,
+        grant: &Grant,
+        now: Timestamp,
+    ) -> Result<Grant, Refusal> {
         self.terms(grant.subject().clone(), issuer, grant.lifetime(), now)
     }
 
-    fn terms(&self, subject: Subject, issuer: &Arc<IssuerChain>, lifetime: Duration, now: Timestamp) -> Result<Grant, Refusal> {
+    fn terms(
+        &self,
+        subject: Subject,
+        issuer: &Arc<IssuerChain>,
+        lifetime: Duration,
+        now: Timestamp,
+    ) -> Result<Grant, Refusal> {
         let now = Timestamp::from_seconds(now.seconds());
         let not_after = now.plus(lifetime).min(issuer.ends());
         if !issuer.may_sign_at(now) {
             let (begins, ends) = (issuer.begins(), issuer.ends());
-            return Err(Refusal::new(Reason::IssuerExpired, format_args!("issuer {} is valid from {begins} to {ends}", issuer.id())));
+            return Err(Refusal::new(
+                Reason::IssuerExpired,
+                format_args!("issuer {} is valid from {begins} to {ends}", issuer.id()),
+            ));
         }
-        let not_before = now.minus(BACKDATED_AT_MOST.min(not_after.since(now) / 10)).max(issuer.begins());
-        Ok(Grant::new(subject, issuer.clone(), lifetime, (not_before, not_after), self.profile.digest()))
+        let not_before = now
+            .minus(BACKDATED_AT_MOST.min(not_after.since(now) / 10))
+            .max(issuer.begins());
+        Ok(Grant::new(
+            subject,
+            issuer.clone(),
+            lifetime,
+            (not_before, not_after),
+            self.profile.digest(),
+        ))
     }
 
-    /// The issuers that may sign, never none: the one that CertSigner names; when it names none, the default ones. Those whose time has not
-    /// come, or is over, are left out while there are others.
+    /// The issuers that may sign, never none: the one that CertSigner names; when it names none,
+    /// the default ones. Those whose time has not come, or is over, are left out while there are
+    /// others.
     pub fn issuers(&self, asked: &Asked, now: Timestamp) -> Result<Vec<Arc<IssuerChain>>, Refusal> {
         let mut allowed: Vec<Arc<IssuerChain>> = match asked {
-            Asked::NotText => return Err(Refusal::new(Reason::MalformedRequest, "CertSigner is not a text")),
+            Asked::NotText => {
+                return Err(Refusal::new(
+                    Reason::MalformedRequest,
+                    "CertSigner is not a text",
+                ));
+            }
             Asked::Text(id) => {
-                let named = self.issuers.iter().find(|issuer| issuer.active && issuer.chain.id() == id);
-                named.map(|issuer| issuer.chain.clone()).into_iter().collect()
+                let named = self
+                    .issuers
+                    .iter()
+                    .find(|issuer| issuer.active && issuer.chain.id() == id);
+                named
+                    .map(|issuer| issuer.chain.clone())
+                    .into_iter()
+                    .collect()
             }
             Asked::Nothing => self.default.clone(),
         };
@@ -140,7 +203,10 @@ impl Policy {
         }
         match (allowed.is_empty(), asked) {
             (false, _) => Ok(allowed),
-            (true, Asked::Text(id)) => Err(Refusal::new(Reason::UnknownSigner, format_args!("CertSigner {id:?} is no active issuer"))),
+            (true, Asked::Text(id)) => Err(Refusal::new(
+                Reason::UnknownSigner,
+                format_args!("CertSigner {id:?} is no active issuer"),
+            )),
             (true, _) => Err(Refusal::new(Reason::Internal, "no issuer is active")),
         }
     }
@@ -150,17 +216,27 @@ impl Policy {
         match self.profile.san {
             SanRule::Overwrite => Ok(()),
             SanRule::Strict if csr.sans().iter().all(|san| *san == own) => Ok(()),
-            SanRule::Strict => Err(Refusal::new(Reason::SanMismatch, format_args!("the CSR's SANs are not {caller} alone"))),
+            SanRule::Strict => Err(Refusal::new(
+                Reason::SanMismatch,
+                format_args!("the CSR's SANs are not {caller} alone"),
+            )),
         }
     }
 }
 
-/// Impersonation is not offered: every value but the empty one is refused, and the caller's own identity is never given instead.
+/// Impersonation is not offered: every value but the empty one is refused, and the caller's own
+/// identity is never given instead.
 fn refuse_impersonation(asked: &Asked) -> Result<(), Refusal> {
     match asked {
         Asked::Nothing => Ok(()),
-        Asked::Text(id) => Err(Refusal::new(Reason::Impersonation, format_args!("impersonation of {id:?} asked for; it is off"))),
-        Asked::NotText => Err(Refusal::new(Reason::MalformedRequest, "ImpersonatedIdentity is not a text")),
+        Asked::Text(id) => Err(Refusal::new(
+            Reason::Impersonation,
+            format_args!("impersonation of {id:?} asked for; it is off"),
+        )),
+        Asked::NotText => Err(Refusal::new(
+            Reason::MalformedRequest,
+            "ImpersonatedIdentity is not a text",
+        )),
     }
 }
 

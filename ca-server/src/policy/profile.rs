@@ -68,7 +68,11 @@ impl Profile {
     pub fn checked(self) -> Result<Self, BadProfile> {
         let bad = |key, why| Err(BadProfile { key, why });
         let whole = |lifetime: Duration| lifetime.subsec_nanos() == 0 && !lifetime.is_zero();
-        if !whole(self.minimum) || !whole(self.maximum) || !whole(self.default) || self.jitter.subsec_nanos() != 0 {
+        if !whole(self.minimum)
+            || !whole(self.maximum)
+            || !whole(self.default)
+            || self.jitter.subsec_nanos() != 0
+        {
             return bad("minimum", "lifetimes are whole seconds, above zero");
         }
         if self.minimum > self.default {
@@ -94,13 +98,18 @@ impl Profile {
         let granted = match u64::try_from(asked) {
             Err(_) | Ok(0) => self.default,
             Ok(seconds) if Duration::from_secs(seconds) > self.maximum => {
-                let why = format_args!("a lifetime of {seconds} s was asked for, at most {} s are granted", self.maximum.as_secs());
+                let why = format_args!(
+                    "a lifetime of {seconds} s was asked for, at most {} s are granted",
+                    self.maximum.as_secs()
+                );
                 return Err(Refusal::new(Reason::Lifetime, why));
             }
             Ok(seconds) => Duration::from_secs(seconds).max(self.minimum),
         };
         let shortened_by = jitter % self.jitter.as_secs().saturating_add(1);
-        Ok(granted.saturating_sub(Duration::from_secs(shortened_by)).max(self.minimum))
+        Ok(granted
+            .saturating_sub(Duration::from_secs(shortened_by))
+            .max(self.minimum))
     }
 
     pub(super) fn check_key(&self, kind: KeyKind) -> Result<(), Refusal> {
@@ -113,10 +122,14 @@ impl Profile {
         if self.keys.contains(&needed) {
             return Ok(());
         }
-        Err(Refusal::new(Reason::WeakKey, format_args!("{name} keys are not accepted by the profile")))
+        Err(Refusal::new(
+            Reason::WeakKey,
+            format_args!("{name} keys are not accepted by the profile"),
+        ))
     }
 
-    /// SHA-256 over every field in a text that `docs/ledger-format.md` gives, so that an auditor can compute it from a config.
+    /// SHA-256 over every field in a text that `docs/ledger-format.md` gives, so that an auditor
+    /// can compute it from a config.
     pub(super) fn digest(&self) -> [u8; 32] {
         let seconds = |lifetime: Duration| lifetime.as_secs();
         let san = match self.san {
@@ -124,8 +137,17 @@ impl Profile {
             SanRule::Strict => "strict",
         };
         // In one order whatever the config's, and each once.
-        let all = [KeyAllowed::Rsa, KeyAllowed::P256, KeyAllowed::P384, KeyAllowed::Ed25519];
-        let keys: Vec<&str> = all.iter().filter(|key| self.keys.contains(key)).map(|key| key.name()).collect();
+        let all = [
+            KeyAllowed::Rsa,
+            KeyAllowed::P256,
+            KeyAllowed::P384,
+            KeyAllowed::Ed25519,
+        ];
+        let keys: Vec<&str> = all
+            .iter()
+            .filter(|key| self.keys.contains(key))
+            .map(|key| key.name())
+            .collect();
         let text = format!(
             "default={};minimum={};maximum={};jitter={};san={san};keys={}",
             seconds(self.default),
@@ -167,16 +189,32 @@ mod tests {
             (i64::MAX, None),
         ];
         for (asked, granted) in cases {
-            assert_eq!(profile(0).lifetime(asked, 7).ok().map(|lifetime| lifetime.as_secs() as i64), granted, "{asked}");
+            assert_eq!(
+                profile(0)
+                    .lifetime(asked, 7)
+                    .ok()
+                    .map(|lifetime| lifetime.as_secs() as i64),
+                granted,
+                "{asked}"
+            );
         }
     }
 
     #[test]
     fn jitter_only_shortens_and_never_below_the_minimum() {
         for random in [0, 1, 59, 60, 61, u64::MAX] {
-            let lifetime = profile(60).lifetime(3600, random).expect("granted").as_secs();
+            let lifetime = profile(60)
+                .lifetime(3600, random)
+                .expect("granted")
+                .as_secs();
             assert!((3540..=3600).contains(&lifetime), "{lifetime}");
-            assert_eq!(profile(60).lifetime(600, random).expect("granted").as_secs(), 600);
+            assert_eq!(
+                profile(60)
+                    .lifetime(600, random)
+                    .expect("granted")
+                    .as_secs(),
+                600
+            );
         }
     }
 
@@ -184,6 +222,9 @@ mod tests {
     fn a_profile_that_contradicts_itself_is_refused_by_its_key() {
         let mut wrong = profile(0);
         wrong.default = Duration::from_secs(1);
-        assert_eq!(wrong.checked().map_err(|bad| bad.key).err(), Some("default"));
+        assert_eq!(
+            wrong.checked().map_err(|bad| bad.key).err(),
+            Some("default")
+        );
     }
 }

@@ -1,7 +1,9 @@
-//! The to-be-signed bytes of CA certificates (RFC 5280 §4): a root that signs itself, or an issuing certificate signed by it.
+//! The to-be-signed bytes of CA certificates (RFC 5280 §4): a root that signs itself, or an issuing
+//! certificate signed by it.
 //!
-//! Everything that stands in the certificate is a field of the template, so that the same template always gives the same bytes.
-//! It signs nothing: a device does, and `assemble` puts the signature behind the bytes.
+//! Everything that stands in the certificate is a field of the template, so that the same template
+//! always gives the same bytes. It signs nothing: a device does, and `assemble` puts the signature
+//! behind the bytes.
 
 use der::asn1::{Any, BitString, OctetString};
 use der::oid::{AssociatedOid, ObjectIdentifier};
@@ -9,7 +11,9 @@ use der::{DateTime, Decode, Encode, Sequence};
 use signers::Algorithm;
 use spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 use x509_cert::ext::Extension;
-use x509_cert::ext::pkix::{AuthorityKeyIdentifier, BasicConstraints, KeyUsage, KeyUsages, SubjectKeyIdentifier};
+use x509_cert::ext::pkix::{
+    AuthorityKeyIdentifier, BasicConstraints, KeyUsage, KeyUsages, SubjectKeyIdentifier,
+};
 use x509_cert::name::Name;
 use x509_cert::serial_number::SerialNumber;
 use x509_cert::time::Time;
@@ -68,7 +72,8 @@ struct Signed {
 }
 
 impl CaTemplate<'_> {
-    /// The serial as it stands in the certificate: positive and of exactly 16 octets (RFC 5280 §4.1.2.2).
+    /// The serial as it stands in the certificate: positive and of exactly 16 octets (RFC 5280
+    /// §4.1.2.2).
     pub fn serial_octets(&self) -> [u8; 16] {
         positive(self.serial)
     }
@@ -80,13 +85,25 @@ impl CaTemplate<'_> {
             serial: SerialNumber::new(&self.serial_octets())?,
             signature: algorithm_identifier(self.signature),
             issuer: self.issuer.clone(),
-            validity: Validity { not_before: time(self.not_before)?, not_after: time(self.not_after)? },
+            validity: Validity {
+                not_before: time(self.not_before)?,
+                not_after: time(self.not_after)?,
+            },
             subject: self.subject.clone(),
             subject_key: SubjectPublicKeyInfoOwned::from_der(self.subject_key)?,
             extensions: vec![
-                extension(&BasicConstraints { ca: true, path_len_constraint: Some(self.path_length) }, true)?,
+                extension(
+                    &BasicConstraints {
+                        ca: true,
+                        path_len_constraint: Some(self.path_length),
+                    },
+                    true,
+                )?,
                 extension(&KeyUsage(KeyUsages::KeyCertSign | KeyUsages::CRLSign), true)?,
-                extension(&SubjectKeyIdentifier(OctetString::new(key_identifier(self.subject_key)?)?), false)?,
+                extension(
+                    &SubjectKeyIdentifier(OctetString::new(key_identifier(self.subject_key)?)?),
+                    false,
+                )?,
                 extension(
                     &AuthorityKeyIdentifier {
                         key_identifier: Some(OctetString::new(key_identifier(self.issuer_key)?)?),
@@ -101,15 +118,25 @@ impl CaTemplate<'_> {
 }
 
 /// The certificate, DER, from its to-be-signed bytes and the signature over them.
-pub fn assemble(to_be_signed: &[u8], algorithm: Algorithm, signature: &[u8]) -> der::Result<Vec<u8>> {
-    Signed { tbs: Any::from_der(to_be_signed)?, algorithm: algorithm_identifier(algorithm), signature: BitString::from_bytes(signature)? }
-        .to_der()
+pub fn assemble(
+    to_be_signed: &[u8],
+    algorithm: Algorithm,
+    signature: &[u8],
+) -> der::Result<Vec<u8>> {
+    Signed {
+        tbs: Any::from_der(to_be_signed)?,
+        algorithm: algorithm_identifier(algorithm),
+        signature: BitString::from_bytes(signature)?,
+    }
+    .to_der()
 }
 
 /// The key identifier of a SubjectPublicKeyInfo: the same rule as for leaves.
 pub fn key_identifier(spki_der: &[u8]) -> der::Result<[u8; 20]> {
     let spki = SubjectPublicKeyInfoOwned::from_der(spki_der)?;
-    Ok(subject_key::key_identifier(spki.subject_public_key.raw_bytes()))
+    Ok(subject_key::key_identifier(
+        spki.subject_public_key.raw_bytes(),
+    ))
 }
 
 /// The first bit is the sign, the second keeps the length.
@@ -121,19 +148,29 @@ fn positive(mut serial: [u8; 16]) -> [u8; 16] {
 /// UTCTime through 2049, GeneralizedTime from 2050 (RFC 5280 §4.1.2.5); whole seconds.
 fn time(at: Timestamp) -> der::Result<Time> {
     let seconds = u64::try_from(at.seconds()).unwrap_or(0);
-    Ok(Time::from(DateTime::from_unix_duration(std::time::Duration::from_secs(seconds))?))
+    Ok(Time::from(DateTime::from_unix_duration(
+        std::time::Duration::from_secs(seconds),
+    )?))
 }
 
 fn extension<T: Encode + AssociatedOid>(value: &T, critical: bool) -> der::Result<Extension> {
-    Ok(Extension { extn_id: T::OID, critical, extn_value: OctetString::new(value.to_der()?)? })
+    Ok(Extension {
+        extn_id: T::OID,
+        critical,
+        extn_value: OctetString::new(value.to_der()?)?,
+    })
 }
 
-/// The AlgorithmIdentifier of a signature: ECDSA's carry no parameters (RFC 5758 §3.2), RSA's a NULL (RFC 4055 §5).
+/// The AlgorithmIdentifier of a signature: ECDSA's carry no parameters (RFC 5758 §3.2), RSA's a
+/// NULL (RFC 4055 §5).
 pub fn algorithm_identifier(algorithm: Algorithm) -> AlgorithmIdentifierOwned {
     let (oid, parameters) = match algorithm {
         Algorithm::EcdsaP256Sha256 => (ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.2"), None),
         Algorithm::EcdsaP384Sha384 => (ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.3"), None),
-        Algorithm::RsaPkcs1Sha256 => (ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.11"), Some(Any::null())),
+        Algorithm::RsaPkcs1Sha256 => (
+            ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.11"),
+            Some(Any::null()),
+        ),
     };
     AlgorithmIdentifierOwned { oid, parameters }
 }
@@ -164,10 +201,14 @@ mod tests {
 
     fn pem(der: &[u8]) -> String {
         use der::EncodePem;
-        Certificate::from_der(der).unwrap().to_pem(der::pem::LineEnding::LF).unwrap()
+        Certificate::from_der(der)
+            .unwrap()
+            .to_pem(der::pem::LineEnding::LF)
+            .unwrap()
     }
 
-    /// A root to 2060 and an issuing certificate to 2049, with the issuing key's SubjectPublicKeyInfo.
+    /// A root to 2060 and an issuing certificate to 2049, with the issuing key's
+    /// SubjectPublicKeyInfo.
     fn pair() -> (Vec<u8>, Vec<u8>, Vec<u8>) {
         let (root_key, root_spki) = key();
         let (_, spki) = key();
@@ -193,7 +234,11 @@ mod tests {
             path_length: 0,
             ..root.clone()
         };
-        (certificate(&root, &root_key), certificate(&issuing, &root_key), spki)
+        (
+            certificate(&root, &root_key),
+            certificate(&issuing, &root_key),
+            spki,
+        )
     }
 
     #[test]
@@ -205,11 +250,21 @@ mod tests {
         assert!(critical && constraints.ca && constraints.path_len_constraint == Some(0));
         let (critical, usage) = tbs.get_extension::<KeyUsage>().unwrap().unwrap();
         assert!(critical && usage.0 == KeyUsages::KeyCertSign | KeyUsages::CRLSign);
-        let (critical, ski) = tbs.get_extension::<SubjectKeyIdentifier>().unwrap().unwrap();
+        let (critical, ski) = tbs
+            .get_extension::<SubjectKeyIdentifier>()
+            .unwrap()
+            .unwrap();
         assert!(!critical && ski.0.as_bytes() == key_identifier(&spki).unwrap());
-        let (_, aki) = tbs.get_extension::<AuthorityKeyIdentifier>().unwrap().unwrap();
+        let (_, aki) = tbs
+            .get_extension::<AuthorityKeyIdentifier>()
+            .unwrap()
+            .unwrap();
         let root = Certificate::from_der(&root).unwrap();
-        let (_, root_ski) = root.tbs_certificate().get_extension::<SubjectKeyIdentifier>().unwrap().unwrap();
+        let (_, root_ski) = root
+            .tbs_certificate()
+            .get_extension::<SubjectKeyIdentifier>()
+            .unwrap()
+            .unwrap();
         assert_eq!(aki.key_identifier.unwrap(), root_ski.0);
         assert_eq!(tbs.issuer(), root.tbs_certificate().subject());
         assert_eq!(tbs.subject().to_string(), "CN=Issuing,O=Test");
@@ -228,7 +283,13 @@ mod tests {
     #[test]
     fn dates_through_2049_are_utc_time_and_later_ones_generalized() {
         let (root, issuing, _) = pair();
-        let end = |der: &[u8]| Certificate::from_der(der).unwrap().tbs_certificate().validity().not_after;
+        let end = |der: &[u8]| {
+            Certificate::from_der(der)
+                .unwrap()
+                .tbs_certificate()
+                .validity()
+                .not_after
+        };
         assert!(matches!(end(&issuing), Time::UtcTime(_)));
         assert!(matches!(end(&root), Time::GeneralTime(_)));
     }
@@ -237,7 +298,10 @@ mod tests {
     fn openssl_verifies_the_chain_with_its_strict_rules() {
         let (root, issuing, _) = pair();
         let directory = tempfile::tempdir().unwrap();
-        let (root_file, issuing_file) = (directory.path().join("root.pem"), directory.path().join("issuing.pem"));
+        let (root_file, issuing_file) = (
+            directory.path().join("root.pem"),
+            directory.path().join("issuing.pem"),
+        );
         std::fs::write(&root_file, pem(&root)).unwrap();
         std::fs::write(&issuing_file, pem(&issuing)).unwrap();
         let output = std::process::Command::new("openssl")
@@ -245,6 +309,10 @@ mod tests {
             .args([&root_file, &issuing_file])
             .output()
             .expect("openssl is installed by ./run-tests");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! An X.509 certificate (RFC 5280 §4.1) cut into its parts, each as the octets that stand there: what was signed is verified as it was
-//! signed, and names are compared as they are written. Judges nothing: a root may have a serial or a version that no CA would write today.
+//! An X.509 certificate (RFC 5280 §4.1) cut into its parts, each as the octets that stand there:
+//! what was signed is verified as it was signed, and names are compared as they are written. Judges
+//! nothing: a root may have a serial or a version that no CA would write today.
 
 use const_oid::{AssociatedOid, ObjectIdentifier};
 use der::asn1::{AnyRef, BitStringRef, OctetStringRef};
@@ -62,13 +63,21 @@ impl Certificate {
     /// Reads one certificate in DER, with nothing after it.
     pub fn read(der: &[u8]) -> Result<Self, Unreadable> {
         let not = |why| move |_: der::Error| Unreadable(why);
-        let outside = content(der).and_then(elements).map_err(not("it is not one value in DER"))?;
-        let [to_be_signed, algorithm, signature] = outside[..] else { return Err(Unreadable("it has other parts than a certificate")) };
-        let mut fields = content(to_be_signed).and_then(elements).map_err(not("its body is not in DER"))?;
+        let outside = content(der)
+            .and_then(elements)
+            .map_err(not("it is not one value in DER"))?;
+        let [to_be_signed, algorithm, signature] = outside[..] else {
+            return Err(Unreadable("it has other parts than a certificate"));
+        };
+        let mut fields = content(to_be_signed)
+            .and_then(elements)
+            .map_err(not("its body is not in DER"))?;
         let version = match fields.first() {
             // The explicit [0] of v2 and v3; v1 has none.
             Some([0xa0, ..]) => {
-                let version = content(fields.remove(0)).and_then(content).map_err(not("its version cannot be read"))?;
+                let version = content(fields.remove(0))
+                    .and_then(content)
+                    .map_err(not("its version cannot be read"))?;
                 version.first().copied().unwrap_or(0).saturating_add(1)
             }
             _ => 1,
@@ -76,24 +85,46 @@ impl Certificate {
         let [serial, _, issuer, validity, subject, spki, rest @ ..] = &fields[..] else {
             return Err(Unreadable("its body has other fields than a certificate's"));
         };
-        let times = content(validity).and_then(elements).map_err(not("its validity cannot be read"))?;
-        let [begins, ends] = times[..] else { return Err(Unreadable("its validity has not two times")) };
-        let time = |tlv: &[u8]| Time::from_der(tlv).map(timestamp).map_err(not("its validity cannot be read"));
-        let extensions = rest.iter().find(|field| field.first() == Some(&0xa3)).map(|field| extensions(field)).transpose();
-        let signature = BitStringRef::from_der(signature).ok().and_then(|bits| bits.as_bytes());
+        let times = content(validity)
+            .and_then(elements)
+            .map_err(not("its validity cannot be read"))?;
+        let [begins, ends] = times[..] else {
+            return Err(Unreadable("its validity has not two times"));
+        };
+        let time = |tlv: &[u8]| {
+            Time::from_der(tlv)
+                .map(timestamp)
+                .map_err(not("its validity cannot be read"))
+        };
+        let extensions = rest
+            .iter()
+            .find(|field| field.first() == Some(&0xa3))
+            .map(|field| extensions(field))
+            .transpose();
+        let signature = BitStringRef::from_der(signature)
+            .ok()
+            .and_then(|bits| bits.as_bytes());
         Ok(Self {
             der: der.to_vec(),
             to_be_signed: to_be_signed.to_vec(),
-            signature_algorithm: content(algorithm).map_err(not("its signature algorithm cannot be read"))?.to_vec(),
-            signature: signature.ok_or(Unreadable("its signature cannot be read"))?.to_vec(),
+            signature_algorithm: content(algorithm)
+                .map_err(not("its signature algorithm cannot be read"))?
+                .to_vec(),
+            signature: signature
+                .ok_or(Unreadable("its signature cannot be read"))?
+                .to_vec(),
             version,
-            serial: content(serial).map_err(not("its serial cannot be read"))?.to_vec(),
+            serial: content(serial)
+                .map_err(not("its serial cannot be read"))?
+                .to_vec(),
             issuer: issuer.to_vec(),
             subject: subject.to_vec(),
             begins: time(begins)?,
             ends: time(ends)?,
             spki: spki.to_vec(),
-            extensions: extensions.map_err(not("its extensions cannot be read"))?.unwrap_or_default(),
+            extensions: extensions
+                .map_err(not("its extensions cannot be read"))?
+                .unwrap_or_default(),
         })
     }
 
@@ -162,10 +193,20 @@ impl Certificate {
         &self.extensions
     }
 
-    /// An extension, and whether it says critical. One that is there and cannot be read is an error, never absent.
-    pub fn extension<'a, T: Decode<'a, Error = der::Error> + AssociatedOid>(&'a self) -> Result<Option<(bool, T)>, Unreadable> {
-        let Some(found) = self.extensions.iter().find(|extension| extension.oid == T::OID) else { return Ok(None) };
-        let value = T::from_der(&found.value).map_err(|_| Unreadable("one of its extensions cannot be read"))?;
+    /// An extension, and whether it says critical. One that is there and cannot be read is an
+    /// error, never absent.
+    pub fn extension<'a, T: Decode<'a, Error = der::Error> + AssociatedOid>(
+        &'a self,
+    ) -> Result<Option<(bool, T)>, Unreadable> {
+        let Some(found) = self
+            .extensions
+            .iter()
+            .find(|extension| extension.oid == T::OID)
+        else {
+            return Ok(None);
+        };
+        let value = T::from_der(&found.value)
+            .map_err(|_| Unreadable("one of its extensions cannot be read"))?;
         Ok(Some((found.critical, value)))
     }
 }
@@ -181,7 +222,10 @@ fn extensions(field: &[u8]) -> Result<Vec<Extension>, der::Error> {
         reader.finish()?;
         Ok(extension)
     };
-    elements(content(content(field)?)?)?.iter().map(one).collect()
+    elements(content(content(field)?)?)?
+        .iter()
+        .map(one)
+        .collect()
 }
 
 /// A Name for people (RFC 4514), such as `CN=Mesh Root,O=Example`.

@@ -1,5 +1,6 @@
-//! Certificate signing requests (PKCS#10, RFC 2986): parsed as DER under size limits, proof of possession checked.
-//! Nothing of a request but its public key reaches a certificate; the SANs are kept only for strict profiles to compare.
+//! Certificate signing requests (PKCS#10, RFC 2986): parsed as DER under size limits, proof of
+//! possession checked. Nothing of a request but its public key reaches a certificate; the SANs are
+//! kept only for strict profiles to compare.
 
 use const_oid::ObjectIdentifier;
 use const_oid::db::rfc5912::{ID_CE_SUBJECT_ALT_NAME, ID_EXTENSION_REQ};
@@ -35,28 +36,46 @@ pub enum San {
 impl Csr {
     /// Reads one PEM request, checks its limits, its key and its signature.
     pub fn parse(pem: &str) -> Result<Self, Refusal> {
-        let malformed = |why: &dyn std::fmt::Display| Refusal::new(Reason::MalformedCsr, format_args!("malformed CSR: {why}"));
+        let malformed = |why: &dyn std::fmt::Display| {
+            Refusal::new(Reason::MalformedCsr, format_args!("malformed CSR: {why}"))
+        };
         if pem.is_empty() {
             return Err(malformed(&"it is empty"));
         }
         if pem.len() > MAX_PEM {
-            return Err(malformed(&format_args!("{} bytes, at most {MAX_PEM} are read", pem.len())));
+            return Err(malformed(&format_args!(
+                "{} bytes, at most {MAX_PEM} are read",
+                pem.len()
+            )));
         }
         let der = pem::request(pem.as_bytes()).map_err(|error| malformed(&error))?;
-        let request = RawRequest::read(&der).map_err(|_| malformed(&"it is no PKCS#10 request in DER (RFC 2986)"))?;
+        let request = RawRequest::read(&der)
+            .map_err(|_| malformed(&"it is no PKCS#10 request in DER (RFC 2986)"))?;
         let key = SubjectKey::from_spki(request.spki).map_err(|error| match error {
             BadKey::Malformed => malformed(&error),
             BadKey::Unsupported(_) => Refusal::new(Reason::WeakKey, error),
         })?;
         check_size(key.kind())?;
-        let sans = requested_sans(request.attributes).map_err(|_| malformed(&"its attributes cannot be read (RFC 2986 §4.1)"))?;
-        let unproven = |why: BadSignature| Refusal::new(Reason::ProofOfPossession, format_args!("CSR proof of possession failed: {why}"));
-        // The signature does not cover its own algorithm's parameters: NULL or nothing for RSA (RFC 4055 §5), nothing else (RFC 5758 §3.2).
+        let sans = requested_sans(request.attributes)
+            .map_err(|_| malformed(&"its attributes cannot be read (RFC 2986 §4.1)"))?;
+        let unproven = |why: BadSignature| {
+            Refusal::new(
+                Reason::ProofOfPossession,
+                format_args!("CSR proof of possession failed: {why}"),
+            )
+        };
+        // The signature does not cover its own algorithm's parameters: NULL or nothing for RSA (RFC
+        // 4055 §5), nothing else (RFC 5758 §3.2).
         let null_allowed = matches!(key.kind(), KeyKind::Rsa(_));
-        if request.algorithm.parameters.is_some_and(|parameters| !null_allowed || parameters != AnyRef::NULL) {
+        if request
+            .algorithm
+            .parameters
+            .is_some_and(|parameters| !null_allowed || parameters != AnyRef::NULL)
+        {
             return Err(malformed(&"its signature algorithm has parameters"));
         }
-        key.verify(request.algorithm.oid, request.info, request.signature).map_err(unproven)?;
+        key.verify(request.algorithm.oid, request.info, request.signature)
+            .map_err(unproven)?;
         Ok(Self { key, sans })
     }
 
@@ -76,12 +95,14 @@ impl Csr {
     }
 }
 
-/// The sizes that no profile can widen (contract §4); checked before the signature, so that a huge key costs nothing.
+/// The sizes that no profile can widen (contract §4); checked before the signature, so that a huge
+/// key costs nothing.
 fn check_size(kind: KeyKind) -> Result<(), Refusal> {
     match kind {
-        KeyKind::Rsa(bits) if !(2048..=8192).contains(&bits) => {
-            Err(Refusal::new(Reason::WeakKey, format_args!("RSA key of {bits} bits, 2048 to 8192 are accepted")))
-        }
+        KeyKind::Rsa(bits) if !(2048..=8192).contains(&bits) => Err(Refusal::new(
+            Reason::WeakKey,
+            format_args!("RSA key of {bits} bits, 2048 to 8192 are accepted"),
+        )),
         _ => Ok(()),
     }
 }
@@ -99,7 +120,11 @@ impl<'a> RawRequest<'a> {
     fn read(der: &'a [u8]) -> Result<Self, der::Error> {
         let mut reader = SliceReader::new(der)?;
         let (info, algorithm, signature) = reader.sequence(|outer| {
-            Ok::<_, der::Error>((outer.tlv_bytes()?, AlgorithmIdentifierRef::decode(outer)?, BitStringRef::decode(outer)?))
+            Ok::<_, der::Error>((
+                outer.tlv_bytes()?,
+                AlgorithmIdentifierRef::decode(outer)?,
+                BitStringRef::decode(outer)?,
+            ))
         })?;
         reader.finish()?;
         let mut reader = SliceReader::new(info)?;
@@ -110,28 +135,51 @@ impl<'a> RawRequest<'a> {
             }
             x509_cert::name::Name::decode(inner)?;
             let spki = inner.tlv_bytes()?;
-            // RFC 2986 §4.1 has the attributes always there; some old clients leave an empty set out.
-            let attributes = if inner.is_finished() { &[][..] } else { inner.tlv_bytes()? };
+            // RFC 2986 §4.1 has the attributes always there; some old clients leave an empty set
+            // out.
+            let attributes = if inner.is_finished() {
+                &[][..]
+            } else {
+                inner.tlv_bytes()?
+            };
             Ok::<_, der::Error>((spki, attributes))
         })?;
         reader.finish()?;
-        let signature = signature.as_bytes().ok_or_else(|| der::Error::from(der::ErrorKind::Value { tag: Tag::BitString }))?;
-        Ok(Self { info, spki, attributes, algorithm, signature })
+        let signature = signature.as_bytes().ok_or_else(|| {
+            der::Error::from(der::ErrorKind::Value {
+                tag: Tag::BitString,
+            })
+        })?;
+        Ok(Self {
+            info,
+            spki,
+            attributes,
+            algorithm,
+            signature,
+        })
     }
 }
 
-/// The SANs inside the extensionRequest attribute (RFC 2985 §5.4.2). Every other attribute and extension is passed over.
+/// The SANs inside the extensionRequest attribute (RFC 2985 §5.4.2). Every other attribute and
+/// extension is passed over.
 fn requested_sans(attributes: &[u8]) -> Result<Vec<San>, der::Error> {
     let mut sans = Vec::new();
     if attributes.is_empty() {
         return Ok(sans);
     }
     let set = AnyRef::from_der(attributes)?;
-    set.tag().assert_eq(Tag::ContextSpecific { constructed: true, number: TagNumber(0) })?;
+    set.tag().assert_eq(Tag::ContextSpecific {
+        constructed: true,
+        number: TagNumber(0),
+    })?;
     let mut set = SliceReader::new(set.value())?;
     while !set.is_finished() {
-        let (oid, values) =
-            set.sequence(|attribute| Ok::<_, der::Error>((ObjectIdentifier::decode(attribute)?, AnyRef::decode(attribute)?)))?;
+        let (oid, values) = set.sequence(|attribute| {
+            Ok::<_, der::Error>((
+                ObjectIdentifier::decode(attribute)?,
+                AnyRef::decode(attribute)?,
+            ))
+        })?;
         values.tag().assert_eq(Tag::Set)?;
         if oid != ID_EXTENSION_REQ {
             continue;

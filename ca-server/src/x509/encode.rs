@@ -1,4 +1,5 @@
-//! DER written directly: a tag, a length, and content that is already encoded. Only what a certificate's body needs.
+//! DER written directly: a tag, a length, and content that is already encoded. Only what a
+//! certificate's body needs.
 
 use der::asn1::{GeneralizedTime, UtcTime};
 use der::{Encode, Header, Length, Tag, TagNumber};
@@ -9,8 +10,11 @@ use crate::timestamp::Timestamp;
 pub(super) fn tlv(tag: Tag, content: &[&[u8]]) -> Vec<u8> {
     let length: usize = content.iter().map(|part| part.len()).sum();
     let mut out = Vec::with_capacity(length + 6);
-    let length = Length::try_from(length).expect("a certificate is far below DER's limit of 256 MiB");
-    Header::new(tag, length).encode_to_vec(&mut out).expect("a header always encodes");
+    let length =
+        Length::try_from(length).expect("a certificate is far below DER's limit of 256 MiB");
+    Header::new(tag, length)
+        .encode_to_vec(&mut out)
+        .expect("a header always encodes");
     for part in content {
         out.extend_from_slice(part);
     }
@@ -24,10 +28,17 @@ pub(super) fn sequence(values: &[&[u8]]) -> Vec<u8> {
 
 /// A context-specific value.
 pub(super) fn context(number: u32, constructed: bool, content: &[u8]) -> Vec<u8> {
-    tlv(Tag::ContextSpecific { constructed, number: TagNumber(number) }, &[content])
+    tlv(
+        Tag::ContextSpecific {
+            constructed,
+            number: TagNumber(number),
+        },
+        &[content],
+    )
 }
 
-/// A validity time: UTCTime to 2049, GeneralizedTime from 2050 (RFC 5280 §4.1.2.5), in whole seconds.
+/// A validity time: UTCTime to 2049, GeneralizedTime from 2050 (RFC 5280 §4.1.2.5), in whole
+/// seconds.
 pub(super) fn time(at: Timestamp) -> Vec<u8> {
     let since_epoch = std::time::Duration::from_secs(at.seconds().unsigned_abs());
     let encoded = match UtcTime::from_unix_duration(since_epoch) {

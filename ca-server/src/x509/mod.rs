@@ -1,4 +1,5 @@
-//! Certificates and requests as bytes (RFC 5280, RFC 2986). Pure: no I/O, no clock, no async, no metrics.
+//! Certificates and requests as bytes (RFC 5280, RFC 2986). Pure: no I/O, no clock, no async, no
+//! metrics.
 
 pub mod ca_template;
 pub mod certificate;

@@ -1,13 +1,15 @@
-//! Path validation (RFC 5280 §6) from a certificate to trust anchors, by rustls-webpki with the algorithms that TLS has: what the daemon, its
-//! `request` and peers on rustls accept of a certificate. Beside that library it knows constraints on URIs (RFC 5280 §4.2.1.10), which that
-//! library refuses whatever they say, and anchors whose RSA key is shorter than 2048 bits. An anchor is a name and a key, nothing more (RFC 5280
-//! §6.1.1).
+//! Path validation (RFC 5280 §6) from a certificate to trust anchors, by rustls-webpki with the
+//! algorithms that TLS has: what the daemon, its `request` and peers on rustls accept of a
+//! certificate. Beside that library it knows constraints on URIs (RFC 5280 §4.2.1.10), which that
+//! library refuses whatever they say, and anchors whose RSA key is shorter than 2048 bits. An
+//! anchor is a name and a key, nothing more (RFC 5280 §6.1.1).
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use aws_lc_rs::signature::{
-    RSA_PKCS1_1024_8192_SHA256_FOR_LEGACY_USE_ONLY, RSA_PKCS1_1024_8192_SHA512_FOR_LEGACY_USE_ONLY, RsaParameters, UnparsedPublicKey,
+    RSA_PKCS1_1024_8192_SHA256_FOR_LEGACY_USE_ONLY, RSA_PKCS1_1024_8192_SHA512_FOR_LEGACY_USE_ONLY,
+    RsaParameters, UnparsedPublicKey,
 };
 use const_oid::ObjectIdentifier;
 use const_oid::db::rfc5280::ID_CE_SUBJECT_ALT_NAME;
@@ -15,7 +17,8 @@ use const_oid::db::rfc5912::RSA_ENCRYPTION;
 use der::Decode;
 use rustls::{CertificateError, OtherError};
 use rustls_pki_types::{
-    AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm, TrustAnchor, UnixTime, alg_id,
+    AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm,
+    TrustAnchor, UnixTime, alg_id,
 };
 use spki::SubjectPublicKeyInfoRef;
 use webpki::{EndEntityCert, Error, KeyUsage, VerifiedPath};
@@ -89,13 +92,19 @@ impl BadPath {
 impl From<Error> for BadPath {
     fn from(error: Error) -> Self {
         match error {
-            Error::BadDer | Error::BadDerTime | Error::TrailingData(_) | Error::UnsupportedCertVersion => Self::Unreadable,
+            Error::BadDer
+            | Error::BadDerTime
+            | Error::TrailingData(_)
+            | Error::UnsupportedCertVersion => Self::Unreadable,
             Error::CertExpired { .. } => Self::Expired,
             Error::CertNotValidYet { .. } => Self::NotYetValid,
             Error::UnknownIssuer => Self::UnknownIssuer,
             Error::InvalidSignatureForPublicKey => Self::Signature,
-            Error::UnsupportedSignatureAlgorithmContext(_) | Error::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => Self::Algorithm,
-            Error::NameConstraintViolation | Error::MalformedNameConstraint => Self::NameConstraints,
+            Error::UnsupportedSignatureAlgorithmContext(_)
+            | Error::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => Self::Algorithm,
+            Error::NameConstraintViolation | Error::MalformedNameConstraint => {
+                Self::NameConstraints
+            }
             Error::RequiredEkuNotFoundContext(_) | Error::EmptyEkuExtension => Self::Usage,
             Error::UnsupportedCriticalExtension => Self::CriticalExtension,
             Error::EndEntityUsedAsCa | Error::PathLenConstraintViolated => Self::NotCa,
@@ -106,19 +115,35 @@ impl From<Error> for BadPath {
 }
 
 impl Anchors {
-    /// Takes each root for an anchor: its own signature, its validity and its extensions but name constraints do not count (RFC 5280 §6.1.1).
+    /// Takes each root for an anchor: its own signature, its validity and its extensions but name
+    /// constraints do not count (RFC 5280 §6.1.1).
     pub fn new<'a>(roots: impl IntoIterator<Item = &'a [u8]>) -> Result<Self, BadPath> {
-        let mut made = Self { anchors: Vec::new(), short_keys: Vec::new() };
+        let mut made = Self {
+            anchors: Vec::new(),
+            short_keys: Vec::new(),
+        };
         for root in roots {
-            made.anchors.push(webpki::anchor_from_trusted_cert(&CertificateDer::from(root))?.to_owned());
-            made.short_keys.extend(Certificate::read(root).ok().and_then(|root| short_key(root.spki())));
+            made.anchors
+                .push(webpki::anchor_from_trusted_cert(&CertificateDer::from(root))?.to_owned());
+            made.short_keys.extend(
+                Certificate::read(root)
+                    .ok()
+                    .and_then(|root| short_key(root.spki())),
+            );
         }
         Ok(made)
     }
 }
 
-/// Checks that a certificate leads to one of the anchors at that time, for that use. `others` may stand between them, in any order.
-pub fn verify(leaf: &[u8], others: &[CertificateDer<'_>], anchors: &Anchors, usage: Usage, now: Timestamp) -> Result<(), BadPath> {
+/// Checks that a certificate leads to one of the anchors at that time, for that use. `others` may
+/// stand between them, in any order.
+pub fn verify(
+    leaf: &[u8],
+    others: &[CertificateDer<'_>],
+    anchors: &Anchors,
+    usage: Usage,
+    now: Timestamp,
+) -> Result<(), BadPath> {
     walk(leaf, others, anchors, usage, now, true)
 }
 
@@ -158,36 +183,62 @@ fn walk(
     let read = body(&hidden).map_err(|_| BadPath::Unreadable)?;
     let algorithms: Vec<Algorithm<'_>> = algorithms()
         .iter()
-        .map(|real| Algorithm { real: *real, short_keys: &anchors.short_keys, read, signed: is_signed.then_some(original.to_be_signed()) })
+        .map(|real| Algorithm {
+            real: *real,
+            short_keys: &anchors.short_keys,
+            read,
+            signed: is_signed.then_some(original.to_be_signed()),
+        })
         .collect();
-    let algorithms: Vec<&dyn SignatureVerificationAlgorithm> = algorithms.iter().map(|one| one as _).collect();
+    let algorithms: Vec<&dyn SignatureVerificationAlgorithm> =
+        algorithms.iter().map(|one| one as _).collect();
     let allows = |path: &VerifiedPath<'_>| uris_allowed(path, &uris);
     let usage = match usage {
         Usage::Client => KeyUsage::client_auth(),
         Usage::Server => KeyUsage::server_auth(),
     };
-    let now = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now.seconds()).unwrap_or(0)));
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(
+        u64::try_from(now.seconds()).unwrap_or(0),
+    ));
     let hidden = CertificateDer::from(hidden.as_slice());
     let end = EndEntityCert::try_from(&hidden)?;
-    end.verify_for_usage(&algorithms, &anchors.anchors, others, now, usage, None, Some(&allows)).map(drop).map_err(BadPath::from)
+    end.verify_for_usage(
+        &algorithms,
+        &anchors.anchors,
+        others,
+        now,
+        usage,
+        None,
+        Some(&allows),
+    )
+    .map(drop)
+    .map_err(BadPath::from)
 }
 
 /// The octets of a certificate that its issuer signs.
 fn body(certificate: &[u8]) -> Result<&[u8], der::Error> {
-    Ok(elements(content(certificate)?)?.first().copied().unwrap_or_default())
+    Ok(elements(content(certificate)?)?
+        .first()
+        .copied()
+        .unwrap_or_default())
 }
 
-/// The certificate with each URI of its names under the tag of a registeredID, for which nothing is constrained, and the URIs. The library
-/// refuses a URI wherever a URI is constrained; so it does not see ours, and `uris_allowed` looks at them instead.
+/// The certificate with each URI of its names under the tag of a registeredID, for which nothing is
+/// constrained, and the URIs. The library refuses a URI wherever a URI is constrained; so it does
+/// not see ours, and `uris_allowed` looks at them instead.
 fn hide_uris(leaf: &[u8]) -> Result<(Vec<u8>, Vec<String>), der::Error> {
     const URI: u8 = 0x86;
     const REGISTERED_ID: u8 = 0x88;
     let (mut hidden, mut uris) = (leaf.to_vec(), Vec::new());
     let fields = elements(content(body(leaf)?)?)?;
-    let Some(extensions) = fields.iter().find(|field| field.first() == Some(&0xa3)) else { return Ok((hidden, uris)) };
+    let Some(extensions) = fields.iter().find(|field| field.first() == Some(&0xa3)) else {
+        return Ok((hidden, uris));
+    };
     for extension in elements(content(content(extensions)?)?)? {
         let parts = elements(content(extension)?)?;
-        let (Some(oid), Some(value)) = (parts.first(), parts.last()) else { continue };
+        let (Some(oid), Some(value)) = (parts.first(), parts.last()) else {
+            continue;
+        };
         if ObjectIdentifier::from_der(oid)? != ID_CE_SUBJECT_ALT_NAME {
             continue;
         }
@@ -205,19 +256,32 @@ fn uris_allowed(path: &VerifiedPath<'_>, uris: &[String]) -> Result<(), Error> {
     let mut constraints = Vec::new();
     for authority in path.intermediate_certificates() {
         let authority = Certificate::read(&authority.der()).map_err(|_| Error::BadDer)?;
-        constraints.extend(uri_constraint::of(&authority).map_err(|_| Error::MalformedNameConstraint)?);
+        constraints
+            .extend(uri_constraint::of(&authority).map_err(|_| Error::MalformedNameConstraint)?);
     }
     if let Some(of_anchor) = &path.anchor().name_constraints {
-        constraints.push(uri_constraint::Constraint::read(of_anchor.as_ref()).map_err(|_| Error::MalformedNameConstraint)?);
+        constraints.push(
+            uri_constraint::Constraint::read(of_anchor.as_ref())
+                .map_err(|_| Error::MalformedNameConstraint)?,
+        );
     }
-    let allowed = uris.iter().all(|uri| constraints.iter().all(|constraint| constraint.allows(uri)));
-    if allowed { Ok(()) } else { Err(Error::NameConstraintViolation) }
+    let allowed = uris
+        .iter()
+        .all(|uri| constraints.iter().all(|constraint| constraint.allows(uri)));
+    if allowed {
+        Ok(())
+    } else {
+        Err(Error::NameConstraintViolation)
+    }
 }
 
 /// What TLS verifies with here; nothing in it is SHA-1.
 fn algorithms() -> &'static [&'static dyn SignatureVerificationAlgorithm] {
-    static ALL: LazyLock<&[&dyn SignatureVerificationAlgorithm]> =
-        LazyLock::new(|| rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.all);
+    static ALL: LazyLock<&[&dyn SignatureVerificationAlgorithm]> = LazyLock::new(|| {
+        rustls::crypto::aws_lc_rs::default_provider()
+            .signature_verification_algorithms
+            .all
+    });
     *ALL
 }
 
@@ -233,17 +297,31 @@ struct Algorithm<'a> {
 }
 
 impl SignatureVerificationAlgorithm for Algorithm<'_> {
-    fn verify_signature(&self, key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), InvalidSignature> {
+    fn verify_signature(
+        &self,
+        key: &[u8],
+        message: &[u8],
+        signature: &[u8],
+    ) -> Result<(), InvalidSignature> {
         let message = match self.signed {
             _ if message != self.read => message,
             Some(signed) => signed,
             None => return Ok(()),
         };
-        self.real.verify_signature(key, message, signature).or_else(|invalid| {
-            let short = self.short_keys.iter().any(|short| short == key).then(|| with_short_key(self.signature_alg_id())).flatten();
-            let short = short.ok_or(invalid)?;
-            UnparsedPublicKey::new(short, key).verify(message, signature).map_err(|_| InvalidSignature)
-        })
+        self.real
+            .verify_signature(key, message, signature)
+            .or_else(|invalid| {
+                let short = self
+                    .short_keys
+                    .iter()
+                    .any(|short| short == key)
+                    .then(|| with_short_key(self.signature_alg_id()))
+                    .flatten();
+                let short = short.ok_or(invalid)?;
+                UnparsedPublicKey::new(short, key)
+                    .verify(message, signature)
+                    .map_err(|_| InvalidSignature)
+            })
     }
 
     fn public_key_alg_id(&self) -> AlgorithmIdentifier {
@@ -255,11 +333,18 @@ impl SignatureVerificationAlgorithm for Algorithm<'_> {
     }
 }
 
-/// The RSAPublicKey of a SubjectPublicKeyInfo if its modulus is shorter than the 2048 bits that TLS libraries ask for.
+/// The RSAPublicKey of a SubjectPublicKeyInfo if its modulus is shorter than the 2048 bits that TLS
+/// libraries ask for.
 pub(super) fn short_key(spki: &[u8]) -> Option<Vec<u8>> {
-    let info = SubjectPublicKeyInfoRef::from_der(spki).ok().filter(|info| info.algorithm.oid == RSA_ENCRYPTION)?;
+    let info = SubjectPublicKeyInfoRef::from_der(spki)
+        .ok()
+        .filter(|info| info.algorithm.oid == RSA_ENCRYPTION)?;
     let key = info.subject_public_key.as_bytes()?;
-    let modulus = elements(content(key).ok()?).ok()?.first().copied().and_then(|modulus| content(modulus).ok())?;
+    let modulus = elements(content(key).ok()?)
+        .ok()?
+        .first()
+        .copied()
+        .and_then(|modulus| content(modulus).ok())?;
     let modulus = modulus.strip_prefix(&[0]).unwrap_or(modulus);
     (modulus.len() < 256).then(|| key.to_vec())
 }
@@ -272,18 +357,41 @@ fn with_short_key(algorithm: AlgorithmIdentifier) -> Option<&'static RsaParamete
     }
 }
 
-/// Checks one signature over the octets as they stand. `short_too` takes an RSA key of less than 2048 bits: an anchor's.
-pub(super) fn verify_signature(certificate: &Certificate, issuer_spki: &[u8], short_too: bool) -> Result<(), BadPath> {
-    let parts = content(issuer_spki).and_then(elements).map_err(|_| BadPath::Algorithm)?;
-    let [key_algorithm, _] = parts[..] else { return Err(BadPath::Algorithm) };
+/// Checks one signature over the octets as they stand. `short_too` takes an RSA key of less than
+/// 2048 bits: an anchor's.
+pub(super) fn verify_signature(
+    certificate: &Certificate,
+    issuer_spki: &[u8],
+    short_too: bool,
+) -> Result<(), BadPath> {
+    let parts = content(issuer_spki)
+        .and_then(elements)
+        .map_err(|_| BadPath::Algorithm)?;
+    let [key_algorithm, _] = parts[..] else {
+        return Err(BadPath::Algorithm);
+    };
     let key_algorithm = content(key_algorithm).map_err(|_| BadPath::Algorithm)?;
     let info = SubjectPublicKeyInfoRef::from_der(issuer_spki).map_err(|_| BadPath::Algorithm)?;
-    let key = info.subject_public_key.as_bytes().ok_or(BadPath::Algorithm)?;
-    let short_keys: Vec<Vec<u8>> = short_key(issuer_spki).filter(|_| short_too).into_iter().collect();
+    let key = info
+        .subject_public_key
+        .as_bytes()
+        .ok_or(BadPath::Algorithm)?;
+    let short_keys: Vec<Vec<u8>> = short_key(issuer_spki)
+        .filter(|_| short_too)
+        .into_iter()
+        .collect();
     let fits = |one: &&&'static dyn SignatureVerificationAlgorithm| {
-        one.signature_alg_id().as_ref() == certificate.signature_algorithm() && one.public_key_alg_id().as_ref() == key_algorithm
+        one.signature_alg_id().as_ref() == certificate.signature_algorithm()
+            && one.public_key_alg_id().as_ref() == key_algorithm
     };
     let real = *algorithms().iter().find(fits).ok_or(BadPath::Algorithm)?;
-    let algorithm = Algorithm { real, short_keys: &short_keys, read: &[], signed: None };
-    algorithm.verify_signature(key, certificate.to_be_signed(), certificate.signature()).map_err(|_| BadPath::Signature)
+    let algorithm = Algorithm {
+        real,
+        short_keys: &short_keys,
+        read: &[],
+        signed: None,
+    };
+    algorithm
+        .verify_signature(key, certificate.to_be_signed(), certificate.signature())
+        .map_err(|_| BadPath::Signature)
 }

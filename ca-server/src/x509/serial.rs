@@ -1,4 +1,5 @@
-//! Certificate serial numbers (RFC 5280 §4.1.2.2): the ledger's period, the second, and 88 random bits.
+//! Certificate serial numbers (RFC 5280 §4.1.2.2): the ledger's period, the second, and 88 random
+//! bits.
 
 use std::fmt;
 
@@ -6,7 +7,8 @@ use crate::timestamp::{Period, Timestamp};
 
 /// A positive serial of 18 octets: 3 of period (yyyymm), 4 of Unix seconds, 11 random.
 ///
-/// The period in front makes uniqueness within one partition of the ledger global; the seconds keep the unique index append-only.
+/// The period in front makes uniqueness within one partition of the ledger global; the seconds keep
+/// the unique index append-only.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Serial([u8; Serial::LEN]);
 
@@ -39,7 +41,8 @@ impl Serial {
         u32::from_be_bytes([0, self.0[0], self.0[1], self.0[2]])
     }
 
-    /// Big-endian octets; the first is 0x03 until the year 2 621, so they are the content of a positive DER INTEGER.
+    /// Big-endian octets; the first is 0x03 until the year 2 621, so they are the content of a
+    /// positive DER INTEGER.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }

@@ -1,10 +1,12 @@
-//! The one thing a CSR contributes to a certificate: a public key, of a kind and size that the rooms above can judge.
+//! The one thing a CSR contributes to a certificate: a public key, of a kind and size that the
+//! rooms above can judge.
 
 use aws_lc_rs::signature as sig;
 use const_oid::ObjectIdentifier;
 use const_oid::db::rfc5912::{
-    ECDSA_WITH_SHA_256, ECDSA_WITH_SHA_384, ECDSA_WITH_SHA_512, ID_EC_PUBLIC_KEY, RSA_ENCRYPTION, SECP_256_R_1, SECP_384_R_1,
-    SHA_256_WITH_RSA_ENCRYPTION, SHA_384_WITH_RSA_ENCRYPTION, SHA_512_WITH_RSA_ENCRYPTION,
+    ECDSA_WITH_SHA_256, ECDSA_WITH_SHA_384, ECDSA_WITH_SHA_512, ID_EC_PUBLIC_KEY, RSA_ENCRYPTION,
+    SECP_256_R_1, SECP_384_R_1, SHA_256_WITH_RSA_ENCRYPTION, SHA_384_WITH_RSA_ENCRYPTION,
+    SHA_512_WITH_RSA_ENCRYPTION,
 };
 use const_oid::db::rfc8410::ID_ED_25519;
 use der::asn1::{AnyRef, BitStringRef, UintRef};
@@ -57,11 +59,15 @@ pub enum BadSignature {
 }
 
 impl SubjectKey {
-    /// Reads a SubjectPublicKeyInfo. Its algorithm parameters must be the canonical ones, so that nothing rides along.
+    /// Reads a SubjectPublicKeyInfo. Its algorithm parameters must be the canonical ones, so that
+    /// nothing rides along.
     pub fn from_spki(spki: &[u8]) -> Result<Self, BadKey> {
         let malformed = |_| BadKey::Malformed;
         let info = SubjectPublicKeyInfoRef::from_der(spki).map_err(|_| BadKey::Malformed)?;
-        let bits = info.subject_public_key.as_bytes().ok_or(BadKey::Malformed)?;
+        let bits = info
+            .subject_public_key
+            .as_bytes()
+            .ok_or(BadKey::Malformed)?;
         let kind = match info.algorithm.oid {
             RSA_ENCRYPTION => {
                 if info.algorithm.parameters != Some(AnyRef::NULL) {
@@ -70,7 +76,11 @@ impl SubjectKey {
                 KeyKind::Rsa(rsa_modulus_bits(bits).ok_or(BadKey::Malformed)?)
             }
             ID_EC_PUBLIC_KEY => {
-                let (kind, length) = match info.algorithm.parameters_oid().map_err(|_| BadKey::Malformed)? {
+                let (kind, length) = match info
+                    .algorithm
+                    .parameters_oid()
+                    .map_err(|_| BadKey::Malformed)?
+                {
                     SECP_256_R_1 => (KeyKind::P256, 65),
                     SECP_384_R_1 => (KeyKind::P384, 97),
                     other => return Err(BadKey::Unsupported(other)),
@@ -90,12 +100,19 @@ impl SubjectKey {
             other => return Err(BadKey::Unsupported(other)),
         };
         let canonical = SubjectPublicKeyInfoRef {
-            algorithm: AlgorithmIdentifierRef { oid: info.algorithm.oid, parameters: info.algorithm.parameters },
+            algorithm: AlgorithmIdentifierRef {
+                oid: info.algorithm.oid,
+                parameters: info.algorithm.parameters,
+            },
             subject_public_key: BitStringRef::from_bytes(bits).map_err(malformed)?,
         }
         .to_der()
         .map_err(malformed)?;
-        Ok(Self { bits_at: canonical.len() - bits.len(), spki: canonical, kind })
+        Ok(Self {
+            bits_at: canonical.len() - bits.len(),
+            spki: canonical,
+            kind,
+        })
     }
 
     /// SubjectPublicKeyInfo, DER.
@@ -109,9 +126,16 @@ impl SubjectKey {
     }
 
     /// Checks a signature that claims to be by this key, with an algorithm of a fixed list.
-    pub fn verify(&self, algorithm: ObjectIdentifier, message: &[u8], signature: &[u8]) -> Result<(), BadSignature> {
+    pub fn verify(
+        &self,
+        algorithm: ObjectIdentifier,
+        message: &[u8],
+        signature: &[u8],
+    ) -> Result<(), BadSignature> {
         let verification = verification(self.kind, algorithm).ok_or(BadSignature::Algorithm)?;
-        sig::UnparsedPublicKey::new(verification, self.bits()).verify(message, signature).map_err(|_| BadSignature::Wrong)
+        sig::UnparsedPublicKey::new(verification, self.bits())
+            .verify(message, signature)
+            .map_err(|_| BadSignature::Wrong)
     }
 
     /// Kind and size.
@@ -121,7 +145,10 @@ impl SubjectKey {
 }
 
 /// The check that fits a key and a signature algorithm; there is no SHA-1 in it.
-fn verification(kind: KeyKind, algorithm: ObjectIdentifier) -> Option<&'static dyn sig::VerificationAlgorithm> {
+fn verification(
+    kind: KeyKind,
+    algorithm: ObjectIdentifier,
+) -> Option<&'static dyn sig::VerificationAlgorithm> {
     Some(match (kind, algorithm) {
         (KeyKind::Rsa(_), SHA_256_WITH_RSA_ENCRYPTION) => &sig::RSA_PKCS1_2048_8192_SHA256,
         (KeyKind::Rsa(_), SHA_384_WITH_RSA_ENCRYPTION) => &sig::RSA_PKCS1_2048_8192_SHA384,
@@ -137,10 +164,13 @@ fn verification(kind: KeyKind, algorithm: ObjectIdentifier) -> Option<&'static d
     })
 }
 
-/// Bits of the modulus of an RSAPublicKey (RFC 8017 §A.1.1); `None` if it is malformed or its exponent is even or below 3.
+/// Bits of the modulus of an RSAPublicKey (RFC 8017 §A.1.1); `None` if it is malformed or its
+/// exponent is even or below 3.
 fn rsa_modulus_bits(key: &[u8]) -> Option<u32> {
     let mut reader = SliceReader::new(key).ok()?;
-    let (modulus, exponent) = reader.sequence(|inner| Ok::<_, der::Error>((UintRef::decode(inner)?, UintRef::decode(inner)?))).ok()?;
+    let (modulus, exponent) = reader
+        .sequence(|inner| Ok::<_, der::Error>((UintRef::decode(inner)?, UintRef::decode(inner)?)))
+        .ok()?;
     reader.finish().ok()?;
     let exponent = exponent.as_bytes();
     let odd = exponent.last().is_some_and(|byte| byte & 1 == 1);
@@ -149,10 +179,16 @@ fn rsa_modulus_bits(key: &[u8]) -> Option<u32> {
     }
     let modulus = modulus.as_bytes();
     let leading = modulus.first()?.leading_zeros();
-    u32::try_from(modulus.len()).ok()?.checked_mul(8)?.checked_sub(leading)
+    u32::try_from(modulus.len())
+        .ok()?
+        .checked_mul(8)?
+        .checked_sub(leading)
 }
 
-/// The key identifier of a public key: the leftmost 160 bits of SHA-256 over the BIT STRING's content (RFC 7093 §2, method 1).
+/// The key identifier of a public key: the leftmost 160 bits of SHA-256 over the BIT STRING's
+/// content (RFC 7093 §2, method 1).
 pub fn key_identifier(bits: &[u8]) -> [u8; 20] {
-    sha256(bits)[..20].try_into().expect("SHA-256 has 32 octets")
+    sha256(bits)[..20]
+        .try_into()
+        .expect("SHA-256 has 32 octets")
 }

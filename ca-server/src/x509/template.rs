@@ -1,14 +1,17 @@
-//! The exact to-be-signed bytes of a certificate (RFC 5280 §4.1), written from a grant and a public key for one issuer.
+//! The exact to-be-signed bytes of a certificate (RFC 5280 §4.1), written from a grant and a public
+//! key for one issuer.
 //!
-//! `write` is the template: everything but serial, key and SAN comes from the grant. `Draft::complete` is the only way to a `Certificate`: it verifies the signature with the issuer's public key.
+//! `write` is the template: everything but serial, key and SAN comes from the grant.
+//! `Draft::complete` is the only way to a `Certificate`: it verifies the signature with the
+//! issuer's public key.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use const_oid::ObjectIdentifier;
 use const_oid::db::rfc5280::{
-    ID_CE_AUTHORITY_KEY_IDENTIFIER, ID_CE_BASIC_CONSTRAINTS, ID_CE_EXT_KEY_USAGE, ID_CE_KEY_USAGE, ID_CE_SUBJECT_ALT_NAME,
-    ID_CE_SUBJECT_KEY_IDENTIFIER, ID_KP_CLIENT_AUTH, ID_KP_SERVER_AUTH,
+    ID_CE_AUTHORITY_KEY_IDENTIFIER, ID_CE_BASIC_CONSTRAINTS, ID_CE_EXT_KEY_USAGE, ID_CE_KEY_USAGE,
+    ID_CE_SUBJECT_ALT_NAME, ID_CE_SUBJECT_KEY_IDENTIFIER, ID_KP_CLIENT_AUTH, ID_KP_SERVER_AUTH,
 };
 use const_oid::db::rfc5912::{ECDSA_WITH_SHA_256, ECDSA_WITH_SHA_384, SHA_256_WITH_RSA_ENCRYPTION};
 use der::asn1::AnyRef;
@@ -25,8 +28,9 @@ use crate::spiffe::SpiffeId;
 use crate::timestamp::{Period, Timestamp};
 use crate::x509::chain::IssuerChain;
 
-/// The number of this template, by which signers name what they take. Another list of fields, or another form of one, is another number: a
-/// signer that runs by itself is upgraded first and takes both meanwhile.
+/// The number of this template, by which signers name what they take. Another list of fields, or
+/// another form of one, is another number: a signer that runs by itself is upgraded first and takes
+/// both meanwhile.
 pub const VERSION: u16 = 1;
 
 /// Fresh randomness for one serial.
@@ -44,10 +48,21 @@ pub struct Draft {
 
 impl Draft {
     /// Writes the to-be-signed bytes.
-    pub fn new(grant: Grant, key: SubjectKey, period: Period, now: Timestamp, random: SerialRandom) -> Self {
+    pub fn new(
+        grant: Grant,
+        key: SubjectKey,
+        period: Period,
+        now: Timestamp,
+        random: SerialRandom,
+    ) -> Self {
         let serial = Serial::new(period, now, random.0);
         let to_be_signed = write(&grant, &key, &serial);
-        Self { grant, key, serial, to_be_signed }
+        Self {
+            grant,
+            key,
+            serial,
+            to_be_signed,
+        }
     }
 
     /// The same certificate with another serial, for a period that the ledger has moved to.
@@ -119,8 +134,16 @@ impl Draft {
         }
         let mut bits = vec![0];
         bits.extend_from_slice(&signature);
-        let der = sequence(&[&self.to_be_signed, &signature_algorithm(key.algorithm()), &tlv(Tag::BitString, &[&bits])]);
-        Ok(Certificate { der, signature, to_be_signed: self.to_be_signed.clone() })
+        let der = sequence(&[
+            &self.to_be_signed,
+            &signature_algorithm(key.algorithm()),
+            &tlv(Tag::BitString, &[&bits]),
+        ]);
+        Ok(Certificate {
+            der,
+            signature,
+            to_be_signed: self.to_be_signed.clone(),
+        })
     }
 }
 
@@ -129,7 +152,8 @@ impl Draft {
 #[error("the signature does not verify with the issuer's public key")]
 pub struct BadSignature;
 
-/// A finished certificate, verified with its issuer's public key. `Draft::complete` is its only maker.
+/// A finished certificate, verified with its issuer's public key. `Draft::complete` is its only
+/// maker.
 #[derive(Clone, Debug)]
 pub struct Certificate {
     der: Vec<u8>,
@@ -159,14 +183,17 @@ impl Certificate {
     }
 }
 
-/// The AlgorithmIdentifier of an issuer's signatures, DER (RFC 5758 §3.2: no parameters for ECDSA; RFC 4055 §5: NULL for RSA).
+/// The AlgorithmIdentifier of an issuer's signatures, DER (RFC 5758 §3.2: no parameters for ECDSA;
+/// RFC 4055 §5: NULL for RSA).
 pub fn signature_algorithm(algorithm: Algorithm) -> Vec<u8> {
     let (oid, parameters) = match algorithm {
         Algorithm::EcdsaP256Sha256 => (ECDSA_WITH_SHA_256, None),
         Algorithm::EcdsaP384Sha384 => (ECDSA_WITH_SHA_384, None),
         Algorithm::RsaPkcs1Sha256 => (SHA_256_WITH_RSA_ENCRYPTION, Some(AnyRef::NULL)),
     };
-    AlgorithmIdentifierRef { oid, parameters }.to_der().expect("two short fields always encode")
+    AlgorithmIdentifierRef { oid, parameters }
+        .to_der()
+        .expect("two short fields always encode")
 }
 
 /// TBSCertificate (RFC 5280 §4.1), field by field in its order.
@@ -188,26 +215,48 @@ fn write(grant: &Grant, key: &SubjectKey, serial: &Serial) -> Vec<u8> {
 }
 
 fn extensions(grant: &Grant, key: &SubjectKey) -> Vec<u8> {
-    // KeyUsage (RFC 5280 §4.2.1.3): digitalSignature is bit 0, keyEncipherment bit 2; unused low bits first.
+    // KeyUsage (RFC 5280 §4.2.1.3): digitalSignature is bit 0, keyEncipherment bit 2; unused low
+    // bits first.
     let key_usage: &[u8] = match key.kind() {
         KeyKind::Rsa(_) => &[5, 0b1010_0000],
         KeyKind::P256 | KeyKind::P384 | KeyKind::Ed25519 => &[7, 0b1000_0000],
     };
-    let purposes = [ID_KP_SERVER_AUTH, ID_KP_CLIENT_AUTH].map(|oid| tlv(Tag::ObjectIdentifier, &[oid.as_bytes()]));
+    let purposes = [ID_KP_SERVER_AUTH, ID_KP_CLIENT_AUTH]
+        .map(|oid| tlv(Tag::ObjectIdentifier, &[oid.as_bytes()]));
     sequence(&[
         &extension(ID_CE_KEY_USAGE, true, &tlv(Tag::BitString, &[key_usage])),
-        &extension(ID_CE_EXT_KEY_USAGE, false, &sequence(&[&purposes[0], &purposes[1]])),
+        &extension(
+            ID_CE_EXT_KEY_USAGE,
+            false,
+            &sequence(&[&purposes[0], &purposes[1]]),
+        ),
         &extension(ID_CE_BASIC_CONSTRAINTS, true, &sequence(&[])),
-        &extension(ID_CE_SUBJECT_KEY_IDENTIFIER, false, &tlv(Tag::OctetString, &[&key_identifier(key.bits())])),
-        &extension(ID_CE_AUTHORITY_KEY_IDENTIFIER, false, &sequence(&[&context(0, false, grant.issuer().key_identifier())])),
-        &extension(ID_CE_SUBJECT_ALT_NAME, true, &subject_alt_name(grant.subject())),
+        &extension(
+            ID_CE_SUBJECT_KEY_IDENTIFIER,
+            false,
+            &tlv(Tag::OctetString, &[&key_identifier(key.bits())]),
+        ),
+        &extension(
+            ID_CE_AUTHORITY_KEY_IDENTIFIER,
+            false,
+            &sequence(&[&context(0, false, grant.issuer().key_identifier())]),
+        ),
+        &extension(
+            ID_CE_SUBJECT_ALT_NAME,
+            true,
+            &subject_alt_name(grant.subject()),
+        ),
     ])
 }
 
 /// One Extension; `critical` is written only when true (DER omits defaults).
 fn extension(oid: ObjectIdentifier, critical: bool, value: &[u8]) -> Vec<u8> {
     let oid = tlv(Tag::ObjectIdentifier, &[oid.as_bytes()]);
-    let critical = if critical { tlv(Tag::Boolean, &[&[0xff]]) } else { Vec::new() };
+    let critical = if critical {
+        tlv(Tag::Boolean, &[&[0xff]])
+    } else {
+        Vec::new()
+    };
     sequence(&[&oid, &critical, &tlv(Tag::OctetString, &[value])])
 }
 

@@ -1,5 +1,6 @@
-//! Constraints on URIs in a CA's certificate (RFC 5280 §4.2.1.10): which hosts the URIs below it may name. A SPIFFE ID's host is its trust
-//! domain. Where the standard leaves a choice, the narrower reading holds: a host by itself means that host and none below it.
+//! Constraints on URIs in a CA's certificate (RFC 5280 §4.2.1.10): which hosts the URIs below it
+//! may name. A SPIFFE ID's host is its trust domain. Where the standard leaves a choice, the
+//! narrower reading holds: a host by itself means that host and none below it.
 
 use super::certificate::{Certificate, content, elements};
 use const_oid::db::rfc5280::ID_CE_NAME_CONSTRAINTS;
@@ -15,8 +16,13 @@ pub struct Constraint {
 
 /// The constraint of a certificate, if it has one.
 pub(super) fn of(certificate: &Certificate) -> Result<Option<Constraint>, der::Error> {
-    let found = certificate.extensions().iter().find(|extension| extension.oid == ID_CE_NAME_CONSTRAINTS);
-    found.map(|extension| Constraint::read(content(&extension.value)?)).transpose()
+    let found = certificate
+        .extensions()
+        .iter()
+        .find(|extension| extension.oid == ID_CE_NAME_CONSTRAINTS);
+    found
+        .map(|extension| Constraint::read(content(&extension.value)?))
+        .transpose()
 }
 
 impl Constraint {
@@ -45,15 +51,24 @@ impl Constraint {
         self.permitted.is_some() || !self.excluded.is_empty()
     }
 
-    /// Whether a URI may stand below. One without a host does not fit a constraint (RFC 5280 §4.2.1.10).
+    /// Whether a URI may stand below. One without a host does not fit a constraint (RFC 5280
+    /// §4.2.1.10).
     pub(super) fn allows(&self, uri: &str) -> bool {
         if !self.concerns_uris() {
             return true;
         }
         let Some(host) = host(uri) else { return false };
-        let permitted = self.permitted.as_ref().is_none_or(|permitted| permitted.iter().any(|base| fits(base, &host)));
-        // A base that is no host permits nothing and excludes everything: programs differ on what it means.
-        permitted && !self.excluded.iter().any(|base| !is_host(base) || fits(base, &host))
+        let permitted = self
+            .permitted
+            .as_ref()
+            .is_none_or(|permitted| permitted.iter().any(|base| fits(base, &host)));
+        // A base that is no host permits nothing and excludes everything: programs differ on what
+        // it means.
+        permitted
+            && !self
+                .excluded
+                .iter()
+                .any(|base| !is_host(base) || fits(base, &host))
     }
 }
 
@@ -61,7 +76,11 @@ impl Constraint {
 fn host(uri: &str) -> Option<String> {
     let authority = uri.split_once("://")?.1.split(['/', '?', '#']).next()?;
     let host = authority.rsplit('@').next()?;
-    let host = if host.starts_with('[') { return None } else { host.split(':').next()? };
+    let host = if host.starts_with('[') {
+        return None;
+    } else {
+        host.split(':').next()?
+    };
     let is_address = host.parse::<std::net::Ipv4Addr>().is_ok();
     (!host.is_empty() && !is_address).then(|| host.to_ascii_lowercase())
 }
@@ -70,12 +89,16 @@ fn host(uri: &str) -> Option<String> {
 fn is_host(base: &str) -> bool {
     let labels = base.strip_prefix('.').unwrap_or(base);
     let letter = |letter: u8| letter.is_ascii_alphanumeric() || matches!(letter, b'-' | b'_');
-    labels.split('.').all(|label| !label.is_empty() && label.bytes().all(letter))
+    labels
+        .split('.')
+        .all(|label| !label.is_empty() && label.bytes().all(letter))
 }
 
 fn fits(base: &str, host: &str) -> bool {
     match base.strip_prefix('.') {
-        Some(domain) => host.strip_suffix(domain).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.')),
+        Some(domain) => host
+            .strip_suffix(domain)
+            .is_some_and(|rest| rest.len() > 1 && rest.ends_with('.')),
         None => base == host,
     }
 }
@@ -86,7 +109,10 @@ mod tests {
 
     fn constraint(permitted: Option<&[&str]>, excluded: &[&str]) -> Constraint {
         let owned = |hosts: &[&str]| hosts.iter().map(|host| (*host).to_owned()).collect();
-        Constraint { permitted: permitted.map(owned), excluded: owned(excluded) }
+        Constraint {
+            permitted: permitted.map(owned),
+            excluded: owned(excluded),
+        }
     }
 
     #[test]
@@ -111,18 +137,33 @@ mod tests {
             (None, &["other."], false),
             (Some(&["cluster.local"]), &[".local"], false),
         ] {
-            assert_eq!(constraint(permitted, excluded).allows(uri), allowed, "{permitted:?} {excluded:?}");
+            assert_eq!(
+                constraint(permitted, excluded).allows(uri),
+                allowed,
+                "{permitted:?} {excluded:?}"
+            );
         }
     }
 
     #[test]
     fn a_uri_without_a_host_fits_no_constraint() {
         let limited = constraint(Some(&["cluster.local"]), &[]);
-        for uri in ["urn:uuid:1", "spiffe:///ns", "spiffe://127.0.0.1/a", "spiffe://[::1]/a", "mailto:x@cluster.local", ""] {
+        for uri in [
+            "urn:uuid:1",
+            "spiffe:///ns",
+            "spiffe://127.0.0.1/a",
+            "spiffe://[::1]/a",
+            "mailto:x@cluster.local",
+            "",
+        ] {
             assert!(!limited.allows(uri), "{uri}");
             assert!(constraint(None, &[]).allows(uri), "{uri}");
         }
-        for uri in ["https://CLUSTER.local:8443/a", "https://user@cluster.local?x", "spiffe://cluster.local"] {
+        for uri in [
+            "https://CLUSTER.local:8443/a",
+            "https://user@cluster.local?x",
+            "spiffe://cluster.local",
+        ] {
             assert!(limited.allows(uri), "{uri}");
         }
     }

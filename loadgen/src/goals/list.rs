@@ -11,7 +11,8 @@ pub struct Goal {
     pub name: &'static str,
     pub part: &'static str,
     pub unit: &'static str,
-    /// Target and stretch, by ledger; infinite where there is none, not a number where the goal does not concern the ledger.
+    /// Target and stretch, by ledger; infinite where there is none, not a number where the goal
+    /// does not concern the ledger.
     pub targets: fn(&str) -> (f64, f64),
     pub most: bool,
     /// A value for each repetition.
@@ -22,7 +23,8 @@ fn both(target: f64, stretch: f64) -> (f64, f64) {
     (target, stretch)
 }
 
-/// Figures that are at most, or at least, what the goal says. What has no figure stands in the table as not measured.
+/// Figures that are at most, or at least, what the goal says. What has no figure stands in the
+/// table as not measured.
 pub const GOALS: [Goal; 23] = [
     Goal {
         number: "1",
@@ -38,7 +40,13 @@ pub const GOALS: [Goal; 23] = [
         name: "the same with a SoftHSM key",
         part: "closed",
         unit: "µs",
-        targets: |ledger| if ledger == "postgres" { both(300.0, 250.0) } else { both(380.0, 320.0) },
+        targets: |ledger| {
+            if ledger == "postgres" {
+                both(300.0, 250.0)
+            } else {
+                both(380.0, 320.0)
+            }
+        },
         most: true,
         values: |all, ledger| cpu(all, "closed", ledger, "daemon", in_flight_64),
     },
@@ -47,7 +55,13 @@ pub const GOALS: [Goal; 23] = [
         name: "goal 2 as a multiple of two P-256 verifications and a signature by `openssl speed`",
         part: "closed",
         unit: "×",
-        targets: |ledger| if ledger == "postgres" { both(2.6, 1.8) } else { both(3.2, 2.6) },
+        targets: |ledger| {
+            if ledger == "postgres" {
+                both(2.6, 1.8)
+            } else {
+                both(3.2, 2.6)
+            }
+        },
         most: true,
         values: ratios,
     },
@@ -56,7 +70,13 @@ pub const GOALS: [Goal; 23] = [
         name: "Postgres CPU an issuance at saturation",
         part: "closed",
         unit: "µs",
-        targets: |ledger| if ledger == "postgres" { both(50.0, 30.0) } else { both(f64::NAN, f64::NAN) },
+        targets: |ledger| {
+            if ledger == "postgres" {
+                both(50.0, 30.0)
+            } else {
+                both(f64::NAN, f64::NAN)
+            }
+        },
         most: true,
         values: |all, ledger| cpu(all, "closed", ledger, "database", fastest),
     },
@@ -65,9 +85,17 @@ pub const GOALS: [Goal; 23] = [
         name: "sustained rate over SoftHSM",
         part: "closed",
         unit: "/s",
-        targets: |ledger| if ledger == "postgres" { both(4000.0, 4800.0) } else { both(f64::INFINITY, f64::INFINITY) },
+        targets: |ledger| {
+            if ledger == "postgres" {
+                both(4000.0, 4800.0)
+            } else {
+                both(f64::INFINITY, f64::INFINITY)
+            }
+        },
         most: false,
-        values: |all, ledger| sections(all, "closed", ledger, fastest, |section| Some(section.rate)),
+        values: |all, ledger| {
+            sections(all, "closed", ledger, fastest, |section| Some(section.rate))
+        },
     },
     Goal {
         number: "floor",
@@ -76,7 +104,9 @@ pub const GOALS: [Goal; 23] = [
         unit: "/s",
         targets: |_| both(2500.0, 2500.0),
         most: false,
-        values: |all, ledger| sections(all, "closed", ledger, fastest, |section| Some(section.rate)),
+        values: |all, ledger| {
+            sections(all, "closed", ledger, fastest, |section| Some(section.rate))
+        },
     },
     Goal {
         number: "5",
@@ -94,7 +124,11 @@ pub const GOALS: [Goal; 23] = [
         unit: "×",
         targets: |_| both(1.0, 0.77),
         most: true,
-        values: |all, ledger| latency(all, ledger, |section, of| section.latency.p50 / (3.0 * of.commit_p50_ms + 2.0)),
+        values: |all, ledger| {
+            latency(all, ledger, |section, of| {
+                section.latency.p50 / (3.0 * of.commit_p50_ms + 2.0)
+            })
+        },
     },
     Goal {
         number: "6",
@@ -103,7 +137,11 @@ pub const GOALS: [Goal; 23] = [
         unit: "×",
         targets: |_| both(1.0, 0.75),
         most: true,
-        values: |all, ledger| latency(all, ledger, |section, of| section.latency.p99 / (4.0 * of.commit_p99_ms + 5.0)),
+        values: |all, ledger| {
+            latency(all, ledger, |section, of| {
+                section.latency.p99 / (4.0 * of.commit_p99_ms + 5.0)
+            })
+        },
     },
     Goal {
         number: "6",
@@ -112,7 +150,11 @@ pub const GOALS: [Goal; 23] = [
         unit: "ms",
         targets: |_| both(f64::INFINITY, f64::INFINITY),
         most: true,
-        values: |all, ledger| sections(all, "open", ledger, first, |section| Some(section.latency.p50)),
+        values: |all, ledger| {
+            sections(all, "open", ledger, first, |section| {
+                Some(section.latency.p50)
+            })
+        },
     },
     Goal {
         number: "6",
@@ -121,7 +163,11 @@ pub const GOALS: [Goal; 23] = [
         unit: "ms",
         targets: |_| both(f64::INFINITY, f64::INFINITY),
         most: true,
-        values: |all, ledger| sections(all, "open", ledger, first, |section| Some(section.latency.p99)),
+        values: |all, ledger| {
+            sections(all, "open", ledger, first, |section| {
+                Some(section.latency.p99)
+            })
+        },
     },
     Goal {
         number: "9",
@@ -139,7 +185,11 @@ pub const GOALS: [Goal; 23] = [
         unit: "MB",
         targets: |_| both(400.0, 280.0),
         most: true,
-        values: |all, ledger| sections(all, "idle", ledger, first, |section| Some(section.memory.get("daemon")?.peak_kb as f64 / 1024.0)),
+        values: |all, ledger| {
+            sections(all, "idle", ledger, first, |section| {
+                Some(section.memory.get("daemon")?.peak_kb as f64 / 1024.0)
+            })
+        },
     },
     Goal {
         number: "10",
@@ -221,7 +271,9 @@ pub const GOALS: [Goal; 23] = [
         targets: |_| both(5.0, 5.0),
         most: true,
         values: |all, ledger| {
-            nth(all, "overload", ledger, 1, |section| (section.refusal_latency.count > 0).then_some(section.refusal_latency.p50))
+            nth(all, "overload", ledger, 1, |section| {
+                (section.refusal_latency.count > 0).then_some(section.refusal_latency.p50)
+            })
         },
     },
     Goal {
@@ -231,16 +283,26 @@ pub const GOALS: [Goal; 23] = [
         unit: "s",
         targets: |_| both(2.0, 2.0),
         most: true,
-        values: |all, ledger| nth(all, "overload", ledger, 2, |section| Some(recovery(section))),
+        values: |all, ledger| {
+            nth(all, "overload", ledger, 2, |section| {
+                Some(recovery(section))
+            })
+        },
     },
 ];
 
 fn in_flight_64(report: &Report) -> Option<&Section> {
-    report.sections.iter().find(|section| section.in_flight == Some(64))
+    report
+        .sections
+        .iter()
+        .find(|section| section.in_flight == Some(64))
 }
 
 fn fastest(report: &Report) -> Option<&Section> {
-    report.sections.iter().max_by(|one, other| one.rate.total_cmp(&other.rate))
+    report
+        .sections
+        .iter()
+        .max_by(|one, other| one.rate.total_cmp(&other.rate))
 }
 
 fn first(report: &Report) -> Option<&Section> {
@@ -254,36 +316,70 @@ fn sections(
     which: fn(&Report) -> Option<&Section>,
     value: fn(&Section) -> Option<f64>,
 ) -> Vec<f64> {
-    all.of(part, ledger).filter_map(|(_, report)| value(which(report)?)).collect()
+    all.of(part, ledger)
+        .filter_map(|(_, report)| value(which(report)?))
+        .collect()
 }
 
-fn cpu(all: &Results, part: &str, ledger: &str, process: &str, which: fn(&Report) -> Option<&Section>) -> Vec<f64> {
-    all.of(part, ledger).filter_map(|(_, report)| which(report)?.cpu.get(process)?.micros_per_issuance).collect()
+fn cpu(
+    all: &Results,
+    part: &str,
+    ledger: &str,
+    process: &str,
+    which: fn(&Report) -> Option<&Section>,
+) -> Vec<f64> {
+    all.of(part, ledger)
+        .filter_map(|(_, report)| which(report)?.cpu.get(process)?.micros_per_issuance)
+        .collect()
 }
 
 fn ratios(all: &Results, ledger: &str) -> Vec<f64> {
     let ratio = |(repetition, report)| {
-        let micros = in_flight_64(report)?.cpu.get("daemon")?.micros_per_issuance?;
+        let micros = in_flight_64(report)?
+            .cpu
+            .get("daemon")?
+            .micros_per_issuance?;
         Some(micros / all.references(repetition)?.floor())
     };
     all.of("closed", ledger).filter_map(ratio).collect()
 }
 
 fn latency(all: &Results, ledger: &str, value: fn(&Section, &References) -> f64) -> Vec<f64> {
-    all.of("open", ledger).filter_map(|(repetition, report)| Some(value(first(report)?, all.references(repetition)?))).collect()
+    all.of("open", ledger)
+        .filter_map(|(repetition, report)| Some(value(first(report)?, all.references(repetition)?)))
+        .collect()
 }
 
 fn figure(all: &Results, name: &str, ledger: &str) -> Vec<f64> {
-    all.figures.iter().filter(|one| one.name == name && one.ledger == ledger).map(|one| one.value).collect()
+    all.figures
+        .iter()
+        .filter(|one| one.name == name && one.ledger == ledger)
+        .map(|one| one.value)
+        .collect()
 }
 
-fn nth(all: &Results, part: &str, ledger: &str, place: usize, value: fn(&Section) -> Option<f64>) -> Vec<f64> {
-    all.of(part, ledger).filter_map(|(_, report)| value(report.sections.get(place)?)).collect()
+fn nth(
+    all: &Results,
+    part: &str,
+    ledger: &str,
+    place: usize,
+    value: fn(&Section) -> Option<f64>,
+) -> Vec<f64> {
+    all.of(part, ledger)
+        .filter_map(|(_, report)| value(report.sections.get(place)?))
+        .collect()
 }
 
-/// From few rows to many: percent of the medians over the repetitions, because the two are not measured side by side.
+/// From few rows to many: percent of the medians over the repetitions, because the two are not
+/// measured side by side.
 fn growth(all: &Results, ledger: &str, value: fn(&Section) -> f64) -> Vec<f64> {
-    let of = |part: &str| median(&all.of(part, ledger).filter_map(|(_, report)| Some(value(first(report)?))).collect::<Vec<_>>());
+    let of = |part: &str| {
+        median(
+            &all.of(part, ledger)
+                .filter_map(|(_, report)| Some(value(first(report)?)))
+                .collect::<Vec<_>>(),
+        )
+    };
     match (of("rows-few"), of("rows-many")) {
         (Some(few), Some(many)) => vec![(many / few - 1.0) * 100.0],
         _ => Vec::new(),
@@ -291,15 +387,23 @@ fn growth(all: &Results, ledger: &str, value: fn(&Section) -> f64) -> Vec<f64> {
 }
 
 fn goodput(all: &Results, ledger: &str) -> Vec<f64> {
-    let saturation: BTreeMap<&str, f64> =
-        all.of("saturation", ledger).filter_map(|(repetition, report)| Some((repetition, fastest(report)?.rate))).collect();
-    let percent = |(repetition, report): (&str, &Report)| Some(report.sections.get(1)?.rate / saturation.get(repetition)? * 100.0);
+    let saturation: BTreeMap<&str, f64> = all
+        .of("saturation", ledger)
+        .filter_map(|(repetition, report)| Some((repetition, fastest(report)?.rate)))
+        .collect();
+    let percent = |(repetition, report): (&str, &Report)| {
+        Some(report.sections.get(1)?.rate / saturation.get(repetition)? * 100.0)
+    };
     all.of("overload", ledger).filter_map(percent).collect()
 }
 
 /// Seconds until the last tick in which a call began that failed.
 pub fn recovery(section: &Section) -> f64 {
-    section.series.iter().rposition(|point| point.failed > 0).map_or(0.0, |tick| (tick + 1) as f64 / 10.0)
+    section
+        .series
+        .iter()
+        .rposition(|point| point.failed > 0)
+        .map_or(0.0, |tick| (tick + 1) as f64 / 10.0)
 }
 
 /// The middle one; the mean of the two in the middle of an even number.

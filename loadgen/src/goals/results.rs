@@ -19,7 +19,8 @@ pub struct References {
 }
 
 impl References {
-    /// What an issuance cannot do without: proof of possession, our own signature checked, and one signature.
+    /// What an issuance cannot do without: proof of possession, our own signature checked, and one
+    /// signature.
     pub fn floor(&self) -> f64 {
         2.0 * self.verify_p256_micros + self.sign_p256_micros
     }
@@ -46,14 +47,24 @@ impl Results {
     pub fn read(directory: &Path) -> Result<Self, Exit> {
         let mut results = Self::default();
         let runs = directory.join("runs");
-        let failed = |path: &Path, error: &dyn std::fmt::Display| Exit::missing(format!("{}: {error}", path.display()));
+        let failed = |path: &Path, error: &dyn std::fmt::Display| {
+            Exit::missing(format!("{}: {error}", path.display()))
+        };
         for entry in std::fs::read_dir(&runs).map_err(|error| failed(&runs, &error))? {
             let path = entry.map_err(|error| failed(&runs, &error))?.path();
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let [part, ledger, repetition, "json"] = name.split('.').collect::<Vec<_>>()[..] else { continue };
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
+            let [part, ledger, repetition, "json"] = name.split('.').collect::<Vec<_>>()[..] else {
+                continue;
+            };
             let key = (part.to_owned(), ledger.to_owned(), repetition.to_owned());
             let text = std::fs::read_to_string(&path).map_err(|error| failed(&path, &error))?;
-            results.runs.insert(key, serde_json::from_str(&text).map_err(|error| failed(&path, &error))?);
+            results.runs.insert(
+                key,
+                serde_json::from_str(&text).map_err(|error| failed(&path, &error))?,
+            );
         }
         results.references = lines(&directory.join("references.jsonl"))?;
         results.figures = lines(&directory.join("figures.jsonl"))?;
@@ -61,14 +72,24 @@ impl Results {
     }
 
     /// The runs of a part on a ledger, by repetition.
-    pub fn of<'a>(&'a self, part: &'a str, ledger: &'a str) -> impl Iterator<Item = (&'a str, &'a Report)> {
+    pub fn of<'a>(
+        &'a self,
+        part: &'a str,
+        ledger: &'a str,
+    ) -> impl Iterator<Item = (&'a str, &'a Report)> {
         let right = move |key: &(String, String, String)| key.0 == part && key.1 == ledger;
-        self.runs.iter().filter(move |(key, _)| right(key)).map(|(key, report)| (key.2.as_str(), report))
+        self.runs
+            .iter()
+            .filter(move |(key, _)| right(key))
+            .map(|(key, report)| (key.2.as_str(), report))
     }
 
     /// What was taken before a repetition, the last time.
     pub fn references(&self, repetition: &str) -> Option<&References> {
-        self.references.iter().rev().find(|one| one.repetition == repetition)
+        self.references
+            .iter()
+            .rev()
+            .find(|one| one.repetition == repetition)
     }
 }
 
@@ -77,6 +98,9 @@ fn lines<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Vec<T>, Exit> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(|error| Exit::missing(format!("{}: {error}", path.display())))?,
     };
-    let parsed = text.lines().map(serde_json::from_str).collect::<Result<_, _>>();
+    let parsed = text
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>();
     parsed.map_err(|error| Exit::usage(format!("{}: {error}", path.display())))
 }

@@ -23,7 +23,10 @@ pub(super) fn failure(error: &Error) -> Failure {
     match error {
         Error::Pkcs11(rv, function) => {
             let before = matches!(function, Function::SignInit) || not_begun(*rv);
-            Failure { may_have_signed: !before, worth_a_retry: session_gone(*rv) }
+            Failure {
+                may_have_signed: !before,
+                worth_a_retry: session_gone(*rv),
+            }
         }
         _ => Failure::default(),
     }
@@ -46,18 +49,28 @@ fn session_gone(rv: RvError) -> bool {
 
 /// The session handle itself means nothing any more (and may soon mean another session).
 pub(super) fn handle_gone(error: &Error) -> bool {
-    matches!(error, Error::Pkcs11(RvError::SessionClosed | RvError::SessionHandleInvalid | RvError::CryptokiNotInitialized, _))
+    matches!(
+        error,
+        Error::Pkcs11(
+            RvError::SessionClosed
+                | RvError::SessionHandleInvalid
+                | RvError::CryptokiNotInitialized,
+            _
+        )
+    )
 }
 
-/// C_Sign answers these instead of working. CKR_SESSION_CLOSED is not among them: it may come in the midst of signing.
+/// C_Sign answers these instead of working. CKR_SESSION_CLOSED is not among them: it may come in
+/// the midst of signing.
 fn not_begun(rv: RvError) -> bool {
     session_gone(rv) && rv != RvError::SessionClosed
 }
 
-/// The session or the device is in trouble, whatever it was asked. The two vague codes are left out: some tokens have them for what they
-/// do not know.
+/// The session or the device is in trouble, whatever it was asked. The two vague codes are left
+/// out: some tokens have them for what they do not know.
 pub(super) fn in_trouble(rv: RvError) -> bool {
-    session_gone(rv) || (device_gone(rv) && !matches!(rv, RvError::FunctionFailed | RvError::GeneralError))
+    session_gone(rv)
+        || (device_gone(rv) && !matches!(rv, RvError::FunctionFailed | RvError::GeneralError))
 }
 
 fn device_gone(rv: RvError) -> bool {
@@ -79,7 +92,10 @@ fn device_gone(rv: RvError) -> bool {
 
 /// What other functions say of a PIN has cost no try of it, so they may be called again.
 fn looks_at_a_pin(function: Function) -> bool {
-    matches!(function, Function::Login | Function::InitToken | Function::InitPIN | Function::SetPIN)
+    matches!(
+        function,
+        Function::Login | Function::InitToken | Function::InitPIN | Function::SetPIN
+    )
 }
 
 fn pin_refused(rv: RvError) -> bool {
@@ -94,9 +110,10 @@ fn pin_refused(rv: RvError) -> bool {
     )
 }
 
-/// Whether a failed C_Login may have counted as a wrong PIN. Tokens answer a wrong or locked PIN with vendors' codes, too, with
-/// CKR_FUNCTION_FAILED or CKR_GENERAL_ERROR, and with codes that the standard does not give to C_Login; so only what surely came before the
-/// PIN was looked at is free.
+/// Whether a failed C_Login may have counted as a wrong PIN. Tokens answer a wrong or locked PIN
+/// with vendors' codes, too, with CKR_FUNCTION_FAILED or CKR_GENERAL_ERROR, and with codes that the
+/// standard does not give to C_Login; so only what surely came before the PIN was looked at is
+/// free.
 pub(super) fn may_have_cost_a_try(rv: RvError) -> bool {
     !matches!(
         rv,
@@ -136,32 +153,71 @@ mod tests {
     #[test]
     fn return_values_are_grouped_by_who_must_act() {
         let of = |rv| sign_error("signing", &Error::Pkcs11(rv, Function::Sign));
-        for rv in [RvError::SessionClosed, RvError::DeviceRemoved, RvError::TokenNotPresent, RvError::HostMemory, RvError::UserNotLoggedIn]
-        {
+        for rv in [
+            RvError::SessionClosed,
+            RvError::DeviceRemoved,
+            RvError::TokenNotPresent,
+            RvError::HostMemory,
+            RvError::UserNotLoggedIn,
+        ] {
             assert!(matches!(of(rv), SignError::Lost(_)), "{rv:?}");
         }
-        for rv in [RvError::PinIncorrect, RvError::PinLocked, RvError::PinExpired] {
-            assert!(matches!(sign_error("logging in", &Error::Pkcs11(rv, Function::Login)), SignError::Locked(_)), "{rv:?}");
-            assert!(matches!(of(rv), SignError::Rejected(_)), "{rv:?} cost no try of the PIN");
+        for rv in [
+            RvError::PinIncorrect,
+            RvError::PinLocked,
+            RvError::PinExpired,
+        ] {
+            assert!(
+                matches!(
+                    sign_error("logging in", &Error::Pkcs11(rv, Function::Login)),
+                    SignError::Locked(_)
+                ),
+                "{rv:?}"
+            );
+            assert!(
+                matches!(of(rv), SignError::Rejected(_)),
+                "{rv:?} cost no try of the PIN"
+            );
         }
-        for rv in [RvError::MechanismInvalid, RvError::KeyFunctionNotPermitted, RvError::VendorDefined(1)] {
+        for rv in [
+            RvError::MechanismInvalid,
+            RvError::KeyFunctionNotPermitted,
+            RvError::VendorDefined(1),
+        ] {
             assert!(matches!(of(rv), SignError::Rejected(_)), "{rv:?}");
         }
-        assert_eq!(of(RvError::DeviceError).to_string(), "the device is lost: signing: C_Sign returned CKR_DEVICE_ERROR");
+        assert_eq!(
+            of(RvError::DeviceError).to_string(),
+            "the device is lost: signing: C_Sign returned CKR_DEVICE_ERROR"
+        );
     }
 
     #[test]
     fn a_login_is_free_only_where_the_token_was_surely_away() {
-        for rv in [RvError::PinIncorrect, RvError::VendorDefined(1), RvError::FunctionFailed, RvError::GeneralError, RvError::HostMemory] {
+        for rv in [
+            RvError::PinIncorrect,
+            RvError::VendorDefined(1),
+            RvError::FunctionFailed,
+            RvError::GeneralError,
+            RvError::HostMemory,
+        ] {
             assert!(may_have_cost_a_try(rv), "{rv:?}");
         }
         // What C_Login never answers by the standard says nothing of the PIN.
-        for rv in [RvError::UserNotLoggedIn, RvError::KeyHandleInvalid, RvError::OperationNotInitialized] {
+        for rv in [
+            RvError::UserNotLoggedIn,
+            RvError::KeyHandleInvalid,
+            RvError::OperationNotInitialized,
+        ] {
             assert!(may_have_cost_a_try(rv), "{rv:?}");
         }
-        for rv in
-            [RvError::TokenNotPresent, RvError::DeviceRemoved, RvError::DeviceError, RvError::SessionClosed, RvError::UserAlreadyLoggedIn]
-        {
+        for rv in [
+            RvError::TokenNotPresent,
+            RvError::DeviceRemoved,
+            RvError::DeviceError,
+            RvError::SessionClosed,
+            RvError::UserAlreadyLoggedIn,
+        ] {
             assert!(!may_have_cost_a_try(rv), "{rv:?}");
         }
     }
@@ -169,11 +225,32 @@ mod tests {
     #[test]
     fn only_a_lost_session_is_worth_a_retry() {
         let of = |rv, function| failure(&Error::Pkcs11(rv, function));
-        let fresh = Failure { may_have_signed: false, worth_a_retry: true };
+        let fresh = Failure {
+            may_have_signed: false,
+            worth_a_retry: true,
+        };
         assert_eq!(of(RvError::KeyHandleInvalid, Function::SignInit), fresh);
         assert_eq!(of(RvError::UserNotLoggedIn, Function::Sign), fresh);
-        assert_eq!(of(RvError::SessionClosed, Function::Sign), Failure { may_have_signed: true, worth_a_retry: true });
-        assert_eq!(of(RvError::DeviceError, Function::Sign), Failure { may_have_signed: true, worth_a_retry: false });
-        assert_eq!(of(RvError::DeviceError, Function::SignInit), Failure { may_have_signed: false, worth_a_retry: false });
+        assert_eq!(
+            of(RvError::SessionClosed, Function::Sign),
+            Failure {
+                may_have_signed: true,
+                worth_a_retry: true
+            }
+        );
+        assert_eq!(
+            of(RvError::DeviceError, Function::Sign),
+            Failure {
+                may_have_signed: true,
+                worth_a_retry: false
+            }
+        );
+        assert_eq!(
+            of(RvError::DeviceError, Function::SignInit),
+            Failure {
+                may_have_signed: false,
+                worth_a_retry: false
+            }
+        );
     }
 }

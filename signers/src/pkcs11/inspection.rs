@@ -1,5 +1,6 @@
-//! What a library and a token say of themselves before anybody logs in: for `doctor`, which must know whether a PIN may be tried at all.
-//! Nothing here changes a token, and nothing here costs a try of the PIN.
+//! What a library and a token say of themselves before anybody logs in: for `doctor`, which must
+//! know whether a PIN may be tried at all. Nothing here changes a token, and nothing here costs a
+//! try of the PIN.
 
 use std::path::{Path, PathBuf};
 
@@ -7,8 +8,8 @@ use cryptoki::error::Error;
 use cryptoki::mechanism::MechanismType;
 use cryptoki::slot::Slot;
 use cryptoki_sys::{
-    CKF_ERROR_STATE, CKF_LOGIN_REQUIRED, CKF_USER_PIN_COUNT_LOW, CKF_USER_PIN_FINAL_TRY, CKF_USER_PIN_INITIALIZED, CKF_USER_PIN_LOCKED,
-    CKF_USER_PIN_TO_BE_CHANGED,
+    CKF_ERROR_STATE, CKF_LOGIN_REQUIRED, CKF_USER_PIN_COUNT_LOW, CKF_USER_PIN_FINAL_TRY,
+    CKF_USER_PIN_INITIALIZED, CKF_USER_PIN_LOCKED, CKF_USER_PIN_TO_BE_CHANGED,
 };
 
 use super::module::Module;
@@ -91,7 +92,8 @@ pub fn inspect_module(path: &Path) -> Result<ModuleFacts, SignError> {
     })
 }
 
-/// Finds the one token that `uri` names and asks it what it tells everybody. `Lost` if there is none, `Rejected` if there are several.
+/// Finds the one token that `uri` names and asks it what it tells everybody. `Lost` if there is
+/// none, `Rejected` if there are several.
 pub fn inspect_token(uri: &Pkcs11Uri) -> Result<TokenState, SignError> {
     let module = Module::load(&uri.module_path)?;
     let _inside = module.life.enter();
@@ -111,7 +113,10 @@ pub fn inspect_token(uri: &Pkcs11Uri) -> Result<TokenState, SignError> {
         firmware: info.firmware,
         most_sessions: info.most_sessions,
         open_sessions: info.open_sessions,
-        offers: NEEDED.into_iter().filter(|needed| listed.contains(needed) && works(&module, slot, *needed)).collect(),
+        offers: NEEDED
+            .into_iter()
+            .filter(|needed| listed.contains(needed) && works(&module, slot, *needed))
+            .collect(),
     })
 }
 
@@ -124,9 +129,19 @@ const NEEDED: [MechanismType; 5] = [
 ];
 
 fn works(module: &Module, slot: Slot, mechanism: MechanismType) -> bool {
-    let generates = [MechanismType::ECC_KEY_PAIR_GEN, MechanismType::RSA_PKCS_KEY_PAIR_GEN].contains(&mechanism);
+    let generates = [
+        MechanismType::ECC_KEY_PAIR_GEN,
+        MechanismType::RSA_PKCS_KEY_PAIR_GEN,
+    ]
+    .contains(&mechanism);
     let info = module.context.get_mechanism_info(slot, mechanism);
-    info.is_ok_and(|info| if generates { info.generate_key_pair() } else { info.sign() })
+    info.is_ok_and(|info| {
+        if generates {
+            info.generate_key_pair()
+        } else {
+            info.sign()
+        }
+    })
 }
 
 fn pin_state(info: &TokenInfo) -> PinState {
@@ -141,22 +156,32 @@ fn pin_state(info: &TokenInfo) -> PinState {
 }
 
 impl TokenState {
-    /// The mechanisms by which the token can sign with `algorithm`, by their names in the standard; the first is the one that is used.
+    /// The mechanisms by which the token can sign with `algorithm`, by their names in the standard;
+    /// the first is the one that is used.
     pub fn signs_by(&self, algorithm: Algorithm) -> Vec<&'static str> {
         let wanted: &[_] = match algorithm {
-            Algorithm::EcdsaP256Sha256 | Algorithm::EcdsaP384Sha384 => &[(MechanismType::ECDSA, "CKM_ECDSA")],
-            Algorithm::RsaPkcs1Sha256 => {
-                &[(MechanismType::SHA256_RSA_PKCS, "CKM_SHA256_RSA_PKCS"), (MechanismType::RSA_PKCS, "CKM_RSA_PKCS")]
+            Algorithm::EcdsaP256Sha256 | Algorithm::EcdsaP384Sha384 => {
+                &[(MechanismType::ECDSA, "CKM_ECDSA")]
             }
+            Algorithm::RsaPkcs1Sha256 => &[
+                (MechanismType::SHA256_RSA_PKCS, "CKM_SHA256_RSA_PKCS"),
+                (MechanismType::RSA_PKCS, "CKM_RSA_PKCS"),
+            ],
         };
-        wanted.iter().filter(|(mechanism, _)| self.offers.contains(mechanism)).map(|(_, name)| *name).collect()
+        wanted
+            .iter()
+            .filter(|(mechanism, _)| self.offers.contains(mechanism))
+            .map(|(_, name)| *name)
+            .collect()
     }
 
     /// Whether the token can make a key pair of this kind.
     pub fn generates(&self, kind: KeyKind) -> bool {
         let mechanism = match kind.algorithm() {
             Algorithm::RsaPkcs1Sha256 => MechanismType::RSA_PKCS_KEY_PAIR_GEN,
-            Algorithm::EcdsaP256Sha256 | Algorithm::EcdsaP384Sha384 => MechanismType::ECC_KEY_PAIR_GEN,
+            Algorithm::EcdsaP256Sha256 | Algorithm::EcdsaP384Sha384 => {
+                MechanismType::ECC_KEY_PAIR_GEN
+            }
         };
         self.offers.contains(&mechanism)
     }

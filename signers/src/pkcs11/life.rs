@@ -1,6 +1,7 @@
-//! The life of an initialised library: from a C_Initialize to the next. Handles belong to one life and mean nothing, or another thing, in
-//! the next, so sessions of an earlier life are neither used nor closed. A library is finalised only while nobody is inside it and no
-//! session of it is open in this process.
+//! The life of an initialised library: from a C_Initialize to the next. Handles belong to one life
+//! and mean nothing, or another thing, in the next, so sessions of an earlier life are neither used
+//! nor closed. A library is finalised only while nobody is inside it and no session of it is open
+//! in this process.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -25,7 +26,8 @@ pub(super) struct Life {
     failures: AtomicU32,
     // The last probe of some session made no signature.
     in_doubt: AtomicBool,
-    // Read from the first call of an opening to its last; a session that it leaves behind is counted before that.
+    // Read from the first call of an opening to its last; a session that it leaves behind is
+    // counted before that.
     door: RwLock<()>,
     initializing: Mutex<()>,
 }
@@ -41,7 +43,8 @@ pub(super) struct Member {
 }
 
 impl Life {
-    /// For the whole of an opening, or of anything else that calls the library without a session: until it is dropped nobody finalises it.
+    /// For the whole of an opening, or of anything else that calls the library without a session:
+    /// until it is dropped nobody finalises it.
     pub(super) fn enter(&self) -> RwLockReadGuard<'_, ()> {
         self.door.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -49,12 +52,17 @@ impl Life {
     /// A session is about to be opened.
     pub(super) fn join(self: &Arc<Self>) -> Member {
         self.sessions.fetch_add(1, Ordering::AcqRel);
-        Member { life: self.clone(), number: self.number.load(Ordering::Acquire) }
+        Member {
+            life: self.clone(),
+            number: self.number.load(Ordering::Acquire),
+        }
     }
 
     /// One C_Initialize at a time: libraries are not made for two.
     pub(super) fn initializing(&self) -> MutexGuard<'_, ()> {
-        self.initializing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.initializing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A C_Initialize has begun another life.
@@ -71,14 +79,18 @@ impl Life {
         }
     }
 
-    /// Runs `again`, which may finalise the library, where openings keep failing and nobody could be harmed; `release` is told how many
-    /// sessions there are and closes first what is kept for nobody. Whether it did.
+    /// Runs `again`, which may finalise the library, where openings keep failing and nobody could
+    /// be harmed; `release` is told how many sessions there are and closes first what is kept for
+    /// nobody. Whether it did.
     pub(super) fn renew(&self, release: impl FnOnce(usize), again: impl FnOnce()) -> bool {
         if self.failures.load(Ordering::Acquire) < DOUBTED_AFTER {
             return false;
         }
-        // Somebody else is opening, perhaps stuck: who holds the door also decides what becomes of a session.
-        let Ok(_alone) = self.door.try_write() else { return false };
+        // Somebody else is opening, perhaps stuck: who holds the door also decides what becomes of
+        // a session.
+        let Ok(_alone) = self.door.try_write() else {
+            return false;
+        };
         release(self.sessions.load(Ordering::Acquire));
         if self.sessions.load(Ordering::Acquire) > 0 {
             return false;

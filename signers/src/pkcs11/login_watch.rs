@@ -1,5 +1,6 @@
-//! Who must know of each C_Login of this process: whoever would replace it if it ended. What the token made of a PIN whose C_Login never
-//! returned is unknown and may have been a try, and a refused one must not be tried again by the next process. And who may try a PIN at all.
+//! Who must know of each C_Login of this process: whoever would replace it if it ended. What the
+//! token made of a PIN whose C_Login never returned is unknown and may have been a try, and a
+//! refused one must not be tried again by the next process. And who may try a PIN at all.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -19,8 +20,9 @@ type Watch = Arc<dyn Fn(Instant, LoginEvent) + Send + Sync>;
 
 static WATCH: Mutex<Option<Watch>> = Mutex::new(None);
 
-/// From now on `watch` is told of each C_Login of this process and of when its try began: orders that came later are not carried out by it. It
-/// may wait until that is said, for a child has nobody else to serve meanwhile and is ended by its daemon if it waits too long.
+/// From now on `watch` is told of each C_Login of this process and of when its try began: orders
+/// that came later are not carried out by it. It may wait until that is said, for a child has
+/// nobody else to serve meanwhile and is ended by its daemon if it waits too long.
 pub(crate) fn watch_logins(watch: impl Fn(Instant, LoginEvent) + Send + Sync + 'static) {
     *WATCH.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(watch));
 }
@@ -36,10 +38,12 @@ pub(super) fn tell(tried_at: Instant, event: LoginEvent) {
 /// Whether a PIN may be tried where something speaks against it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MayTry {
-    /// Neither where the token warns of its last try nor where an earlier process left the mark of a try.
+    /// Neither where the token warns of its last try nor where an earlier process left the mark of
+    /// a try.
     #[default]
     Carefully,
-    /// As before, but the mark of a try that did not come back is known to whoever started this process, which takes that one's place.
+    /// As before, but the mark of a try that did not come back is known to whoever started this
+    /// process, which takes that one's place.
     Again,
     /// In any case, once: an operator has ordered it.
     Ordered,
@@ -56,7 +60,8 @@ pub(crate) struct LoginOrder {
 
 static MAY_TRY: Mutex<MayTry> = Mutex::new(MayTry::Carefully);
 
-/// What holds for the first C_Login of each token in this process. Later ones are careful, unless an operator orders them.
+/// What holds for the first C_Login of each token in this process. Later ones are careful, unless
+/// an operator orders them.
 pub fn may_try_first(may: MayTry) {
     *MAY_TRY.lock().unwrap_or_else(PoisonError::into_inner) = may;
 }

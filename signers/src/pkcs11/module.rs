@@ -1,7 +1,8 @@
 //! PKCS#11 libraries, each loaded once in this process, and the tokens in them.
 //!
-//! C_Initialize is process-wide (PKCS#11 v2.40 §5.4), so a library is finalised only where that can harm nobody (`life`): some find their
-//! device again only after C_Finalize and C_Initialize, and nobody should have to restart the daemon for that.
+//! C_Initialize is process-wide (PKCS#11 v2.40 §5.4), so a library is finalised only where that can
+//! harm nobody (`life`): some find their device again only after C_Finalize and C_Initialize, and
+//! nobody should have to restart the daemon for that.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -24,20 +25,29 @@ static MODULES: Mutex<BTreeMap<PathBuf, Arc<Module>>> = Mutex::new(BTreeMap::new
 /// What each library is given as `pReserved`, by the path that names it.
 static INIT_STRINGS: Mutex<BTreeMap<PathBuf, CString>> = Mutex::new(BTreeMap::new());
 
-/// From its next C_Initialize on the library at `path` is given this string as `pReserved` (NSS wants its directory so). Call it before the
-/// library is used; a NUL ends the string.
+/// From its next C_Initialize on the library at `path` is given this string as `pReserved` (NSS
+/// wants its directory so). Call it before the library is used; a NUL ends the string.
 pub fn set_init_string(path: &Path, text: &str) {
     let text = CString::new(text.split('\0').next().unwrap_or_default()).unwrap_or_default();
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    INIT_STRINGS.lock().unwrap_or_else(PoisonError::into_inner).insert(path, text);
+    INIT_STRINGS
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .insert(path, text);
 }
 
-/// Closes the sessions that keep the logins, of every library. Only for a process that ends, when nobody is inside a library any more: a
-/// device that counts sessions would keep them until its time-out.
+/// Closes the sessions that keep the logins, of every library. Only for a process that ends, when
+/// nobody is inside a library any more: a device that counts sessions would keep them until its
+/// time-out.
 pub fn close_logins() {
     let modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
     for module in modules.values() {
-        module.tokens.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|token| token.release_anchor());
+        module
+            .tokens
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .for_each(|token| token.release_anchor());
     }
 }
 
@@ -47,23 +57,38 @@ pub(super) struct Module {
     pub(super) raw: Arc<Raw>,
     pub(super) life: Arc<Life>,
     path: PathBuf,
-    // Tokens that were logged into. By identity, because a token that returns may sit in another slot.
+    // Tokens that were logged into. By identity, because a token that returns may sit in another
+    // slot.
     tokens: Mutex<Vec<Arc<Token>>>,
 }
 
 impl Module {
     /// The library at `path`; loaded and initialised at its first use.
     pub(super) fn load(path: &Path) -> Result<Arc<Self>, SignError> {
-        let canonical =
-            path.canonicalize().map_err(|e| SignError::Lost(format!("the PKCS#11 library {} cannot be read: {e}", path.display())))?;
+        let canonical = path.canonicalize().map_err(|e| {
+            SignError::Lost(format!(
+                "the PKCS#11 library {} cannot be read: {e}",
+                path.display()
+            ))
+        })?;
         let mut modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(module) = modules.get(&canonical) {
             return Ok(module.clone());
         }
-        let unusable = |e: Error| SignError::Rejected(format!("{} could not be loaded as a PKCS#11 library: {e}", canonical.display()));
+        let unusable = |e: Error| {
+            SignError::Rejected(format!(
+                "{} could not be loaded as a PKCS#11 library: {e}",
+                canonical.display()
+            ))
+        };
         let raw = Arc::new(Raw::load(&canonical).map_err(unusable)?);
-        let module =
-            Arc::new(Self { context: raw.context().clone(), raw, life: Arc::default(), path: canonical.clone(), tokens: Mutex::default() });
+        let module = Arc::new(Self {
+            context: raw.context().clone(),
+            raw,
+            life: Arc::default(),
+            path: canonical.clone(),
+            tokens: Mutex::default(),
+        });
         module.initialize()?;
         modules.insert(canonical, module.clone());
         Ok(module)
@@ -72,7 +97,11 @@ impl Module {
     /// C_Initialize; an initialised library is left as it is.
     fn initialize(&self) -> Result<(), SignError> {
         let _one_at_a_time = self.life.initializing();
-        let init_string = INIT_STRINGS.lock().unwrap_or_else(PoisonError::into_inner).get(&self.path).cloned();
+        let init_string = INIT_STRINGS
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&self.path)
+            .cloned();
         match self.raw.initialize(init_string.as_ref()) {
             Ok(()) => {
                 self.life.begun();
@@ -83,9 +112,12 @@ impl Module {
         }
     }
 
-    /// An opening, from its first call of the library to its last. When openings keep failing and the library has no session left, it is
-    /// finalised, initialised and asked once more.
-    pub(super) fn opening<T>(&self, open: impl Fn() -> Result<T, SignError>) -> Result<T, SignError> {
+    /// An opening, from its first call of the library to its last. When openings keep failing and
+    /// the library has no session left, it is finalised, initialised and asked once more.
+    pub(super) fn opening<T>(
+        &self,
+        open: impl Fn() -> Result<T, SignError>,
+    ) -> Result<T, SignError> {
         self.opening_proven(open, |_| Ok(()))
     }
 
@@ -110,7 +142,10 @@ impl Module {
             // It was our PIN that was refused, or another key that signed: the library works.
             (Err(error), unproven)
                 if !matches!(error, SignError::Locked(_) | SignError::WrongKey(_))
-                    && self.life.renew(|sessions| self.release_anchors(sessions, unproven), || self.begin_anew(&error)) =>
+                    && self.life.renew(
+                        |sessions| self.release_anchors(sessions, unproven),
+                        || self.begin_anew(&error),
+                    ) =>
             {
                 once().0
             }
@@ -118,8 +153,8 @@ impl Module {
         }
     }
 
-    /// An anchor that still answers shows that the library works, unless sessions open and do not sign: then all are closed, if there are no
-    /// other sessions.
+    /// An anchor that still answers shows that the library works, unless sessions open and do not
+    /// sign: then all are closed, if there are no other sessions.
     fn release_anchors(&self, sessions: usize, none_signs: bool) {
         let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         let anchors = tokens.iter().filter(|token| token.has_anchor()).count();
@@ -141,7 +176,11 @@ impl Module {
 
     /// For those who open sessions.
     pub(super) fn library(&self) -> Library<'_> {
-        Library { context: &self.context, raw: &self.raw, life: &self.life }
+        Library {
+            context: &self.context,
+            raw: &self.raw,
+            life: &self.life,
+        }
     }
 
     /// The library's file, links followed.
@@ -156,7 +195,10 @@ impl Module {
     /// Slots with an initialised token, and what each says of itself.
     pub(super) fn slots(&self) -> Result<Vec<(Slot, TokenInfo)>, SignError> {
         let all = self.all_slots()?;
-        Ok(all.into_iter().filter(|(_, info)| info.has(CKF_TOKEN_INITIALIZED)).collect())
+        Ok(all
+            .into_iter()
+            .filter(|(_, info)| info.has(CKF_TOKEN_INITIALIZED))
+            .collect())
     }
 
     /// Slots with any token, initialised or not. A token that disappears meanwhile is left out.
@@ -186,12 +228,21 @@ impl Module {
 
     /// The one token that `uri` names.
     pub(super) fn token(&self, uri: &Pkcs11Uri) -> Result<(Slot, Arc<Token>), SignError> {
-        let mut matching = self.slots()?.into_iter().filter(|(slot, info)| matches(uri, *slot, info));
+        let mut matching = self
+            .slots()?
+            .into_iter()
+            .filter(|(slot, info)| matches(uri, *slot, info));
         let Some((slot, info)) = matching.next() else {
-            return Err(SignError::Lost(format!("no token in {} is the one that {uri} names", self.path.display())));
+            return Err(SignError::Lost(format!(
+                "no token in {} is the one that {uri} names",
+                self.path.display()
+            )));
         };
         if matching.next().is_some() {
-            return Err(SignError::Rejected(format!("more than one token in {} is named by {uri}: add serial=…", self.path.display())));
+            return Err(SignError::Rejected(format!(
+                "more than one token in {} is named by {uri}: add serial=…",
+                self.path.display()
+            )));
         }
         Ok((slot, self.known(&info)))
     }
@@ -208,7 +259,8 @@ impl Module {
 }
 
 fn matches(uri: &Pkcs11Uri, slot: Slot, info: &TokenInfo) -> bool {
-    let same = |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|wanted| wanted == is);
+    let same =
+        |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|wanted| wanted == is);
     let facts = &info.facts;
     same(&uri.token, &facts.label)
         && same(&uri.manufacturer, &facts.manufacturer)

@@ -1,7 +1,9 @@
-//! Calls of a library that cryptoki does not make as we need them. Facts are read without the fields that nobody wants: a token whose clock
-//! shows nonsense signs as well as any. A signature takes one C_Sign, because each call may be a round trip over a network. C_Initialize is
-//! given the string that some libraries want as `pReserved`. No other file of this room calls a library by its function list. A library that
-//! makes a new list for whoever asks, each with sessions of its own, is called by cryptoki alone.
+//! Calls of a library that cryptoki does not make as we need them. Facts are read without the
+//! fields that nobody wants: a token whose clock shows nonsense signs as well as any. A signature
+//! takes one C_Sign, because each call may be a round trip over a network. C_Initialize is given
+//! the string that some libraries want as `pReserved`. No other file of this room calls a library
+//! by its function list. A library that makes a new list for whoever asks, each with sessions of
+//! its own, is called by cryptoki alone.
 
 use std::ffi::{CString, c_void};
 use std::path::Path;
@@ -14,9 +16,10 @@ use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
 use cryptoki::slot::{Limit, Slot};
 use cryptoki_sys::{
-    CK_C_INITIALIZE_ARGS, CK_EFFECTIVELY_INFINITE, CK_FLAGS, CK_FUNCTION_LIST, CK_INFO, CK_RV, CK_SESSION_HANDLE, CK_SLOT_INFO,
-    CK_TOKEN_INFO, CK_ULONG, CK_UNAVAILABLE_INFORMATION, CK_VERSION, CKF_ERROR_STATE, CKF_LOGIN_REQUIRED, CKF_OS_LOCKING_OK,
-    CKF_TOKEN_INITIALIZED, CKF_USER_PIN_COUNT_LOW, CKF_USER_PIN_FINAL_TRY, CKF_USER_PIN_INITIALIZED, CKF_USER_PIN_LOCKED,
+    CK_C_INITIALIZE_ARGS, CK_EFFECTIVELY_INFINITE, CK_FLAGS, CK_FUNCTION_LIST, CK_INFO, CK_RV,
+    CK_SESSION_HANDLE, CK_SLOT_INFO, CK_TOKEN_INFO, CK_ULONG, CK_UNAVAILABLE_INFORMATION,
+    CK_VERSION, CKF_ERROR_STATE, CKF_LOGIN_REQUIRED, CKF_OS_LOCKING_OK, CKF_TOKEN_INITIALIZED,
+    CKF_USER_PIN_COUNT_LOW, CKF_USER_PIN_FINAL_TRY, CKF_USER_PIN_INITIALIZED, CKF_USER_PIN_LOCKED,
     CKF_USER_PIN_TO_BE_CHANGED,
 };
 
@@ -90,8 +93,15 @@ impl From<&CK_TOKEN_INFO> for TokenInfo {
             CK_UNAVAILABLE_INFORMATION => SessionLimit::Untold,
             most => SessionLimit::AtMost(most),
         };
-        let open_sessions = Some(info.ulSessionCount).filter(|count| *count != CK_UNAVAILABLE_INFORMATION);
-        Self { facts, firmware: version(info.firmwareVersion), most_sessions, open_sessions, flags: info.flags }
+        let open_sessions =
+            Some(info.ulSessionCount).filter(|count| *count != CK_UNAVAILABLE_INFORMATION);
+        Self {
+            facts,
+            firmware: version(info.firmwareVersion),
+            most_sessions,
+            open_sessions,
+            flags: info.flags,
+        }
     }
 }
 
@@ -114,13 +124,22 @@ impl From<&cryptoki::slot::TokenInfo> for TokenInfo {
             (CKF_USER_PIN_TO_BE_CHANGED, info.user_pin_to_be_changed()),
             (CKF_ERROR_STATE, info.error_state()),
         ];
-        let flags = flags.into_iter().filter(|(_, is)| *is).fold(0, |all, (flag, _)| all | flag);
+        let flags = flags
+            .into_iter()
+            .filter(|(_, is)| *is)
+            .fold(0, |all, (flag, _)| all | flag);
         let most_sessions = match info.max_session_count() {
             Limit::Max(most) => SessionLimit::AtMost(most),
             Limit::Infinite => SessionLimit::Unlimited,
             Limit::Unavailable => SessionLimit::Untold,
         };
-        Self { facts, firmware: info.firmware_version().to_string(), most_sessions, open_sessions: info.session_count(), flags }
+        Self {
+            facts,
+            firmware: info.firmware_version().to_string(),
+            most_sessions,
+            open_sessions: info.session_count(),
+            flags,
+        }
     }
 }
 
@@ -137,7 +156,10 @@ impl Raw {
         let context = Pkcs11::new(path)?;
         // A library that failed to initialise may have left threads behind: it must stay mapped.
         std::mem::forget(context.clone());
-        Ok(Self { context, list: List::load(path)? })
+        Ok(Self {
+            context,
+            list: List::load(path)?,
+        })
     }
 
     /// As cryptoki knows it.
@@ -150,7 +172,9 @@ impl Raw {
         match &self.list {
             Some(list) => list.initialize(reserved),
             // No library is known that wants both.
-            None => self.context.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)),
+            None => self
+                .context
+                .initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)),
         }
     }
 
@@ -171,7 +195,10 @@ impl Raw {
     pub(super) fn slot(&self, slot: Slot) -> Result<String, Error> {
         match &self.list {
             Some(list) => list.slot(slot),
-            None => self.context.get_slot_info(slot).map(|info| info.slot_description().trim().to_owned()),
+            None => self
+                .context
+                .get_slot_info(slot)
+                .map(|info| info.slot_description().trim().to_owned()),
         }
     }
 
@@ -179,26 +206,45 @@ impl Raw {
     pub(super) fn token(&self, slot: Slot) -> Result<TokenInfo, Error> {
         match &self.list {
             Some(list) => list.token(slot),
-            None => self.context.get_token_info(slot).map(|info| TokenInfo::from(&info)),
+            None => self
+                .context
+                .get_token_info(slot)
+                .map(|info| TokenInfo::from(&info)),
         }
     }
 
     /// C_SignInit and C_Sign.
-    pub(super) fn sign(&self, session: &Session, mechanism: &Mechanism<'_>, key: ObjectHandle, data: &[u8]) -> Result<Vec<u8>, Error> {
+    pub(super) fn sign(
+        &self,
+        session: &Session,
+        mechanism: &Mechanism<'_>,
+        key: ObjectHandle,
+        data: &[u8],
+    ) -> Result<Vec<u8>, Error> {
         match &self.list {
-            Some(list) => session.sign_init(mechanism, key).and_then(|()| list.sign(session.handle(), data)),
+            Some(list) => session
+                .sign_init(mechanism, key)
+                .and_then(|()| list.sign(session.handle(), data)),
             None => session.sign(mechanism, key, data),
         }
     }
 }
 
-#[expect(unsafe_code, reason = "a library's functions are called through its own list")]
+#[expect(
+    unsafe_code,
+    reason = "a library's functions are called through its own list"
+)]
 impl List {
-    /// The library's list; `None` where it makes another one for each who asks, for then cryptoki's is not this one.
+    /// The library's list; `None` where it makes another one for each who asks, for then cryptoki's
+    /// is not this one.
     fn load(path: &Path) -> Result<Option<Self>, Error> {
-        // SAFETY: whatever a library does when it is loaded, it does for whoever has named it as the device's.
+        // SAFETY: whatever a library does when it is loaded, it does for whoever has named it as
+        // the device's.
         let library = unsafe { cryptoki_sys::Pkcs11::new(path) }.map_err(Error::LibraryLoading)?;
-        let get = library.C_GetFunctionList.as_ref().map_err(|_| Error::MissingSymbol("C_GetFunctionList"))?;
+        let get = library
+            .C_GetFunctionList
+            .as_ref()
+            .map_err(|_| Error::MissingSymbol("C_GetFunctionList"))?;
         let mut lists = [null_mut(); 2];
         for list in &mut lists {
             // SAFETY: the pointer is to room for a pointer.
@@ -207,13 +253,20 @@ impl List {
         if lists[0].is_null() || lists[0] != lists[1] {
             return Ok(None);
         }
-        // SAFETY: not null, and CKR_OK says that a list stands there. The standard lets it be copied.
+        // SAFETY: not null, and CKR_OK says that a list stands there. The standard lets it be
+        // copied.
         let functions = unsafe { *lists[0] };
-        Ok(Some(Self { _library: library, functions }))
+        Ok(Some(Self {
+            _library: library,
+            functions,
+        }))
     }
 
     fn initialize(&self, reserved: Option<&CString>) -> Result<(), Error> {
-        let call = self.functions.C_Initialize.ok_or(Error::NullFunctionPointer)?;
+        let call = self
+            .functions
+            .C_Initialize
+            .ok_or(Error::NullFunctionPointer)?;
         let standard = CK_C_INITIALIZE_ARGS {
             CreateMutex: None,
             DestroyMutex: None,
@@ -222,9 +275,15 @@ impl List {
             flags: CKF_OS_LOCKING_OK,
             pReserved: reserved.map_or(null_mut(), |text| text.as_ptr().cast_mut().cast()),
         };
-        let mut arguments = InitializeArguments { standard, behind: null_mut() };
+        let mut arguments = InitializeArguments {
+            standard,
+            behind: null_mut(),
+        };
         // SAFETY: the structure and the string outlive the call.
-        answer(unsafe { call((&raw mut arguments).cast()) }, Function::Initialize)
+        answer(
+            unsafe { call((&raw mut arguments).cast()) },
+            Function::Initialize,
+        )
     }
 
     fn library(&self) -> Result<LibraryInfo, Error> {
@@ -241,18 +300,30 @@ impl List {
     }
 
     fn slot(&self, slot: Slot) -> Result<String, Error> {
-        let call = self.functions.C_GetSlotInfo.ok_or(Error::NullFunctionPointer)?;
+        let call = self
+            .functions
+            .C_GetSlotInfo
+            .ok_or(Error::NullFunctionPointer)?;
         let mut info = CK_SLOT_INFO::default();
         // SAFETY: the pointer is to such a structure.
-        answer(unsafe { call(slot.into(), &mut info) }, Function::GetSlotInfo)?;
+        answer(
+            unsafe { call(slot.into(), &mut info) },
+            Function::GetSlotInfo,
+        )?;
         Ok(text(&info.slotDescription))
     }
 
     fn token(&self, slot: Slot) -> Result<TokenInfo, Error> {
-        let call = self.functions.C_GetTokenInfo.ok_or(Error::NullFunctionPointer)?;
+        let call = self
+            .functions
+            .C_GetTokenInfo
+            .ok_or(Error::NullFunctionPointer)?;
         let mut info = CK_TOKEN_INFO::default();
         // SAFETY: the pointer is to such a structure.
-        answer(unsafe { call(slot.into(), &mut info) }, Function::GetTokenInfo)?;
+        answer(
+            unsafe { call(slot.into(), &mut info) },
+            Function::GetTokenInfo,
+        )?;
         Ok(TokenInfo::from(&info))
     }
 
@@ -262,14 +333,24 @@ impl List {
         let mut signature = vec![0u8; SIGNATURE];
         let mut length = SIGNATURE as CK_ULONG;
         let mut once = |signature: &mut Vec<u8>| {
-            // SAFETY: both buffers outlive the call and are as long as it is told; `data` is only read, though the standard's pointer is not
-            // const.
-            let rv = unsafe { call(session, data.as_ptr().cast_mut(), data.len() as CK_ULONG, signature.as_mut_ptr(), &mut length) };
+            // SAFETY: both buffers outlive the call and are as long as it is told; `data` is only
+            // read, though the standard's pointer is not const.
+            let rv = unsafe {
+                call(
+                    session,
+                    data.as_ptr().cast_mut(),
+                    data.len() as CK_ULONG,
+                    signature.as_mut_ptr(),
+                    &mut length,
+                )
+            };
             (answer(rv, Function::Sign), length)
         };
         let (mut answered, mut told) = once(&mut signature);
         // The operation is still active then (PKCS#11 v2.40 §5.2).
-        if matches!(answered, Err(Error::Pkcs11(RvError::BufferTooSmall, _))) && told <= LARGEST_SIGNATURE {
+        if matches!(answered, Err(Error::Pkcs11(RvError::BufferTooSmall, _)))
+            && told <= LARGEST_SIGNATURE
+        {
             signature.resize(told as usize, 0);
             (answered, told) = once(&mut signature);
         }
@@ -285,7 +366,9 @@ fn answer(rv: CK_RV, function: Function) -> Result<(), Error> {
 
 /// Padded with blanks as the standard wants it, or with NULs as some do.
 fn text(padded: &[u8]) -> String {
-    String::from_utf8_lossy(padded).trim_end_matches([' ', '\0']).to_owned()
+    String::from_utf8_lossy(padded)
+        .trim_end_matches([' ', '\0'])
+        .to_owned()
 }
 
 fn version(version: CK_VERSION) -> String {
@@ -298,6 +381,14 @@ mod tests {
 
     #[test]
     fn texts_are_read_whatever_they_are_padded_with() {
-        assert_eq!([text(b"ca      "), text(b"ca\0\0 \0"), text(b"    "), text(b"a\xffb")], ["ca", "ca", "", "a\u{fffd}b"]);
+        assert_eq!(
+            [
+                text(b"ca      "),
+                text(b"ca\0\0 \0"),
+                text(b"    "),
+                text(b"a\xffb")
+            ],
+            ["ca", "ca", "", "a\u{fffd}b"]
+        );
     }
 }

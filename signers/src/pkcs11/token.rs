@@ -1,9 +1,10 @@
 //! Sessions of one token, and its login.
 //!
-//! A login belongs to the application and the token, not to a session (PKCS#11 v2.40 §5.6), and ends with the last session. So one idle
-//! session per token stays open as an anchor, and one lock lets exactly one thread log in while the others wait for its result. A refused
-//! PIN is remembered with the time of its try: nobody tries again until an operator gives a later order, and an order that many give on to
-//! the same token costs one try.
+//! A login belongs to the application and the token, not to a session (PKCS#11 v2.40 §5.6), and
+//! ends with the last session. So one idle session per token stays open as an anchor, and one lock
+//! lets exactly one thread log in while the others wait for its result. A refused PIN is remembered
+//! with the time of its try: nobody tries again until an operator gives a later order, and an order
+//! that many give on to the same token costs one try.
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -45,7 +46,10 @@ impl Login {
     /// The PIN is not tried again before an order.
     fn refuse(&mut self, tried_at: Instant, text: String) -> SignError {
         tell(tried_at, LoginEvent::Refused(text.clone()));
-        self.refused = Some(Refusal { tried_at, text: text.clone() });
+        self.refused = Some(Refusal {
+            tried_at,
+            text: text.clone(),
+        });
         SignError::Locked(text)
     }
 }
@@ -70,10 +74,14 @@ impl OpenSession {
             Access::ReadOnly => library.context.open_ro_session_no_drop(slot),
             Access::ReadWrite => library.context.open_rw_session_no_drop(slot),
         }?;
-        Ok(Self { session: Some(session), member })
+        Ok(Self {
+            session: Some(session),
+            member,
+        })
     }
 
-    /// After an error: a handle that the token no longer knows must not be closed, since by then it may name another thread's session.
+    /// After an error: a handle that the token no longer knows must not be closed, since by then it
+    /// may name another thread's session.
     pub(super) fn after(&mut self, error: &Error) {
         if handle_gone(error) {
             self.session = None;
@@ -83,7 +91,10 @@ impl OpenSession {
     pub(super) fn logged_in(&mut self) -> Result<bool, Error> {
         let info = self.get()?.get_session_info();
         let info = info.inspect_err(|e| self.after(e))?;
-        Ok(matches!(info.session_state(), SessionState::RoUser | SessionState::RwUser))
+        Ok(matches!(
+            info.session_state(),
+            SessionState::RoUser | SessionState::RwUser
+        ))
     }
 
     /// What it shares with the other sessions of its library.
@@ -93,8 +104,14 @@ impl OpenSession {
 
     /// The session; `CKR_SESSION_HANDLE_INVALID` once it is known to be gone.
     pub(super) fn get(&self) -> Result<&Session, Error> {
-        let gone = Error::Pkcs11(RvError::SessionHandleInvalid, cryptoki::context::Function::GetSessionInfo);
-        self.session.as_ref().filter(|_| self.member.is_alive()).ok_or(gone)
+        let gone = Error::Pkcs11(
+            RvError::SessionHandleInvalid,
+            cryptoki::context::Function::GetSessionInfo,
+        );
+        self.session
+            .as_ref()
+            .filter(|_| self.member.is_alive())
+            .ok_or(gone)
     }
 }
 
@@ -109,7 +126,16 @@ impl Drop for OpenSession {
 
 impl Token {
     pub(super) fn new(facts: TokenFacts, login_required: bool) -> Self {
-        Self { facts, login_required, login: Mutex::new(Login { anchor: None, refused: None, may: first_try(), was_tried: false }) }
+        Self {
+            facts,
+            login_required,
+            login: Mutex::new(Login {
+                anchor: None,
+                refused: None,
+                may: first_try(),
+                was_tried: false,
+            }),
+        }
     }
 
     /// A session that is logged in as the user.
@@ -127,7 +153,10 @@ impl Token {
     /// One more login is wanted. A refusal of a later try stands: the order has been carried out.
     pub(super) fn forget_refusal(&self, order: LoginOrder) {
         let mut login = self.lock();
-        let was_refused = login.refused.take_if(|refusal| refusal.tried_at < order.at).is_some();
+        let was_refused = login
+            .refused
+            .take_if(|refusal| refusal.tried_at < order.at)
+            .is_some();
         if was_refused && order.by_operator {
             login.may = MayTry::Ordered;
         }
@@ -135,7 +164,9 @@ impl Token {
 
     /// The session that keeps the login is given up if it is dead.
     pub(super) fn release_dead_anchor(&self) {
-        self.lock().anchor.take_if(|anchor| anchor.logged_in().is_err());
+        self.lock()
+            .anchor
+            .take_if(|anchor| anchor.logged_in().is_err());
     }
 
     /// Whether this process has called C_Login on it, well or not.
@@ -162,14 +193,20 @@ impl Token {
     }
 
     /// Held locked from the question to the answer, so that any number of threads costs one try.
-    fn log_in(&self, library: Library<'_>, slot: Slot, pin_source: Option<&Path>) -> Result<(), SignError> {
+    fn log_in(
+        &self,
+        library: Library<'_>,
+        slot: Slot,
+        pin_source: Option<&Path>,
+    ) -> Result<(), SignError> {
         let mut login = self.lock();
         let kept = login.anchor.as_mut().map(OpenSession::logged_in);
         let logged_in = match kept {
             Some(Ok(logged_in)) => logged_in,
             Some(Err(_)) | None => {
                 login.anchor = None;
-                let mut anchor = OpenSession::open(library, slot, Access::ReadOnly).map_err(|e| self.error(&e))?;
+                let mut anchor = OpenSession::open(library, slot, Access::ReadOnly)
+                    .map_err(|e| self.error(&e))?;
                 let logged_in = anchor.logged_in().map_err(|e| self.error(&e))?;
                 login.anchor = Some(anchor);
                 logged_in
@@ -182,7 +219,10 @@ impl Token {
             return Err(SignError::Locked(refused.text.clone()));
         }
         let Some(pin_source) = pin_source else {
-            return Err(SignError::Rejected(format!("token {:?} wants a PIN: add pin-source=file:/… to the key URI", self.facts.label)));
+            return Err(SignError::Rejected(format!(
+                "token {:?} wants a PIN: add pin-source=file:/… to the key URI",
+                self.facts.label
+            )));
         };
         let tried_at = Instant::now();
         let pin = read_pin(pin_source)?;
@@ -197,11 +237,20 @@ impl Token {
                 tell(tried_at, LoginEvent::Begun);
                 session.login(UserType::User, Some(&pin))
             }),
-            None => return Err(SignError::Lost(format!("token {:?} has no session", self.facts.label))),
+            None => {
+                return Err(SignError::Lost(format!(
+                    "token {:?} has no session",
+                    self.facts.label
+                )));
+            }
         };
         let refused = matches!(&answer, Err(Error::Pkcs11(rv, _)) if may_have_cost_a_try(*rv));
         if let Some(mark) = mark {
-            if refused { mark.refused() } else { mark.remove() }
+            if refused {
+                mark.refused()
+            } else {
+                mark.remove()
+            }
         }
         match answer {
             Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {
@@ -227,8 +276,15 @@ impl Token {
         }
     }
 
-    /// What speaks against a try is heard first; `Locked` where something does. The mark of the try, where marks are kept.
-    fn not_in_vain(&self, library: Library<'_>, slot: Slot, pin_source: &Path, may: MayTry) -> Result<Option<LoginMark>, SignError> {
+    /// What speaks against a try is heard first; `Locked` where something does. The mark of the
+    /// try, where marks are kept.
+    fn not_in_vain(
+        &self,
+        library: Library<'_>,
+        slot: Slot,
+        pin_source: &Path,
+        may: MayTry,
+    ) -> Result<Option<LoginMark>, SignError> {
         if may != MayTry::Ordered {
             let info = library.raw.token(slot).map_err(|e| self.error(&e))?;
             if info.has(CKF_USER_PIN_FINAL_TRY) {

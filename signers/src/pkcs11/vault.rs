@@ -1,4 +1,5 @@
-//! Creating tokens and keys, and reading back what became of them: what only the ceremony and `doctor` do. It needs sessions that may write.
+//! Creating tokens and keys, and reading back what became of them: what only the ceremony and
+//! `doctor` do. It needs sessions that may write.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +12,10 @@ use cryptoki_sys::CKF_TOKEN_INITIALIZED;
 use secrecy::SecretString;
 
 use super::error::sign_error;
-use super::key::{Attributes, KnownKey, NoPublicKey, Pkcs11Device, Wanted, named_private_keys, private_keys, public_key, public_keys};
+use super::key::{
+    Attributes, KnownKey, NoPublicKey, Pkcs11Device, Wanted, named_private_keys, private_keys,
+    public_key, public_keys,
+};
 use super::key_pair::{KeyPair, random_id};
 use super::login_watch::LoginOrder;
 use super::module::Module;
@@ -26,14 +30,21 @@ pub struct Pkcs11Vault {
     session: OpenSession,
 }
 
-/// Opens the token that `uri` names, logged in, with a session that may write. That is an operator's act: a PIN that was refused before gets
-/// one more try.
+/// Opens the token that `uri` names, logged in, with a session that may write. That is an
+/// operator's act: a PIN that was refused before gets one more try.
 pub fn open_vault(uri: &KeyUri) -> Result<Pkcs11Vault, SignError> {
-    open(pkcs11(uri)?, Access::ReadWrite, Some(LoginOrder { at: Instant::now(), by_operator: true }))
+    open(
+        pkcs11(uri)?,
+        Access::ReadWrite,
+        Some(LoginOrder {
+            at: Instant::now(),
+            by_operator: true,
+        }),
+    )
 }
 
-/// The same with a session that can change nothing in the token, as the daemon's are. A PIN that was refused once in this process is not
-/// tried again.
+/// The same with a session that can change nothing in the token, as the daemon's are. A PIN that
+/// was refused once in this process is not tried again.
 pub fn open_vault_for_reading(uri: &KeyUri) -> Result<Pkcs11Vault, SignError> {
     open(pkcs11(uri)?, Access::ReadOnly, None)
 }
@@ -46,7 +57,11 @@ const OTHER_USES: [(AttributeType, Attribute); 4] = [
     (AttributeType::Derive, Attribute::Derive(false)),
 ];
 
-fn open(uri: &Pkcs11Uri, access: Access, order: Option<LoginOrder>) -> Result<Pkcs11Vault, SignError> {
+fn open(
+    uri: &Pkcs11Uri,
+    access: Access,
+    order: Option<LoginOrder>,
+) -> Result<Pkcs11Vault, SignError> {
     let module = Module::load(&uri.module_path)?;
     let (slot, token, session) = module.opening(|| {
         let (slot, token) = module.token(uri)?;
@@ -56,30 +71,56 @@ fn open(uri: &Pkcs11Uri, access: Access, order: Option<LoginOrder>) -> Result<Pk
         let session = token.session(module.library(), slot, uri.pin_source.as_deref(), access)?;
         Ok((slot, token, session))
     })?;
-    Ok(Pkcs11Vault { module, slot, token, session })
+    Ok(Pkcs11Vault {
+        module,
+        slot,
+        token,
+        session,
+    })
 }
 
 /// The initialised tokens of a library.
 pub fn list_tokens(module: &Path) -> Result<Vec<TokenFacts>, SignError> {
     let module = Module::load(module)?;
     let _inside = module.life.enter();
-    Ok(module.slots()?.into_iter().map(|(_, info)| info.facts).collect())
+    Ok(module
+        .slots()?
+        .into_iter()
+        .map(|(_, info)| info.facts)
+        .collect())
 }
 
-/// Initialises a token in a slot whose token never was (SoftHSM always offers one) and sets the user's PIN. A token of that label that exists
-/// is never touched.
-pub fn init_token(module: &Path, label: &str, so_pin: &SecretString, user_pin: &SecretString) -> Result<TokenFacts, SignError> {
+/// Initialises a token in a slot whose token never was (SoftHSM always offers one) and sets the
+/// user's PIN. A token of that label that exists is never touched.
+pub fn init_token(
+    module: &Path,
+    label: &str,
+    so_pin: &SecretString,
+    user_pin: &SecretString,
+) -> Result<TokenFacts, SignError> {
     if label.is_empty() || label.len() > 32 || label.trim_end() != label {
-        return Err(SignError::Rejected(format!("{label:?} cannot be a token's label: it must have 1 to 32 bytes and not end in a blank")));
+        return Err(SignError::Rejected(format!(
+            "{label:?} cannot be a token's label: it must have 1 to 32 bytes and not end in a blank"
+        )));
     }
     let module = Module::load(module)?;
     let _inside = module.life.enter();
     let slots = module.all_slots()?;
-    if slots.iter().any(|(_, info)| info.has(CKF_TOKEN_INITIALIZED) && info.facts.label == label) {
-        return Err(SignError::Rejected(format!("a token with the label {label:?} exists already and is never initialised again")));
+    if slots
+        .iter()
+        .any(|(_, info)| info.has(CKF_TOKEN_INITIALIZED) && info.facts.label == label)
+    {
+        return Err(SignError::Rejected(format!(
+            "a token with the label {label:?} exists already and is never initialised again"
+        )));
     }
-    let Some((slot, _)) = slots.into_iter().find(|(_, info)| !info.has(CKF_TOKEN_INITIALIZED)) else {
-        return Err(SignError::Rejected(format!("there is no slot with an uninitialised token for {label:?}")));
+    let Some((slot, _)) = slots
+        .into_iter()
+        .find(|(_, info)| !info.has(CKF_TOKEN_INITIALIZED))
+    else {
+        return Err(SignError::Rejected(format!(
+            "there is no slot with an uninitialised token for {label:?}"
+        )));
     };
     let what = format!("initialising the token {label:?}");
     let in_token = || -> Result<TokenFacts, cryptoki::error::Error> {
@@ -96,7 +137,9 @@ pub fn init_token(module: &Path, label: &str, so_pin: &SecretString, user_pin: &
 fn pkcs11(uri: &KeyUri) -> Result<&Pkcs11Uri, SignError> {
     match uri {
         KeyUri::Pkcs11(uri) => Ok(uri),
-        KeyUri::File(_) => Err(SignError::Rejected(format!("{uri} is not in a PKCS#11 token"))),
+        KeyUri::File(_) => Err(SignError::Rejected(format!(
+            "{uri} is not in a PKCS#11 token"
+        ))),
     }
 }
 
@@ -106,7 +149,10 @@ impl Pkcs11Vault {
         let uri = pkcs11(uri)?;
         let (_, token) = Module::load(&uri.module_path)?.token(uri)?;
         if token.facts != self.token.facts {
-            return Err(SignError::Rejected(format!("{uri} names another token than {:?}", self.token.facts.label)));
+            return Err(SignError::Rejected(format!(
+                "{uri} names another token than {:?}",
+                self.token.facts.label
+            )));
         }
         Ok(uri)
     }
@@ -115,11 +161,13 @@ impl Pkcs11Vault {
         self.session.get().map_err(|e| self.token.error(&e))
     }
 
-    /// Takes what a new key may be used for beside signing, where the token gave it that by itself and lets it be taken. What stays is read
-    /// back like everything else.
+    /// Takes what a new key may be used for beside signing, where the token gave it that by itself
+    /// and lets it be taken. What stays is read back like everything else.
     fn narrow(&self, key: ObjectHandle) {
         let Ok(session) = self.raw() else { return };
-        let Ok(read) = Attributes::all(session, key) else { return };
+        let Ok(read) = Attributes::all(session, key) else {
+            return;
+        };
         for (attribute, off) in OTHER_USES {
             if read.flag(attribute) == Some(true)
                 && let Err(error) = session.update_attributes(key, &[off])
@@ -143,7 +191,8 @@ impl Pkcs11Vault {
             id: read.id().to_vec(),
             label: read.label(),
             sensitive: is(AttributeType::Sensitive) && is(AttributeType::AlwaysSensitive),
-            never_extractable: read.flag(AttributeType::Extractable) == Some(false) && is(AttributeType::NeverExtractable),
+            never_extractable: read.flag(AttributeType::Extractable) == Some(false)
+                && is(AttributeType::NeverExtractable),
             local: is(AttributeType::Local),
             other_uses: OTHER_USES
                 .into_iter()
@@ -161,33 +210,60 @@ impl Vault for Pkcs11Vault {
 
     fn describe(&mut self, uri: &KeyUri) -> Result<Option<KeyFacts>, SignError> {
         let uri = self.here(uri)?;
-        let wanted = Wanted { id: uri.id.as_deref(), label: uri.object.as_deref() };
+        let wanted = Wanted {
+            id: uri.id.as_deref(),
+            label: uri.object.as_deref(),
+        };
         match named_private_keys(self.raw()?, wanted).map_err(|e| self.token.error(&e))?[..] {
             [] => Ok(None),
             [key] => self.read_facts(key, uri).map(Some),
-            [_, _, ..] => Err(SignError::Rejected(format!("the token holds more than one private key that {uri} names: add id=…"))),
+            [_, _, ..] => Err(SignError::Rejected(format!(
+                "the token holds more than one private key that {uri} names: add id=…"
+            ))),
         }
     }
 
     fn generate(&mut self, named: &KeyUri, kind: KeyKind) -> Result<KeyFacts, SignError> {
         let uri = self.here(named)?;
         let Some(label) = &uri.object else {
-            return Err(SignError::Rejected(format!("{uri} gives the new key no label: add object=…")));
+            return Err(SignError::Rejected(format!(
+                "{uri} gives the new key no label: add object=…"
+            )));
         };
         let id = match &uri.id {
             Some(id) => id.clone(),
             None => random_id()?,
         };
         let session = self.raw()?;
-        for wanted in [Wanted { id: None, label: Some(label) }, Wanted { id: Some(&id), label: None }] {
+        for wanted in [
+            Wanted {
+                id: None,
+                label: Some(label),
+            },
+            Wanted {
+                id: Some(&id),
+                label: None,
+            },
+        ] {
             let private = private_keys(session, wanted).map_err(|e| self.token.error(&e))?;
             let public = public_keys(session, wanted).map_err(|e| self.token.error(&e))?;
             if !private.is_empty() || !public.is_empty() {
-                return Err(SignError::Rejected(format!("the token holds a key that {uri} names already; it is never overwritten")));
+                return Err(SignError::Rejected(format!(
+                    "the token holds a key that {uri} names already; it is never overwritten"
+                )));
             }
         }
-        let what = format!("generating a {kind} key in token {:?}", self.token.facts.label);
-        let (_, key) = KeyPair { kind, id: &id, label, stays: true }.generate(session, &what)?;
+        let what = format!(
+            "generating a {kind} key in token {:?}",
+            self.token.facts.label
+        );
+        let (_, key) = KeyPair {
+            kind,
+            id: &id,
+            label,
+            stays: true,
+        }
+        .generate(session, &what)?;
         self.narrow(key);
         let left = |error: SignError| {
             let label = &self.token.facts.label;
@@ -205,7 +281,18 @@ impl Vault for Pkcs11Vault {
 
     fn open(&mut self, uri: &KeyUri) -> Result<Box<dyn Device>, SignError> {
         let uri = self.here(uri)?;
-        let session = self.token.session(self.module.library(), self.slot, uri.pin_source.as_deref(), Access::ReadOnly)?;
-        Ok(Box::new(Pkcs11Device::find(&self.module, self.slot, session, uri, KnownKey::default())?))
+        let session = self.token.session(
+            self.module.library(),
+            self.slot,
+            uri.pin_source.as_deref(),
+            Access::ReadOnly,
+        )?;
+        Ok(Box::new(Pkcs11Device::find(
+            &self.module,
+            self.slot,
+            session,
+            uri,
+            KnownKey::default(),
+        )?))
     }
 }

@@ -1,5 +1,6 @@
-//! A queued job, and the one flag that caller and thread agree through on whether its bytes may have reached the device. However a job
-//! ends, also by a thread's panic, its owner is told exactly once.
+//! A queued job, and the one flag that caller and thread agree through on whether its bytes may
+//! have reached the device. However a job ends, also by a thread's panic, its owner is told exactly
+//! once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -26,14 +27,17 @@ const WAITING: u8 = 0;
 const IN_DEVICE: u8 = 1;
 const ABANDONED: u8 = 2;
 
-/// Where a job is: waiting, perhaps in the device, or given up by its caller. Only a waiting job can be given up, only one that was not given
-/// up can enter the device; so both sides always tell the same story.
+/// Where a job is: waiting, perhaps in the device, or given up by its caller. Only a waiting job
+/// can be given up, only one that was not given up can enter the device; so both sides always tell
+/// the same story.
 #[derive(Clone, Default)]
 pub(crate) struct Progress(Arc<AtomicU8>);
 
 impl Progress {
     fn step(&self, from: u8, to: u8) -> bool {
-        self.0.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.0
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
     }
 
     /// The caller gives up. False if the bytes may have reached the device already.
@@ -69,14 +73,28 @@ pub(super) struct Queued {
 impl Drop for Queued {
     fn drop(&mut self) {
         if self.owner.is_some() && !self.is_abandoned() {
-            self.end(Err(self.failure(SignError::Lost("the signer thread failed".into()), false)));
+            self.end(Err(self.failure(
+                SignError::Lost("the signer thread failed".into()),
+                false,
+            )));
         }
     }
 }
 
 impl Queued {
-    pub(super) fn new(job: Job, progress: Progress, owner: impl FnOnce(Answer, Timing) + Send + 'static) -> Self {
-        Self { job, since: Instant::now(), timing: Timing::default(), progress, owner: Some(Box::new(owner)), may_be_signed: false }
+    pub(super) fn new(
+        job: Job,
+        progress: Progress,
+        owner: impl FnOnce(Answer, Timing) + Send + 'static,
+    ) -> Self {
+        Self {
+            job,
+            since: Instant::now(),
+            timing: Timing::default(),
+            progress,
+            owner: Some(Box::new(owner)),
+            may_be_signed: false,
+        }
     }
 
     /// From here on the device may sign. False if the caller has given up: the job must be dropped.
@@ -84,7 +102,8 @@ impl Queued {
         self.progress.enter_device()
     }
 
-    /// A try has failed. Where the device provably did not sign, and no earlier one may have, the caller may give up again.
+    /// A try has failed. Where the device provably did not sign, and no earlier one may have, the
+    /// caller may give up again.
     pub(super) fn leave_device(&mut self, may_have_signed: bool) {
         self.may_be_signed |= may_have_signed;
         if !self.may_be_signed {
@@ -113,11 +132,18 @@ impl Queued {
 
     /// Fails the job because its deadline has passed.
     pub(super) fn fail_late(mut self) {
-        self.end(Err(self.failure(SignError::Busy("the deadline passed before the device was asked".into()), true)));
+        self.end(Err(self.failure(
+            SignError::Busy("the deadline passed before the device was asked".into()),
+            true,
+        )));
     }
 
     fn failure(&self, error: SignError, deadline_passed: bool) -> SignFailure {
-        SignFailure { error, deadline_passed, reached_device: self.progress.may_have_reached_device() }
+        SignFailure {
+            error,
+            deadline_passed,
+            reached_device: self.progress.may_have_reached_device(),
+        }
     }
 
     fn end(&mut self, answer: Answer) {

@@ -21,11 +21,14 @@ pub struct PoolOptions {
     pub observer: Arc<dyn Observer>,
     /// The longest pause between two tries to reopen a lost device.
     pub longest_pause: Duration,
-    /// How long the device may take for one signature; beyond that its thread counts as stuck. `None`: until the job's deadline.
+    /// How long the device may take for one signature; beyond that its thread counts as stuck.
+    /// `None`: until the job's deadline.
     pub device_limit: Option<Duration>,
-    /// How long the device may take to open a session and find the key; beyond that its thread counts as stuck.
+    /// How long the device may take to open a session and find the key; beyond that its thread
+    /// counts as stuck.
     pub open_limit: Duration,
-    /// How long a thread may idle before it asks whether its session still lives, so that health is honest without traffic.
+    /// How long a thread may idle before it asks whether its session still lives, so that health is
+    /// honest without traffic.
     pub idle_check: Duration,
 }
 

@@ -1,10 +1,13 @@
-//! One thread with one session: takes jobs, signs, and gets itself a new session when the old one is lost.
+//! One thread with one session: takes jobs, signs, and gets itself a new session when the old one
+//! is lost.
 //!
-//! A session that failed once is not used again, whatever the device called its trouble: a vendor's code may well mean a dead session. The
-//! first reopening happens at once and unseen by callers; the same bytes are tried once more, if the device made nothing of them. When that
-//! fails the thread joins those who wait for the device to return (`Shared::turn_to_probe`). A session that was called into doubt
-//! (`Shared::distrust_sessions`) is replaced before it signs again. After a loss only a session that signs a probe counts as open: many a
-//! library opens sessions of a device that is gone.
+//! A session that failed once is not used again, whatever the device called its trouble: a vendor's
+//! code may well mean a dead session. The first reopening happens at once and unseen by callers;
+//! the same bytes are tried once more, if the device made nothing of them. When that fails the
+//! thread joins those who wait for the device to return (`Shared::turn_to_probe`). A session that
+//! was called into doubt (`Shared::distrust_sessions`) is replaced before it signs again. After a
+//! loss only a session that signs a probe counts as open: many a library opens sessions of a device
+//! that is gone.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
@@ -28,7 +31,11 @@ impl Session {
         shared.enter(seat, Instant::now() + shared.options.open_limit);
         let device = shared.source.open(proof);
         shared.leave(seat);
-        Ok(Self { device: device?, generation, losses })
+        Ok(Self {
+            device: device?,
+            generation,
+            losses,
+        })
     }
 
     fn is_doubtful(&self, shared: &Shared) -> bool {
@@ -38,12 +45,24 @@ impl Session {
 
 /// The life of a thread. `device` is `None` where it has to open its own.
 pub(super) fn run(shared: &Shared, seat: usize, device: Option<Box<dyn Device>>) {
-    let mut first = device.map(|device| Session { device, generation: 0, losses: 0 });
+    let mut first = device.map(|device| Session {
+        device,
+        generation: 0,
+        losses: 0,
+    });
     let mut was_lost = false;
     // A panic inside a device library's wrapper costs one job and one session, not the thread.
-    while catch_unwind(AssertUnwindSafe(|| live(shared, seat, first.take(), was_lost))).is_err() {
+    while catch_unwind(AssertUnwindSafe(|| {
+        live(shared, seat, first.take(), was_lost)
+    }))
+    .is_err()
+    {
         shared.leave(seat);
-        shared.lost(seat, &SignError::Lost("the signer thread failed".into()), shared.orders());
+        shared.lost(
+            seat,
+            &SignError::Lost("the signer thread failed".into()),
+            shared.orders(),
+        );
         was_lost = true;
     }
     shared.set(seat, Seat::Ended);
@@ -53,7 +72,15 @@ fn live(shared: &Shared, seat: usize, first: Option<Session>, mut was_lost: bool
     let mut device = first;
     loop {
         let Some(mut session) = device.take() else {
-            match reopen(shared, seat, if was_lost { Proof::Signature } else { Proof::None }) {
+            match reopen(
+                shared,
+                seat,
+                if was_lost {
+                    Proof::Signature
+                } else {
+                    Proof::None
+                },
+            ) {
                 Some(session) => device = Some(session),
                 None => return,
             }
@@ -222,11 +249,20 @@ fn attempt(shared: &Shared, seat: usize, session: &mut Session, job: &mut Queued
     if !job.enter_device() {
         return Attempt::Dropped;
     }
-    shared.enter(seat, shared.options.device_limit.map_or(job.job.deadline, |limit| begun + limit));
+    shared.enter(
+        seat,
+        shared
+            .options
+            .device_limit
+            .map_or(job.job.deadline, |limit| begun + limit),
+    );
     let result = session.device.sign(&job.job.message);
     shared.leave(seat);
     job.timing.in_device = begun.elapsed();
-    shared.options.observer.signed(job.job.purpose, job.timing.in_device, result.is_ok());
+    shared
+        .options
+        .observer
+        .signed(job.job.purpose, job.timing.in_device, result.is_ok());
     match result {
         Ok(signature) => Attempt::Signed(signature),
         Err(error) => {

@@ -1,4 +1,5 @@
-//! Where a pool's sessions come from: one key URI, opened again and again, always compared with the first key.
+//! Where a pool's sessions come from: one key URI, opened again and again, always compared with the
+//! first key.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -27,12 +28,26 @@ struct Known {
 impl Source {
     /// `by_operator`: an operator wants a PIN to be tried where something speaks against it.
     pub(super) fn new(uri: KeyUri, expected: Option<PublicKey>, by_operator: bool) -> Self {
-        Self::as_ordered(uri, expected, LoginOrder { at: Instant::now(), by_operator })
+        Self::as_ordered(
+            uri,
+            expected,
+            LoginOrder {
+                at: Instant::now(),
+                by_operator,
+            },
+        )
     }
 
     /// The same for a start that was ordered so, the same for all that share a token.
     pub(super) fn as_ordered(uri: KeyUri, expected: Option<PublicKey>, order: LoginOrder) -> Self {
-        Self { uri, known: Mutex::new(Known { public_key: expected, id: None }), order: Mutex::new(order) }
+        Self {
+            uri,
+            known: Mutex::new(Known {
+                public_key: expected,
+                id: None,
+            }),
+            order: Mutex::new(order),
+        }
     }
 
     pub(super) fn uri(&self) -> &KeyUri {
@@ -41,10 +56,17 @@ impl Source {
 
     /// One more session with the key. A key other than the known one is `WrongKey`.
     pub(super) fn open(&self, proof: Proof) -> Result<Box<dyn Device>, SignError> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = self
+            .known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let (device, id): (Box<dyn Device>, _) = match &self.uri {
             KeyUri::Pkcs11(uri) => {
-                let key = KnownKey { id: known.id.as_deref(), public_key: known.public_key.as_ref() };
+                let key = KnownKey {
+                    id: known.id.as_deref(),
+                    public_key: known.public_key.as_ref(),
+                };
                 let device = pkcs11::open_device_as_ordered(uri, key, self.last_order(), proof)?;
                 let id = device.id().to_vec();
                 (Box::new(device), Some(id))
@@ -58,7 +80,11 @@ impl Source {
             }
         };
         let found = device.public_key();
-        if let Some(expected) = known.public_key.as_ref().filter(|expected| *expected != found) {
+        if let Some(expected) = known
+            .public_key
+            .as_ref()
+            .filter(|expected| *expected != found)
+        {
             return Err(SignError::WrongKey(format!(
                 "{} is another key than expected: it has the fingerprint {} ({}), expected was {} ({})",
                 self.uri,
@@ -68,14 +94,21 @@ impl Source {
                 expected.algorithm()
             )));
         }
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Known { public_key: Some(found.clone()), id };
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Known {
+            public_key: Some(found.clone()),
+            id,
+        };
         Ok(device)
     }
 
-    /// An operator's act: a PIN that was refused before `at` may be tried once more, now or when the token is back.
+    /// An operator's act: a PIN that was refused before `at` may be tried once more, now or when
+    /// the token is back.
     pub(super) fn order(&self, at: Instant) {
         let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
-        *order = LoginOrder { at: at.max(order.at), by_operator: true };
+        *order = LoginOrder {
+            at: at.max(order.at),
+            by_operator: true,
+        };
     }
 
     fn last_order(&self) -> LoginOrder {

@@ -1,7 +1,9 @@
-//! What the threads of a pool share: the queue, who has a session, and when a lost device is tried again.
+//! What the threads of a pool share: the queue, who has a session, and when a lost device is tried
+//! again.
 //!
-//! One lock guards it all; it is never held while a device is asked. At most one thread at a time probes a lost device, with pauses that
-//! double up to a cap and carry jitter, so that a token that returns meets one visitor and not a crowd.
+//! One lock guards it all; it is never held while a device is asked. At most one thread at a time
+//! probes a lost device, with pauses that double up to a cap and carry jitter, so that a token that
+//! returns meets one visitor and not a crowd.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,11 +26,13 @@ pub(super) struct Shared {
     recovery_changed: Condvar,
     thread_ended: Condvar,
     epoch: Instant,
-    // For each seat, when the job or the opening inside its device is due, in nanoseconds since `epoch`; 0 outside.
+    // For each seat, when the job or the opening inside its device is due, in nanoseconds since
+    // `epoch`; 0 outside.
     due: Vec<AtomicU64>,
     // Held while stuck threads are counted and reported, so that the last report is the true one.
     stuck_report: Mutex<()>,
-    // Counts the times that every session was called into doubt; a session belongs to the count of its opening.
+    // Counts the times that every session was called into doubt; a session belongs to the count of
+    // its opening.
     generation: AtomicU64,
     reopened: AtomicU64,
 }
@@ -44,7 +48,8 @@ pub(super) struct State {
     probing: bool,
     /// How often a seat has lost its session: the others look at theirs then.
     losses: u64,
-    /// An operator's orders so far. A PIN that was refused in a try from before the last of them may be tried again.
+    /// An operator's orders so far. A PIN that was refused in a try from before the last of them
+    /// may be tried again.
     orders: u64,
     failures: u32,
     next_try: Instant,
@@ -118,7 +123,11 @@ impl Shared {
     pub(super) fn push(&self, job: Queued) -> Result<(), SignFailure> {
         let refuse = |job: Queued, error| {
             job.disown();
-            Err(SignFailure { error, deadline_passed: false, reached_device: false })
+            Err(SignFailure {
+                error,
+                deadline_passed: false,
+                reached_device: false,
+            })
         };
         let mut state = self.lock();
         if state.closed {
@@ -130,7 +139,10 @@ impl Shared {
         if state.jobs.len() >= self.options.queue {
             state.jobs.retain(|job| !job.is_abandoned());
             if state.jobs.len() >= self.options.queue {
-                return refuse(job, SignError::Busy(format!("{} jobs wait already", state.jobs.len())));
+                return refuse(
+                    job,
+                    SignError::Busy(format!("{} jobs wait already", state.jobs.len())),
+                );
             }
         }
         state.jobs.push_back(job);
@@ -148,7 +160,9 @@ impl Shared {
         if state.jobs.iter().all(|job| job.job.deadline > now) {
             return;
         }
-        let (late, waiting): (VecDeque<_>, _) = std::mem::take(&mut state.jobs).into_iter().partition(|job| job.job.deadline <= now);
+        let (late, waiting): (VecDeque<_>, _) = std::mem::take(&mut state.jobs)
+            .into_iter()
+            .partition(|job| job.job.deadline <= now);
         state.jobs = waiting;
         drop(state);
         late.into_iter().for_each(Queued::fail_late);
@@ -170,7 +184,10 @@ impl Shared {
                 self.options.observer.queue_depth(depth);
                 return Wake::Job(job);
             }
-            let (guard, waited) = self.job_arrived.wait_timeout(state, self.options.idle_check).unwrap_or_else(PoisonError::into_inner);
+            let (guard, waited) = self
+                .job_arrived
+                .wait_timeout(state, self.options.idle_check)
+                .unwrap_or_else(PoisonError::into_inner);
             state = guard;
             if waited.timed_out() && state.jobs.is_empty() && !state.closed {
                 return Wake::Check(losses);
@@ -185,14 +202,18 @@ impl Shared {
         }
     }
 
-    /// A seat could not get a session. When it was the last with hope, the waiting jobs fail now rather than at their deadlines.
-    /// `orders` is how many had come when it tried.
+    /// A seat could not get a session. When it was the last with hope, the waiting jobs fail now
+    /// rather than at their deadlines. `orders` is how many had come when it tried.
     pub(super) fn lost(&self, seat: usize, error: &SignError, orders: u64) {
         let mut state = self.lock();
         state.seats[seat] = Seat::Lost;
         state.losses += 1;
         state.failed(error, orders, self.options.longest_pause);
-        let stranded = if state.anyone_able() { VecDeque::new() } else { std::mem::take(&mut state.jobs) };
+        let stranded = if state.anyone_able() {
+            VecDeque::new()
+        } else {
+            std::mem::take(&mut state.jobs)
+        };
         let answer = state.out_of_order();
         drop(state);
         self.recovery_changed.notify_all();
@@ -205,7 +226,8 @@ impl Shared {
         }
     }
 
-    /// Waits until it is this thread's turn to try the lost device. False when the pool has been closed.
+    /// Waits until it is this thread's turn to try the lost device. False when the pool has been
+    /// closed.
     pub(super) fn turn_to_probe(&self) -> bool {
         let mut state = self.lock();
         loop {
@@ -214,10 +236,15 @@ impl Shared {
             }
             let now = Instant::now();
             state = if state.locked || state.probing {
-                self.recovery_changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+                self.recovery_changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner)
             } else if now < state.next_try {
                 let pause = state.next_try - now;
-                self.recovery_changed.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner).0
+                self.recovery_changed
+                    .wait_timeout(state, pause)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0
             } else {
                 state.probing = true;
                 return true;
@@ -242,10 +269,14 @@ impl Shared {
         self.recovery_changed.notify_all();
     }
 
-    /// Waits, at most so long, until a session is open or the first try to open one has failed. `None` when neither has come.
+    /// Waits, at most so long, until a session is open or the first try to open one has failed.
+    /// `None` when neither has come.
     pub(super) fn opened(&self, longest: Duration) -> Option<Result<(), SignError>> {
-        let undecided = |state: &mut State| !state.closed && !state.anyone_able() && state.trouble.is_none();
-        let waited = self.recovery_changed.wait_timeout_while(self.lock(), longest, undecided);
+        let undecided =
+            |state: &mut State| !state.closed && !state.anyone_able() && state.trouble.is_none();
+        let waited = self
+            .recovery_changed
+            .wait_timeout_while(self.lock(), longest, undecided);
         let state = waited.unwrap_or_else(PoisonError::into_inner).0;
         match &state.trouble {
             _ if state.closed => Some(Err(SignError::Stopped)),
@@ -266,7 +297,9 @@ impl Shared {
         state.orders += 1;
         state.locked = false;
         // What was refused is no answer to calls any more: the order decides.
-        state.trouble.take_if(|trouble| matches!(trouble, SignError::Locked(_)));
+        state
+            .trouble
+            .take_if(|trouble| matches!(trouble, SignError::Locked(_)));
         state.failures = 0;
         state.next_try = Instant::now();
         drop(state);
@@ -284,7 +317,8 @@ impl Shared {
     /// No session that was opened before now is used again.
     pub(super) fn distrust_sessions(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
-        // Idle ones are opened anew at once: whoever asks how it is must not wait for a call to hear it.
+        // Idle ones are opened anew at once: whoever asks how it is must not wait for a call to
+        // hear it.
         self.lock().losses += 1;
         self.job_arrived.notify_all();
     }
@@ -317,7 +351,10 @@ impl Shared {
 
     pub(super) fn wait_until_ended(&self, longest: Duration) -> bool {
         let running = |state: &mut State| state.seats.iter().any(|seat| *seat != Seat::Ended);
-        let (_state, waited) = self.thread_ended.wait_timeout_while(self.lock(), longest, running).unwrap_or_else(PoisonError::into_inner);
+        let (_state, waited) = self
+            .thread_ended
+            .wait_timeout_while(self.lock(), longest, running)
+            .unwrap_or_else(PoisonError::into_inner);
         !waited.timed_out()
     }
 
@@ -335,7 +372,9 @@ impl Shared {
     }
 
     pub(super) fn stuck_now(&self) -> usize {
-        (0..self.seats()).filter(|seat| self.is_stuck(*seat)).count()
+        (0..self.seats())
+            .filter(|seat| self.is_stuck(*seat))
+            .count()
     }
 
     /// Whether the seat's thread is inside its device for longer than it may.
@@ -347,23 +386,35 @@ impl Shared {
     /// By how much the device call that is longest past its limit is past it.
     pub(super) fn longest_overdue(&self) -> Duration {
         let now = self.nanos(Instant::now());
-        let due = self.due.iter().map(|due| due.load(Ordering::Acquire)).filter(|due| *due != 0).min();
+        let due = self
+            .due
+            .iter()
+            .map(|due| due.load(Ordering::Acquire))
+            .filter(|due| *due != 0)
+            .min();
         Duration::from_nanos(due.map_or(0, |due| now.saturating_sub(due)))
     }
 
     pub(super) fn report_stuck(&self) {
-        let _one_at_a_time = self.stuck_report.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self
+            .stuck_report
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         self.options.observer.stuck_threads(self.stuck_now());
     }
 
     fn nanos(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX).max(1)
+        u64::try_from(at.saturating_duration_since(self.epoch).as_nanos())
+            .unwrap_or(u64::MAX)
+            .max(1)
     }
 }
 
 impl State {
     fn anyone_able(&self) -> bool {
-        self.seats.iter().any(|seat| matches!(seat, Seat::Serving | Seat::Renewing))
+        self.seats
+            .iter()
+            .any(|seat| matches!(seat, Seat::Serving | Seat::Renewing))
     }
 
     /// The answer to jobs while no thread has a session.
@@ -390,7 +441,9 @@ impl State {
 
 /// Doubles with each failure up to `longest`; between half and all of that, by chance.
 fn pause(failures: u32, longest: Duration) -> Duration {
-    let full = FIRST_PAUSE.saturating_mul(1 << failures.min(16)).min(longest);
+    let full = FIRST_PAUSE
+        .saturating_mul(1 << failures.min(16))
+        .min(longest);
     let chance = f64::from(getrandom::u32().unwrap_or(0)) / f64::from(u32::MAX);
     full.mul_f64(0.5 + chance / 2.0)
 }
@@ -404,7 +457,10 @@ mod tests {
         let cap = Duration::from_secs(5);
         for failures in 0..40 {
             let pause = pause(failures, cap);
-            assert!(pause >= FIRST_PAUSE / 2 && pause <= cap, "{failures}: {pause:?}");
+            assert!(
+                pause >= FIRST_PAUSE / 2 && pause <= cap,
+                "{failures}: {pause:?}"
+            );
         }
         assert!(pause(40, cap) >= cap / 2);
     }

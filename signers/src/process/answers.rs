@@ -1,5 +1,6 @@
-//! What a signer says to one daemon. Nobody who answers waits for a daemon that is slow to read: what its socket does not take at once is kept, up
-//! to a limit, and written by a thread of this connection alone, so that the sessions which others share go on signing.
+//! What a signer says to one daemon. Nobody who answers waits for a daemon that is slow to read:
+//! what its socket does not take at once is kept, up to a limit, and written by a thread of this
+//! connection alone, so that the sessions which others share go on signing.
 
 use std::io::{self, ErrorKind, Write};
 use std::net::Shutdown;
@@ -37,16 +38,27 @@ impl State {
 }
 
 impl Answers {
-    /// Starts the thread that writes what waits. The socket's time limit for writing is that thread's.
+    /// Starts the thread that writes what waits. The socket's time limit for writing is that
+    /// thread's.
     pub(super) fn over(stream: UnixStream) -> io::Result<Self> {
-        let state = State { stream: Some(Arc::new(stream)), backlog: Vec::new(), writing: false };
-        let outbox = Arc::new(Outbox { state: Mutex::new(state), changed: Condvar::new() });
+        let state = State {
+            stream: Some(Arc::new(stream)),
+            backlog: Vec::new(),
+            writing: false,
+        };
+        let outbox = Arc::new(Outbox {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        });
         let writer = outbox.clone();
-        std::thread::Builder::new().name("answers".to_owned()).spawn(move || writer.write_what_waits())?;
+        std::thread::Builder::new()
+            .name("answers".to_owned())
+            .spawn(move || writer.write_what_waits())?;
         Ok(Self(outbox))
     }
 
-    /// Each answer is one frame, after those before it. An error is a connection that has ended, or ends with this.
+    /// Each answer is one frame, after those before it. An error is a connection that has ended, or
+    /// ends with this.
     pub(super) fn send(&self, reply: &Reply) -> io::Result<()> {
         let mut frame = Vec::with_capacity(256);
         reply.write(&mut frame);
@@ -60,11 +72,17 @@ impl Answers {
         }
     }
 
-    /// The same, and returns only when the socket has it, for what must be known should this process end at once.
+    /// The same, and returns only when the socket has it, for what must be known should this
+    /// process end at once.
     pub(super) fn send_and_wait(&self, reply: &Reply) {
         self.send_if_there(reply);
         let waits = |state: &mut State| state.stream.is_some() && !state.is_clear();
-        drop(self.0.changed.wait_while(self.0.lock(), waits).unwrap_or_else(PoisonError::into_inner));
+        drop(
+            self.0
+                .changed
+                .wait_while(self.0.lock(), waits)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
     }
 
     /// Ends the connection and lets go of its descriptor, whoever may still have something to say.
@@ -92,7 +110,9 @@ impl Outbox {
         let stream = state.stream.clone().ok_or(ErrorKind::NotConnected)?;
         let mut rest = frame;
         while state.is_clear() && !rest.is_empty() {
-            match send(&*stream, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).map_err(io::Error::from) {
+            match send(&*stream, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
+                .map_err(io::Error::from)
+            {
                 Ok(sent) => rest = &rest[sent..],
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
@@ -119,8 +139,13 @@ impl Outbox {
     fn write_what_waits(&self) {
         loop {
             let idle = |state: &mut State| state.stream.is_some() && state.backlog.is_empty();
-            let mut state = self.changed.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
-            let Some(stream) = state.stream.clone() else { return };
+            let mut state = self
+                .changed
+                .wait_while(self.lock(), idle)
+                .unwrap_or_else(PoisonError::into_inner);
+            let Some(stream) = state.stream.clone() else {
+                return;
+            };
             let taken = std::mem::take(&mut state.backlog);
             state.writing = true;
             drop(state);
@@ -149,7 +174,10 @@ mod tests {
     use crate::process::wire::length;
 
     fn reply(number: usize) -> Reply {
-        Reply::Login { order: number as u64, event: LoginEvent::Begun }
+        Reply::Login {
+            order: number as u64,
+            event: LoginEvent::Begun,
+        }
     }
 
     #[test]
@@ -163,7 +191,10 @@ mod tests {
             theirs.read_exact(&mut header).unwrap();
             let mut body = vec![0; length(header).unwrap()];
             theirs.read_exact(&mut body).unwrap();
-            assert_eq!(format!("{:?}", Reply::read(&body).unwrap()), format!("{:?}", reply(number)));
+            assert_eq!(
+                format!("{:?}", Reply::read(&body).unwrap()),
+                format!("{:?}", reply(number))
+            );
         }
         answers.send_and_wait(&reply(0));
         let mut frame = Vec::new();
@@ -177,7 +208,8 @@ mod tests {
     #[test]
     fn whoever_reads_nothing_costs_nobody_time_and_loses_its_connection() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        ours.set_write_timeout(Some(Duration::from_secs(3600))).unwrap();
+        ours.set_write_timeout(Some(Duration::from_secs(3600)))
+            .unwrap();
         let answers = Answers::over(ours).unwrap();
         // Were one of them to wait, it would wait for an hour.
         let sent = (0..BACKLOG).position(|number| answers.send(&reply(number)).is_err());

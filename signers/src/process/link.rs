@@ -1,4 +1,5 @@
-//! One connection to one signer process, from its first frame on. A spawned process is killed when its link is dropped.
+//! One connection to one signer process, from its first frame on. A spawned process is killed when
+//! its link is dropped.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -55,9 +56,14 @@ impl LoginRecord {
         self.lock().under_way
     }
 
-    /// Why the PIN is not tried again; `None` where the last of so many orders came after that try had begun.
+    /// Why the PIN is not tried again; `None` where the last of so many orders came after that try
+    /// had begun.
     pub(super) fn refused(&self, orders: u64) -> Option<String> {
-        self.lock().refused.as_ref().filter(|(order, _)| *order >= orders).map(|(_, text)| text.clone())
+        self.lock()
+            .refused
+            .as_ref()
+            .filter(|(order, _)| *order >= orders)
+            .map(|(_, text)| text.clone())
     }
 
     /// Another process begins.
@@ -81,8 +87,9 @@ pub(super) struct Replies {
     logins: LoginRecord,
 }
 
-/// Starts, or finds, a signer and waits until its keys are open and are the expected ones; what of them is not open is said of each. Whoever
-/// gives up waiting drops the future, and with it the process.
+/// Starts, or finds, a signer and waits until its keys are open and are the expected ones; what of
+/// them is not open is said of each. Whoever gives up waiting drops the future, and with it the
+/// process.
 pub(super) async fn open(
     way: &Way,
     setup: Option<Setup>,
@@ -91,35 +98,82 @@ pub(super) async fn open(
 ) -> Result<(Link, Replies, Vec<Option<SignError>>), SignError> {
     let lost = |what: &str, error: io::Error| SignError::Lost(format!("{what}: {error}"));
     let (stream, child) = match way {
-        Way::Spawn { program, arguments, environment } => {
-            spawn(program, arguments, environment).map_err(|error| lost(&format!("{} cannot be started", program.display()), error))?
-        }
-        Way::Connect(path) => {
-            (UnixStream::connect(path).await.map_err(|error| lost(&format!("no signer answers at {}", path.display()), error))?, None)
-        }
+        Way::Spawn {
+            program,
+            arguments,
+            environment,
+        } => spawn(program, arguments, environment)
+            .map_err(|error| lost(&format!("{} cannot be started", program.display()), error))?,
+        Way::Connect(path) => (
+            UnixStream::connect(path).await.map_err(|error| {
+                lost(&format!("no signer answers at {}", path.display()), error)
+            })?,
+            None,
+        ),
     };
     let (read, write) = stream.into_split();
-    let (mut link, mut replies) = (Link { write, child }, Replies { read, buffer: vec![0; READ], ready: 0..0, logins });
-    link.send(&[Request::Begin { version: VERSION, setup }]).await.map_err(|error| lost("the signer ended at its start", error))?;
+    let (mut link, mut replies) = (
+        Link { write, child },
+        Replies {
+            read,
+            buffer: vec![0; READ],
+            ready: 0..0,
+            logins,
+        },
+    );
+    link.send(&[Request::Begin {
+        version: VERSION,
+        setup,
+    }])
+    .await
+    .map_err(|error| lost("the signer ended at its start", error))?;
     let ready = match replies.next().await {
-        Ok(Some(Reply::Ready { version: VERSION, keys })) => keys,
+        Ok(Some(Reply::Ready {
+            version: VERSION,
+            keys,
+        })) => keys,
         Ok(Some(Reply::NotReady(error))) => return Err(error),
-        Ok(Some(_)) => return Err(SignError::Rejected("the signer is of another version".into())),
-        Ok(None) => return Err(SignError::Lost(format!("the signer ended at its start{}", link.how_it_ended().await))),
+        Ok(Some(_)) => {
+            return Err(SignError::Rejected(
+                "the signer is of another version".into(),
+            ));
+        }
+        Ok(None) => {
+            return Err(SignError::Lost(format!(
+                "the signer ended at its start{}",
+                link.how_it_ended().await
+            )));
+        }
         Err(error) => return Err(lost("the signer did not begin", error)),
     };
-    let same = ready.len() == keys.len() && ready.iter().zip(keys).all(|(found, key)| found.public_key == key.expected.spki_der());
+    let same = ready.len() == keys.len()
+        && ready
+            .iter()
+            .zip(keys)
+            .all(|(found, key)| found.public_key == key.expected.spki_der());
     if !same {
-        return Err(SignError::WrongKey("the signer serves other keys than the issuers' certificates name".into()));
+        return Err(SignError::WrongKey(
+            "the signer serves other keys than the issuers' certificates name".into(),
+        ));
     }
-    Ok((link, replies, ready.into_iter().map(|key| key.trouble).collect()))
+    Ok((
+        link,
+        replies,
+        ready.into_iter().map(|key| key.trouble).collect(),
+    ))
 }
 
 /// SIGKILL, and a moment's wait.
 async fn end(mut child: Child) {
     let _ = child.start_kill();
-    if tokio::time::timeout(KILLED_WITHIN, child.wait()).await.is_err() {
-        tracing::warn!(pid = child.id(), "a killed signer process does not go: its kernel holds it in a driver");
+    if tokio::time::timeout(KILLED_WITHIN, child.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            pid = child.id(),
+            "a killed signer process does not go: its kernel holds it in a driver"
+        );
         tokio::spawn(async move { child.wait().await });
     }
 }
@@ -148,7 +202,8 @@ fn spawn(
     Ok((UnixStream::from_std(ours)?, Some(child)))
 }
 
-/// A library that prints must not spoil the log, nor wait for somebody to read: each line becomes a line of the log, up to `LONGEST_LINE`.
+/// A library that prints must not spoil the log, nor wait for somebody to read: each line becomes a
+/// line of the log, up to `LONGEST_LINE`.
 async fn tell_what_is_printed(mut printed: impl tokio::io::AsyncRead + Unpin, pid: Option<u32>) {
     let (mut buffer, mut line) = ([0; 1024], Vec::new());
     while let Ok(read @ 1..) = printed.read(&mut buffer).await {
@@ -158,7 +213,11 @@ async fn tell_what_is_printed(mut printed: impl tokio::io::AsyncRead + Unpin, pi
                 continue;
             }
             let text = String::from_utf8_lossy(&line);
-            tracing::info!(pid, printed = text.trim_end(), "the library of a signer process printed a line");
+            tracing::info!(
+                pid,
+                printed = text.trim_end(),
+                "the library of a signer process printed a line"
+            );
             line.clear();
         }
     }
@@ -172,21 +231,26 @@ impl Link {
 
     pub(super) async fn send(&mut self, requests: &[Request]) -> io::Result<()> {
         let mut frames = Vec::with_capacity(1024);
-        requests.iter().for_each(|request| request.write(&mut frames));
+        requests
+            .iter()
+            .for_each(|request| request.write(&mut frames));
         self.write.write_all(&frames).await
     }
 
     /// For a sentence that has said that it ended.
     pub(super) async fn how_it_ended(&mut self) -> String {
-        let Some(child) = &mut self.child else { return String::new() };
+        let Some(child) = &mut self.child else {
+            return String::new();
+        };
         match tokio::time::timeout(Duration::from_secs(1), child.wait()).await {
             Ok(Ok(status)) => format!(" ({status})"),
             _ => " (and has closed its socket)".to_owned(),
         }
     }
 
-    /// Ends the process now, whatever it is doing. Nothing of its program runs any more when this returns; one that its kernel holds inside a
-    /// driver may take longer to go, and is waited for elsewhere. A service is left alone.
+    /// Ends the process now, whatever it is doing. Nothing of its program runs any more when this
+    /// returns; one that its kernel holds inside a driver may take longer to go, and is waited for
+    /// elsewhere. A service is left alone.
     pub(super) async fn kill(self) {
         if let Some(child) = self.child {
             end(child).await;
@@ -233,8 +297,12 @@ impl Replies {
     pub(super) fn buffered(&mut self) -> Result<Option<Reply>, Malformed> {
         loop {
             let waiting = &self.buffer[self.ready.clone()];
-            let Some((header, rest)) = waiting.split_first_chunk::<4>() else { return Ok(None) };
-            let Some(body) = rest.get(..length(*header)?) else { return Ok(None) };
+            let Some((header, rest)) = waiting.split_first_chunk::<4>() else {
+                return Ok(None);
+            };
+            let Some(body) = rest.get(..length(*header)?) else {
+                return Ok(None);
+            };
             let reply = Reply::read(body)?;
             self.ready.start += 4 + body.len();
             match reply {

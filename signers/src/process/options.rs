@@ -63,7 +63,8 @@ pub struct ProcessOptions {
     pub rules: Vec<u8>,
     /// How long the device may take for one signature.
     pub device_limit: Duration,
-    /// How long a process may take until it says of each key whether it is open, the first and each that takes its place.
+    /// How long a process may take until it says of each key whether it is open, the first and each
+    /// that takes its place.
     pub opened_within: Duration,
     /// Whether the first process may try a PIN where something speaks against it.
     pub may_try: MayTry,

@@ -22,7 +22,8 @@ pub(super) struct RemoteJob {
     pub(super) job: Job,
     pub(super) progress: Progress,
     pub(super) answer: oneshot::Sender<Answer>,
-    /// Nobody else could sign it: it is worth waiting for another process. Otherwise its caller goes elsewhere.
+    /// Nobody else could sign it: it is worth waiting for another process. Otherwise its caller
+    /// goes elsewhere.
     pub(super) only: bool,
     /// To how many processes it has been sent.
     pub(super) sent: u32,

@@ -1,4 +1,5 @@
-//! A key in a signer process, as the daemon's calls see it: jobs go to the supervisor's task, health is what that task last heard.
+//! A key in a signer process, as the daemon's calls see it: jobs go to the supervisor's task,
+//! health is what that task last heard.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,13 +24,40 @@ pub struct RemoteKey {
 }
 
 impl RemoteKey {
-    pub(super) fn new(key: KeyOfProcess, number: u16, orders: mpsc::UnboundedSender<Order>, health: Arc<Mutex<Vec<Health>>>) -> Self {
-        Self { key, number, orders, health }
+    pub(super) fn new(
+        key: KeyOfProcess,
+        number: u16,
+        orders: mpsc::UnboundedSender<Order>,
+        health: Arc<Mutex<Vec<Health>>>,
+    ) -> Self {
+        Self {
+            key,
+            number,
+            orders,
+            health,
+        }
     }
 
-    pub(crate) fn submit(&self, job: Job, progress: Progress, answer: oneshot::Sender<Answer>, only: bool) -> Result<(), SignFailure> {
-        let order = Order::Sign(RemoteJob { key: self.number, job, progress, answer, only, sent: 0 });
-        let stopped = |_| SignFailure { error: SignError::Stopped, deadline_passed: false, reached_device: false };
+    pub(crate) fn submit(
+        &self,
+        job: Job,
+        progress: Progress,
+        answer: oneshot::Sender<Answer>,
+        only: bool,
+    ) -> Result<(), SignFailure> {
+        let order = Order::Sign(RemoteJob {
+            key: self.number,
+            job,
+            progress,
+            answer,
+            only,
+            sent: 0,
+        });
+        let stopped = |_| SignFailure {
+            error: SignError::Stopped,
+            deadline_passed: false,
+            reached_device: false,
+        };
         self.orders.send(order).map_err(stopped)
     }
 
@@ -50,7 +78,11 @@ impl RemoteKey {
         let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
         let key = &health[usize::from(self.number)];
         // The detail is the error's whole sentence.
-        let cause = || key.detail.strip_prefix("the token is locked to us: ").unwrap_or(&key.detail);
+        let cause = || {
+            key.detail
+                .strip_prefix("the token is locked to us: ")
+                .unwrap_or(&key.detail)
+        };
         (key.state == HealthState::Locked).then(|| SignError::Locked(cause().to_owned()))
     }
 
@@ -65,6 +97,7 @@ impl RemoteKey {
     pub(crate) fn stop(&self) -> bool {
         let (done, ended) = std::sync::mpsc::channel();
         // Where the task has ended, so has the process.
-        self.orders.send(Order::Stop(done)).is_err() || ended.recv_timeout(STOP_WAIT).unwrap_or(false)
+        self.orders.send(Order::Stop(done)).is_err()
+            || ended.recv_timeout(STOP_WAIT).unwrap_or(false)
     }
 }

@@ -1,5 +1,6 @@
-//! The daemon's side: one task owns one signer process, from its first start on. It passes jobs on, hears the answers, asks how the process is,
-//! kills it when it hangs and replaces it when it ends. Jobs that an ended process had are given to the next one, within their deadlines.
+//! The daemon's side: one task owns one signer process, from its first start on. It passes jobs on,
+//! hears the answers, asks how the process is, kills it when it hangs and replaces it when it ends.
+//! Jobs that an ended process had are given to the next one, within their deadlines.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,8 +25,8 @@ const TICK: Duration = Duration::from_millis(250);
 /// A process that does not say how it is for so long is taken to hang.
 const SILENT: Duration = Duration::from_secs(2);
 
-/// A process whose keys are all lost for so long is replaced: a library that is loaded anew finds a token that came back, and what signs in
-/// one that only opens sessions.
+/// A process whose keys are all lost for so long is replaced: a library that is loaded anew finds a
+/// token that came back, and what signs in one that only opens sessions.
 const LOST: Duration = Duration::from_secs(3);
 
 /// A process that ends so soon is not replaced without a pause, whatever it has signed.
@@ -37,8 +38,8 @@ const MANY: u64 = 1000;
 /// The first pause between two attempts to replace a process; doubles up to `longest_pause`.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long jobs wait for a service that has gone, each at most until its deadline: whoever runs it starts it again. For a process of our
-/// own they wait for one attempt.
+/// How long jobs wait for a service that has gone, each at most until its deadline: whoever runs it
+/// starts it again. For a process of our own they wait for one attempt.
 const SERVICE_RETURNS_WITHIN: Duration = Duration::from_secs(10);
 
 /// The longest pause meanwhile: looking for a socket costs nothing.
@@ -49,11 +50,13 @@ const TRIES: u32 = 5;
 /// The same where they hung.
 const TRIES_HUNG: u32 = 2;
 
-/// Processes that die inside C_Login, one after the other, before nobody tries the PIN again without an order: the first may have been an
-/// accident. One that is killed because its device does not answer does not count, or an outage of a device would wait for an operator.
+/// Processes that die inside C_Login, one after the other, before nobody tries the PIN again
+/// without an order: the first may have been an accident. One that is killed because its device
+/// does not answer does not count, or an outage of a device would wait for an operator.
 const DEATHS_INSIDE_LOGIN: u32 = 2;
 
-/// How long a process may take to end by itself: it gives its threads two seconds. `RemoteKey::stop` waits a little longer.
+/// How long a process may take to end by itself: it gives its threads two seconds.
+/// `RemoteKey::stop` waits a little longer.
 const STOPPED_WITHIN: Duration = Duration::from_millis(2500);
 
 /// How long what an ended process has still said is waited for; it is there already.
@@ -70,21 +73,31 @@ const BATCH: usize = 128;
 pub struct Begun {
     /// A signer for each key, in order. They may be asked at once, and sign when the process does.
     pub signers: Vec<Signer>,
-    /// What became of each key in the first attempt: why it is not open. From then on the process is looked after, whatever this says. Dropped
-    /// only where everybody has dropped the signers.
+    /// What became of each key in the first attempt: why it is not open. From then on the process
+    /// is looked after, whatever this says. Dropped only where everybody has dropped the signers.
     pub first: oneshot::Receiver<Vec<Option<SignError>>>,
 }
 
-/// Starts the process, or looks for it, and goes on until it is there. The start was an operator's act of `ordered_at`, the same for all that are
-/// started with it.
+/// Starts the process, or looks for it, and goes on until it is there. The start was an operator's
+/// act of `ordered_at`, the same for all that are started with it.
 pub fn begin(mut options: ProcessOptions, ordered_at: Instant) -> Begun {
     let (orders, inbox) = mpsc::unbounded_channel();
-    let health = options.keys.iter().map(|key| not_open(key.sessions, HealthState::Lost, BEGINS)).collect();
+    let health = options
+        .keys
+        .iter()
+        .map(|key| not_open(key.sessions, HealthState::Lost, BEGINS))
+        .collect();
     let health = Arc::new(Mutex::new(health));
     let keys = options.keys.iter_mut().enumerate().map(|(number, key)| {
-        let (number, meter) = (u16::try_from(number).expect("a config has fewer issuers"), Arc::new(PaceMeter::default()));
+        let (number, meter) = (
+            u16::try_from(number).expect("a config has fewer issuers"),
+            Arc::new(PaceMeter::default()),
+        );
         key.observer = meter.before(key.observer.clone());
-        Signer::remote(RemoteKey::new(key.clone(), number, orders.clone(), health.clone()), meter)
+        Signer::remote(
+            RemoteKey::new(key.clone(), number, orders.clone(), health.clone()),
+            meter,
+        )
     });
     let (signers, (tell, first)) = (keys.collect(), oneshot::channel());
     let supervisor = Supervisor {
@@ -111,7 +124,9 @@ pub fn begin(mut options: ProcessOptions, ordered_at: Instant) -> Begun {
 
 /// What a process of ours is begun with; a service has its own.
 fn setup(options: &ProcessOptions, may_try: MayTry) -> Option<Setup> {
-    let Way::Spawn { .. } = options.way else { return None };
+    let Way::Spawn { .. } = options.way else {
+        return None;
+    };
     let keys = options.keys.iter().map(|key| KeySetup {
         uri: key.uri.to_string(),
         expected: key.expected.spki_der().to_vec(),
@@ -119,7 +134,11 @@ fn setup(options: &ProcessOptions, may_try: MayTry) -> Option<Setup> {
         device_limit: options.device_limit,
         open_limit: options.opened_within,
     });
-    Some(Setup { keys: keys.collect(), rules: options.rules.clone(), may_try })
+    Some(Setup {
+        keys: keys.collect(),
+        rules: options.rules.clone(),
+        may_try,
+    })
 }
 
 struct Supervisor {
@@ -135,7 +154,8 @@ struct Supervisor {
     asked: Option<Instant>,
     /// Since when no key has a session.
     lost_since: Option<Instant>,
-    /// What the process has said of its C_Logins. A PIN that was refused no other process tries until an operator says so.
+    /// What the process has said of its C_Logins. A PIN that was refused no other process tries
+    /// until an operator says so.
     logins: LoginRecord,
     /// Orders to log in since the process was started: what began after the last of them decides.
     orders: u64,
@@ -168,7 +188,9 @@ enum End {
 
 impl Supervisor {
     async fn run(mut self) {
-        let Some((mut link, mut replies)) = self.reopen().await else { return };
+        let Some((mut link, mut replies)) = self.reopen().await else {
+            return;
+        };
         loop {
             let begun = Instant::now();
             let (end, signed) = self.serve(&mut link, &mut replies).await;
@@ -183,11 +205,17 @@ impl Supervisor {
                     return;
                 }
                 End::Died(why) if self.options.way.is_service() => {
-                    tracing::error!(why, "the connection to the signer has ended; it is opened again");
+                    tracing::error!(
+                        why,
+                        "the connection to the signer has ended; it is opened again"
+                    );
                     TRIES
                 }
                 End::Hung(why) if self.options.way.is_service() => {
-                    tracing::error!(why, "the connection to the signer is closed and opened again");
+                    tracing::error!(
+                        why,
+                        "the connection to the signer is closed and opened again"
+                    );
                     TRIES_HUNG
                 }
                 End::Lost => {
@@ -200,22 +228,32 @@ impl Supervisor {
                 }
                 End::Died(why) => {
                     let how = link.how_it_ended().await;
-                    tracing::error!(pid = link.pid(), why = format!("{why}{how}"), "the signer process has ended; another is started");
+                    tracing::error!(
+                        pid = link.pid(),
+                        why = format!("{why}{how}"),
+                        "the signer process has ended; another is started"
+                    );
                     TRIES
                 }
                 End::Hung(why) => {
-                    tracing::error!(pid = link.pid(), why, "the signer process is killed and another started");
+                    tracing::error!(
+                        pid = link.pid(),
+                        why,
+                        "the signer process is killed and another started"
+                    );
                     TRIES_HUNG
                 }
             };
             if lost {
-                // It answers: what is inside its library may finish, for a login that is cut off can leave a token half written.
+                // It answers: what is inside its library may finish, for a login that is cut off
+                // can leave a token half written.
                 link.stop(STOPPED_WITHIN).await;
             } else {
                 link.kill().await;
             }
-            // What it has said before its end: a signature that is made need not be made again, and what became of the PIN. A failure of its
-            // last moments is not the job's: the next process has it.
+            // What it has said before its end: a signature that is made need not be made again, and
+            // what became of the PIN. A failure of its last moments is not the job's: the next
+            // process has it.
             let last_words = async {
                 while let Ok(Some(reply)) = replies.next().await {
                     if let Reply::Signed { .. } = reply {
@@ -249,7 +287,10 @@ impl Supervisor {
         (self.asked, self.lost_since) = (None, None);
         let (mut orders, mut signed) = (Vec::with_capacity(BATCH), false);
         let left = std::mem::take(&mut self.waiting);
-        let mut requests: Vec<Request> = left.into_iter().filter_map(|job| self.request(job)).collect();
+        let mut requests: Vec<Request> = left
+            .into_iter()
+            .filter_map(|job| self.request(job))
+            .collect();
         // Those that came while it opened its keys.
         requests.extend((self.orders > 0).then_some(Request::LogIn { order: self.orders }));
         loop {
@@ -319,7 +360,13 @@ impl Supervisor {
         let id = self.next_id;
         self.next_id += 1;
         job.sent += 1;
-        let request = Request::Sign { id, key: job.key, purpose: job.job.purpose, time_left, message: job.job.message.clone() };
+        let request = Request::Sign {
+            id,
+            key: job.key,
+            purpose: job.job.purpose,
+            time_left,
+            message: job.job.message.clone(),
+        };
         self.sent.insert(id, job);
         Some(request)
     }
@@ -327,8 +374,16 @@ impl Supervisor {
     /// Whether it was a signature.
     fn heard(&mut self, reply: Reply) -> bool {
         match reply {
-            Reply::Signed { id, timing, signature } => self.answer(id, timing, Ok(signature)),
-            Reply::NotSigned { id, timing, failure } => self.answer(id, timing, Err(failure)),
+            Reply::Signed {
+                id,
+                timing,
+                signature,
+            } => self.answer(id, timing, Ok(signature)),
+            Reply::NotSigned {
+                id,
+                timing,
+                failure,
+            } => self.answer(id, timing, Err(failure)),
             Reply::Health(keys) => {
                 self.asked = None;
                 self.report(keys);
@@ -339,7 +394,9 @@ impl Supervisor {
     }
 
     fn answer(&mut self, id: u64, timing: Timing, mut answer: Answer) -> bool {
-        let Some(job) = self.sent.remove(&id) else { return false };
+        let Some(job) = self.sent.remove(&id) else {
+            return false;
+        };
         let observer = &self.options.keys[usize::from(job.key)].observer;
         observer.waited(timing.waited);
         if timing.in_device > Duration::ZERO {
@@ -359,23 +416,32 @@ impl Supervisor {
         if now.len() != self.options.keys.len() {
             return;
         }
-        for ((key, wanted), reopened) in keys.iter().zip(&self.options.keys).zip(&mut self.reopened) {
+        for ((key, wanted), reopened) in keys.iter().zip(&self.options.keys).zip(&mut self.reopened)
+        {
             wanted.observer.queue_depth(key.queued as usize);
             wanted.observer.stuck_threads(key.stuck.into());
-            // A service has reopened sessions before this connection, which is nobody's news; and what a peer says is not counted for ever.
+            // A service has reopened sessions before this connection, which is nobody's news; and
+            // what a peer says is not counted for ever.
             let news = reopened.map_or(0, |before| key.reopened.saturating_sub(before).min(MANY));
             (0..news).for_each(|_| wanted.observer.reopened());
             *reopened = Some(key.reopened);
         }
         let lost = now.iter().all(|health| health.state == HealthState::Lost);
-        self.lost_since = if lost { self.lost_since.or_else(|| Some(Instant::now())) } else { None };
+        self.lost_since = if lost {
+            self.lost_since.or_else(|| Some(Instant::now()))
+        } else {
+            None
+        };
         *self.health.lock().unwrap_or_else(PoisonError::into_inner) = now;
     }
 
     /// Why the process must be replaced, as far as is known now.
     fn unfit(&self) -> Option<End> {
         if self.asked.is_some_and(|asked| asked.elapsed() > SILENT) {
-            return Some(End::Hung(format!("it has not said how it is for {} s", SILENT.as_secs())));
+            return Some(End::Hung(format!(
+                "it has not said how it is for {} s",
+                SILENT.as_secs()
+            )));
         }
         if self.options.way.is_service() {
             return None;
@@ -385,8 +451,15 @@ impl Supervisor {
         }
         let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
         let stuck: usize = health.iter().map(|health| health.stuck).sum();
-        let (signing, opening) = (self.options.device_limit.as_secs_f32(), self.options.opened_within.as_secs_f32());
-        let why = || format!("{stuck} device calls have not returned within {signing} s for a signature, {opening} s for an opening");
+        let (signing, opening) = (
+            self.options.device_limit.as_secs_f32(),
+            self.options.opened_within.as_secs_f32(),
+        );
+        let why = || {
+            format!(
+                "{stuck} device calls have not returned within {signing} s for a signature, {opening} s for an opening"
+            )
+        };
         (stuck > 0).then(|| End::Hung(why()))
     }
 
@@ -399,8 +472,13 @@ impl Supervisor {
                 continue;
             }
             if job.sent >= tries || !job.only || job.job.deadline <= Instant::now() {
-                let error = SignError::Lost("the signer process ended with the job in its hands".into());
-                let failure = SignFailure { error, deadline_passed: job.job.deadline <= Instant::now(), reached_device: true };
+                let error =
+                    SignError::Lost("the signer process ended with the job in its hands".into());
+                let failure = SignFailure {
+                    error,
+                    deadline_passed: job.job.deadline <= Instant::now(),
+                    reached_device: true,
+                };
                 let _ = job.answer.send(Err(failure));
             } else {
                 self.waiting.push_back(job);
@@ -408,21 +486,36 @@ impl Supervisor {
         }
     }
 
-    /// What it means that a process could not begin: that it waits for an operator, where one after the other died inside C_Login.
+    /// What it means that a process could not begin: that it waits for an operator, where one after
+    /// the other died inside C_Login.
     fn could_not_begin(&mut self, error: SignError) -> SignError {
         if !self.logins.is_under_way() || matches!(error, SignError::Locked(_)) {
             return error;
         }
         self.died_logging_in += 1;
-        // Before the first came through nobody has seen this PIN accepted, and whoever starts the daemon again would try it again.
-        let enough = if self.came_through { DEATHS_INSIDE_LOGIN } else { 1 };
-        if self.died_logging_in < enough { error } else { died_inside_login(self.died_logging_in, &error) }
+        // Before the first came through nobody has seen this PIN accepted, and whoever starts the
+        // daemon again would try it again.
+        let enough = if self.came_through {
+            DEATHS_INSIDE_LOGIN
+        } else {
+            1
+        };
+        if self.died_logging_in < enough {
+            error
+        } else {
+            died_inside_login(self.died_logging_in, &error)
+        }
     }
 
-    /// Whether the next process may try a PIN where something speaks against it: once one has come through, this daemon knows of each try that did
-    /// not come back. Until then only the first may do more than be careful, where it was ordered.
+    /// Whether the next process may try a PIN where something speaks against it: once one has come
+    /// through, this daemon knows of each try that did not come back. Until then only the first may
+    /// do more than be careful, where it was ordered.
     fn may_try(&self) -> MayTry {
-        if self.came_through { MayTry::Again } else { self.options.may_try }
+        if self.came_through {
+            MayTry::Again
+        } else {
+            self.options.may_try
+        }
     }
 
     fn longer(&self) -> Duration {
@@ -437,13 +530,18 @@ impl Supervisor {
         new
     }
 
-    /// Starts processes, the first or others, until one serves. `None` when nobody wants one any more. Jobs wait for the first attempt to replace
-    /// one, or a service's time to return; when that has failed, and at the start, they are answered at once until one succeeds.
+    /// Starts processes, the first or others, until one serves. `None` when nobody wants one any
+    /// more. Jobs wait for the first attempt to replace one, or a service's time to return; when
+    /// that has failed, and at the start, they are answered at once until one succeeds.
     async fn reopen(&mut self) -> Option<(Link, Replies)> {
         let begun = Instant::now();
         // A service knows for itself that it is locked, and connecting to it tries no PIN.
         let ours = !self.options.way.is_service();
-        let mut trouble = self.logins.refused(self.orders).filter(|_| ours).map(SignError::Locked);
+        let mut trouble = self
+            .logins
+            .refused(self.orders)
+            .filter(|_| ours)
+            .map(SignError::Locked);
         let mut locked = trouble.is_some();
         match &trouble {
             Some(refused) => self.tell(HealthState::Locked, &refused.to_string()),
@@ -459,17 +557,31 @@ impl Supervisor {
             // A token that refused our PIN must not be asked again before an operator says so.
             let pause = if locked { Duration::MAX } else { self.pause };
             // An order ends the pause, too.
-            if self.until(tokio::time::sleep(pause.min(Duration::from_secs(1 << 30))), trouble.as_ref()).await?.is_none() {
+            if self
+                .until(
+                    tokio::time::sleep(pause.min(Duration::from_secs(1 << 30))),
+                    trouble.as_ref(),
+                )
+                .await?
+                .is_none()
+            {
                 may_try = MayTry::Ordered;
             }
             let setup = setup(&self.options, may_try);
-            let (way, keys, limit) = (self.options.way.clone(), self.options.keys.clone(), self.options.opened_within);
+            let (way, keys, limit) = (
+                self.options.way.clone(),
+                self.options.keys.clone(),
+                self.options.opened_within,
+            );
             self.options.may_try = MayTry::Carefully;
             may_try = self.may_try();
             self.logins.forget();
             self.orders = 0;
             let logins = self.logins.clone();
-            let mut attempt = Box::pin(async move { timeout(limit, link::open(&way, setup, &keys, logins)).await });
+            let mut attempt =
+                Box::pin(
+                    async move { timeout(limit, link::open(&way, setup, &keys, logins)).await },
+                );
             let opened = loop {
                 match self.until(&mut attempt, trouble.as_ref()).await? {
                     Some(opened) => break opened,
@@ -484,11 +596,15 @@ impl Supervisor {
             drop(attempt);
             let error = match opened {
                 Ok(Ok((link, replies, troubles))) => {
-                    (self.pause, self.died_logging_in, self.came_through) = (Duration::ZERO, 0, true);
+                    (self.pause, self.died_logging_in, self.came_through) =
+                        (Duration::ZERO, 0, true);
                     self.reopened.fill(None);
                     let keys = self.options.keys.iter().zip(&troubles);
                     let now = keys.map(|(key, trouble)| {
-                        trouble.as_ref().map_or_else(|| opened_health(key.sessions), |error| closed_health(key.sessions, error))
+                        trouble.as_ref().map_or_else(
+                            || opened_health(key.sessions),
+                            |error| closed_health(key.sessions, error),
+                        )
                     });
                     let now = now.collect();
                     *self.health.lock().unwrap_or_else(PoisonError::into_inner) = now;
@@ -497,7 +613,10 @@ impl Supervisor {
                         Some(first) => drop(first.send(troubles)),
                         None => {
                             tracing::info!(pid = link.pid(), "a signer serves again");
-                            self.options.keys.iter().for_each(|key| key.observer.reopened());
+                            self.options
+                                .keys
+                                .iter()
+                                .for_each(|key| key.observer.reopened());
                         }
                     }
                     return Some((link, replies));
@@ -507,23 +626,39 @@ impl Supervisor {
                     continue;
                 }
                 Ok(Err(error)) => self.could_not_begin(error),
-                // Until one came through, nobody has seen this PIN accepted: who hangs inside C_Login counts as one that died there.
+                // Until one came through, nobody has seen this PIN accepted: who hangs inside
+                // C_Login counts as one that died there.
                 Err(_) if !self.came_through => self.could_not_begin(not_opened_within(limit)),
                 Err(_) => not_opened_within(limit),
             };
             // It may have ended before it could say so again.
-            let error = self.logins.refused(self.orders).filter(|_| ours).map_or(error, SignError::Locked);
+            let error = self
+                .logins
+                .refused(self.orders)
+                .filter(|_| ours)
+                .map_or(error, SignError::Locked);
             tracing::warn!(%error, "no signer process serves");
             let refused = matches!(error, SignError::Locked(_));
             // An order that came meanwhile is worth another attempt.
             locked = refused && ours && self.orders == 0;
-            self.tell(if refused { HealthState::Locked } else { HealthState::Lost }, &error.to_string());
+            self.tell(
+                if refused {
+                    HealthState::Locked
+                } else {
+                    HealthState::Lost
+                },
+                &error.to_string(),
+            );
             if let Some(first) = self.first.take() {
                 // Nobody may wait any more.
                 let _ = first.send(vec![Some(error.clone()); self.options.keys.len()]);
             }
             trouble = Some(error);
-            self.pause = if self.orders > 0 { Duration::ZERO } else { self.longer() };
+            self.pause = if self.orders > 0 {
+                Duration::ZERO
+            } else {
+                self.longer()
+            };
         }
     }
 
@@ -532,8 +667,13 @@ impl Supervisor {
         self.options.way.is_service() && since.elapsed() < SERVICE_RETURNS_WITHIN
     }
 
-    /// Hears orders until `done`, and gives what that gave, nothing when an operator's order came first. `None` when the process is wanted no more.
-    async fn until<T>(&mut self, done: impl Future<Output = T>, trouble: Option<&SignError>) -> Option<Option<T>> {
+    /// Hears orders until `done`, and gives what that gave, nothing when an operator's order came
+    /// first. `None` when the process is wanted no more.
+    async fn until<T>(
+        &mut self,
+        done: impl Future<Output = T>,
+        trouble: Option<&SignError>,
+    ) -> Option<Option<T>> {
         let mut done = std::pin::pin!(done);
         loop {
             tokio::select! {
@@ -569,11 +709,17 @@ impl Supervisor {
 
     fn tell(&self, state: HealthState, detail: &str) {
         let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
-        health.iter_mut().for_each(|health| *health = not_open(health.threads, state, detail));
+        health
+            .iter_mut()
+            .for_each(|health| *health = not_open(health.threads, state, detail));
     }
 
     /// Ends in order: jobs under way are answered as perhaps signed, new ones are refused.
-    async fn leave(&mut self, link: Option<(Link, std::sync::mpsc::Sender<bool>)>, mut orders: Vec<Order>) {
+    async fn leave(
+        &mut self,
+        link: Option<(Link, std::sync::mpsc::Sender<bool>)>,
+        mut orders: Vec<Order>,
+    ) {
         self.inbox.close();
         self.tell(HealthState::Stopped, "stopped");
         self.take_back(0);
@@ -601,7 +747,10 @@ impl Supervisor {
 
 /// A process that has not come so far.
 fn not_opened_within(limit: Duration) -> SignError {
-    SignError::Lost(format!("the device was not open within {} s; where it is only slow, raise open_timeout", limit.as_secs_f32()))
+    SignError::Lost(format!(
+        "the device was not open within {} s; where it is only slow, raise open_timeout",
+        limit.as_secs_f32()
+    ))
 }
 
 /// So many processes, one after the other, died inside C_Login, the last of them like this.
@@ -614,22 +763,44 @@ fn died_inside_login(deaths: u32, error: &SignError) -> SignError {
 
 fn refuse(job: RemoteJob, error: &SignError) {
     let reached_device = job.sent > 0;
-    let _ = job.answer.send(Err(SignFailure { error: error.clone(), deadline_passed: false, reached_device }));
+    let _ = job.answer.send(Err(SignFailure {
+        error: error.clone(),
+        deadline_passed: false,
+        reached_device,
+    }));
 }
 
 fn opened_health(sessions: usize) -> Health {
     let detail = "its process has just begun".to_owned();
-    Health { state: HealthState::Ready, threads: sessions, open: sessions, stuck: 0, queued: 0, detail }
+    Health {
+        state: HealthState::Ready,
+        threads: sessions,
+        open: sessions,
+        stuck: 0,
+        queued: 0,
+        detail,
+    }
 }
 
 /// Of a key that could not be opened while others of its process were.
 fn closed_health(sessions: usize, error: &SignError) -> Health {
-    let state = if let SignError::Locked(_) = error { HealthState::Locked } else { HealthState::Lost };
+    let state = if let SignError::Locked(_) = error {
+        HealthState::Locked
+    } else {
+        HealthState::Lost
+    };
     not_open(sessions, state, &error.to_string())
 }
 
 fn not_open(sessions: usize, state: HealthState, detail: &str) -> Health {
-    Health { state, threads: sessions, open: 0, stuck: 0, queued: 0, detail: detail.to_owned() }
+    Health {
+        state,
+        threads: sessions,
+        open: 0,
+        stuck: 0,
+        queued: 0,
+        detail: detail.to_owned(),
+    }
 }
 
 fn heard_health(key: &KeyHealth) -> Health {

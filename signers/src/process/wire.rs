@@ -1,6 +1,7 @@
-//! What a daemon and a signer process say to each other: frames of a length (four bytes, big-endian) and a body. A body is a byte that says
-//! what it is and its fields in order: numbers big-endian, texts and bytes with their length (four bytes) in front. A body that is longer
-//! than `LARGEST`, too short, too long for its fields or of an unknown kind is refused whole.
+//! What a daemon and a signer process say to each other: frames of a length (four bytes,
+//! big-endian) and a body. A body is a byte that says what it is and its fields in order: numbers
+//! big-endian, texts and bytes with their length (four bytes) in front. A body that is longer than
+//! `LARGEST`, too short, too long for its fields or of an unknown kind is refused whole.
 
 use std::time::Duration;
 
@@ -51,7 +52,8 @@ pub enum Request {
     Ask,
 }
 
-/// What a spawned signer is to do. Holds no secret: PINs are read from the files that the URIs name.
+/// What a spawned signer is to do. Holds no secret: PINs are read from the files that the URIs
+/// name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setup {
     /// Its keys, in order.
@@ -111,7 +113,8 @@ pub enum Reply {
     Health(Vec<KeyHealth>),
     /// From a spawned signer: what becomes of a C_Login.
     Login {
-        /// The last order that had come when the try began; 0 before the first. A later one is still to be carried out.
+        /// The last order that had come when the try began; 0 before the first. A later one is
+        /// still to be carried out.
         order: u64,
         /// What.
         event: LoginEvent,
@@ -153,15 +156,30 @@ pub struct KeyHealth {
 #[error("a frame that is not of the signer's protocol")]
 pub struct Malformed;
 
-const PURPOSES: [Purpose; 5] = [Purpose::Leaf, Purpose::Serving, Purpose::CaCertificate, Purpose::Crl, Purpose::Probe];
+const PURPOSES: [Purpose; 5] = [
+    Purpose::Leaf,
+    Purpose::Serving,
+    Purpose::CaCertificate,
+    Purpose::Crl,
+    Purpose::Probe,
+];
 /// Those that a signer can be in; that it is being replaced only the daemon knows.
-const STATES: [HealthState; 5] = [HealthState::Ready, HealthState::Stuck, HealthState::Lost, HealthState::Locked, HealthState::Stopped];
+const STATES: [HealthState; 5] = [
+    HealthState::Ready,
+    HealthState::Stuck,
+    HealthState::Lost,
+    HealthState::Locked,
+    HealthState::Stopped,
+];
 
 const MAY_TRY: [MayTry; 3] = [MayTry::Carefully, MayTry::Again, MayTry::Ordered];
 
 /// The length that a frame's first four bytes announce.
 pub fn length(header: [u8; 4]) -> Result<usize, Malformed> {
-    usize::try_from(u32::from_be_bytes(header)).ok().filter(|length| (1..=LARGEST).contains(length)).ok_or(Malformed)
+    usize::try_from(u32::from_be_bytes(header))
+        .ok()
+        .filter(|length| (1..=LARGEST).contains(length))
+        .ok_or(Malformed)
 }
 
 impl Request {
@@ -172,17 +190,41 @@ impl Request {
             Self::Begin { version, setup } => {
                 frame.byte(1).byte(*version).byte(u8::from(setup.is_some()));
                 if let Some(setup) = setup {
-                    let may_try = MAY_TRY.iter().position(|one| *one == setup.may_try).expect("all are listed");
-                    frame.byte(may_try as u8).bytes(&setup.rules).short(setup.keys.len());
+                    let may_try = MAY_TRY
+                        .iter()
+                        .position(|one| *one == setup.may_try)
+                        .expect("all are listed");
+                    frame
+                        .byte(may_try as u8)
+                        .bytes(&setup.rules)
+                        .short(setup.keys.len());
                     for key in &setup.keys {
-                        frame.bytes(key.uri.as_bytes()).bytes(&key.expected).short(key.sessions.into());
+                        frame
+                            .bytes(key.uri.as_bytes())
+                            .bytes(&key.expected)
+                            .short(key.sessions.into());
                         frame.millis(key.device_limit).millis(key.open_limit);
                     }
                 }
             }
-            Self::Sign { id, key, purpose, time_left, message } => {
-                let purpose = PURPOSES.iter().position(|one| one == purpose).expect("all are listed");
-                frame.byte(2).long(*id).short((*key).into()).byte(purpose as u8).millis(*time_left).bytes(message);
+            Self::Sign {
+                id,
+                key,
+                purpose,
+                time_left,
+                message,
+            } => {
+                let purpose = PURPOSES
+                    .iter()
+                    .position(|one| one == purpose)
+                    .expect("all are listed");
+                frame
+                    .byte(2)
+                    .long(*id)
+                    .short((*key).into())
+                    .byte(purpose as u8)
+                    .millis(*time_left)
+                    .bytes(message);
             }
             Self::LogIn { order } => {
                 frame.byte(3).long(*order);
@@ -217,7 +259,11 @@ impl Request {
                                 open_limit: body.millis()?,
                             })
                         });
-                        Some(Setup { keys: keys.collect::<Result<_, _>>()?, rules, may_try })
+                        Some(Setup {
+                            keys: keys.collect::<Result<_, _>>()?,
+                            rules,
+                            may_try,
+                        })
                     }
                     _ => return Err(Malformed),
                 };
@@ -230,7 +276,9 @@ impl Request {
                 time_left: body.millis()?,
                 message: body.bytes()?.to_vec(),
             },
-            3 => Self::LogIn { order: body.long()? },
+            3 => Self::LogIn {
+                order: body.long()?,
+            },
             4 => Self::Distrust { key: body.short()? },
             5 => Self::Ask,
             _ => return Err(Malformed),
@@ -247,7 +295,10 @@ impl Reply {
             Self::Ready { version, keys } => {
                 frame.byte(1).byte(*version).short(keys.len());
                 for key in keys {
-                    frame.bytes(key.uri.as_bytes()).bytes(&key.public_key).byte(u8::from(key.trouble.is_some()));
+                    frame
+                        .bytes(key.uri.as_bytes())
+                        .bytes(&key.public_key)
+                        .byte(u8::from(key.trouble.is_some()));
                     if let Some(trouble) = &key.trouble {
                         frame.error(trouble);
                     }
@@ -256,19 +307,40 @@ impl Reply {
             Self::NotReady(error) => {
                 frame.byte(2).error(error);
             }
-            Self::Signed { id, timing, signature } => {
+            Self::Signed {
+                id,
+                timing,
+                signature,
+            } => {
                 frame.byte(3).long(*id).timing(*timing).bytes(signature);
             }
-            Self::NotSigned { id, timing, failure } => {
+            Self::NotSigned {
+                id,
+                timing,
+                failure,
+            } => {
                 frame.byte(4).long(*id).timing(*timing);
-                frame.byte(u8::from(failure.deadline_passed)).byte(u8::from(failure.reached_device)).error(&failure.error);
+                frame
+                    .byte(u8::from(failure.deadline_passed))
+                    .byte(u8::from(failure.reached_device))
+                    .error(&failure.error);
             }
             Self::Health(keys) => {
                 frame.byte(5).short(keys.len());
                 for key in keys {
-                    let state = STATES.iter().position(|one| *one == key.state).expect("all are listed");
-                    frame.byte(state as u8).short(key.threads.into()).short(key.open.into()).short(key.stuck.into());
-                    frame.long(key.queued.into()).long(key.reopened).bytes(key.detail.as_bytes());
+                    let state = STATES
+                        .iter()
+                        .position(|one| *one == key.state)
+                        .expect("all are listed");
+                    frame
+                        .byte(state as u8)
+                        .short(key.threads.into())
+                        .short(key.open.into())
+                        .short(key.stuck.into());
+                    frame
+                        .long(key.queued.into())
+                        .long(key.reopened)
+                        .bytes(key.detail.as_bytes());
                 }
             }
             Self::Login { order, event } => {
@@ -291,16 +363,39 @@ impl Reply {
                 let version = body.byte()?;
                 let keys = (0..body.short()?).map(|_| {
                     let (uri, public_key) = (body.text()?, body.bytes()?.to_vec());
-                    Ok(BegunKey { uri, public_key, trouble: if body.flag()? { Some(body.error()?) } else { None } })
+                    Ok(BegunKey {
+                        uri,
+                        public_key,
+                        trouble: if body.flag()? {
+                            Some(body.error()?)
+                        } else {
+                            None
+                        },
+                    })
                 });
-                Self::Ready { version, keys: keys.collect::<Result<_, _>>()? }
+                Self::Ready {
+                    version,
+                    keys: keys.collect::<Result<_, _>>()?,
+                }
             }
             2 => Self::NotReady(body.error()?),
-            3 => Self::Signed { id: body.long()?, timing: body.timing()?, signature: body.bytes()?.to_vec() },
+            3 => Self::Signed {
+                id: body.long()?,
+                timing: body.timing()?,
+                signature: body.bytes()?.to_vec(),
+            },
             4 => {
                 let (id, timing) = (body.long()?, body.timing()?);
                 let (deadline_passed, reached_device) = (body.flag()?, body.flag()?);
-                Self::NotSigned { id, timing, failure: SignFailure { error: body.error()?, deadline_passed, reached_device } }
+                Self::NotSigned {
+                    id,
+                    timing,
+                    failure: SignFailure {
+                        error: body.error()?,
+                        deadline_passed,
+                        reached_device,
+                    },
+                }
             }
             5 => {
                 let keys = (0..body.short()?).map(|_| {
@@ -362,17 +457,26 @@ impl<'a> Frame<'a> {
     }
 
     fn millis(&mut self, time: Duration) -> &mut Self {
-        self.to.extend(u32::try_from(time.as_millis()).unwrap_or(u32::MAX).to_be_bytes());
+        self.to.extend(
+            u32::try_from(time.as_millis())
+                .unwrap_or(u32::MAX)
+                .to_be_bytes(),
+        );
         self
     }
 
     fn timing(&mut self, timing: Timing) -> &mut Self {
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        self.long(micros(timing.waited)).long(micros(timing.in_device))
+        self.long(micros(timing.waited))
+            .long(micros(timing.in_device))
     }
 
     fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
-        self.to.extend(u32::try_from(bytes.len()).expect("a frame is far below four gigabytes").to_be_bytes());
+        self.to.extend(
+            u32::try_from(bytes.len())
+                .expect("a frame is far below four gigabytes")
+                .to_be_bytes(),
+        );
         self.to.extend_from_slice(bytes);
         self
     }
@@ -388,12 +492,17 @@ impl<'a> Frame<'a> {
             SignError::WrongKey(_) => 7,
         };
         // Nothing is to be said of a stop.
-        let cause = if let SignError::Stopped = error { "" } else { error.cause() };
+        let cause = if let SignError::Stopped = error {
+            ""
+        } else {
+            error.cause()
+        };
         self.byte(kind).bytes(cause.as_bytes())
     }
 
     fn end(self) {
-        let length = u32::try_from(self.to.len() - self.begins - 4).expect("a frame is far below four gigabytes");
+        let length = u32::try_from(self.to.len() - self.begins - 4)
+            .expect("a frame is far below four gigabytes");
         self.to[self.begins..self.begins + 4].copy_from_slice(&length.to_be_bytes());
     }
 }
@@ -433,11 +542,16 @@ impl<'a> Body<'a> {
     }
 
     fn millis(&mut self) -> Result<Duration, Malformed> {
-        Ok(Duration::from_millis(u32::from_be_bytes(self.array()?).into()))
+        Ok(Duration::from_millis(
+            u32::from_be_bytes(self.array()?).into(),
+        ))
     }
 
     fn timing(&mut self) -> Result<Timing, Malformed> {
-        Ok(Timing { waited: Duration::from_micros(self.long()?), in_device: Duration::from_micros(self.long()?) })
+        Ok(Timing {
+            waited: Duration::from_micros(self.long()?),
+            in_device: Duration::from_micros(self.long()?),
+        })
     }
 
     fn bytes(&mut self) -> Result<&'a [u8], Malformed> {
@@ -446,7 +560,9 @@ impl<'a> Body<'a> {
     }
 
     fn text(&mut self) -> Result<String, Malformed> {
-        Ok(std::str::from_utf8(self.bytes()?).map_err(|_| Malformed)?.to_owned())
+        Ok(std::str::from_utf8(self.bytes()?)
+            .map_err(|_| Malformed)?
+            .to_owned())
     }
 
     fn error(&mut self) -> Result<SignError, Malformed> {
@@ -464,7 +580,11 @@ impl<'a> Body<'a> {
     }
 
     fn end<T>(self, value: T) -> Result<T, Malformed> {
-        if self.0.is_empty() { Ok(value) } else { Err(Malformed) }
+        if self.0.is_empty() {
+            Ok(value)
+        } else {
+            Err(Malformed)
+        }
     }
 }
 
@@ -481,12 +601,25 @@ mod tests {
             open_limit: Duration::from_secs(10),
         };
         vec![
-            Request::Begin { version: VERSION, setup: None },
             Request::Begin {
                 version: VERSION,
-                setup: Some(Setup { keys: vec![key.clone(), key], rules: b"{}".to_vec(), may_try: MayTry::Ordered }),
+                setup: None,
             },
-            Request::Sign { id: 7, key: 1, purpose: Purpose::Leaf, time_left: Duration::from_millis(1500), message: vec![1; 600] },
+            Request::Begin {
+                version: VERSION,
+                setup: Some(Setup {
+                    keys: vec![key.clone(), key],
+                    rules: b"{}".to_vec(),
+                    may_try: MayTry::Ordered,
+                }),
+            },
+            Request::Sign {
+                id: 7,
+                key: 1,
+                purpose: Purpose::Leaf,
+                time_left: Duration::from_millis(1500),
+                message: vec![1; 600],
+            },
             Request::LogIn { order: 3 },
             Request::Distrust { key: 3 },
             Request::Ask,
@@ -506,28 +639,71 @@ mod tests {
         for request in requests() {
             assert_eq!(Request::read(&body(&request)), Ok(request));
         }
-        let failure = SignFailure { error: SignError::Forbidden("no".into()), deadline_passed: false, reached_device: true };
-        let health = KeyHealth { state: HealthState::Lost, threads: 4, open: 1, stuck: 0, queued: 9, reopened: 3, detail: "lost".into() };
-        let timing = Timing { waited: Duration::from_micros(5), in_device: Duration::from_micros(70) };
+        let failure = SignFailure {
+            error: SignError::Forbidden("no".into()),
+            deadline_passed: false,
+            reached_device: true,
+        };
+        let health = KeyHealth {
+            state: HealthState::Lost,
+            threads: 4,
+            open: 1,
+            stuck: 0,
+            queued: 9,
+            reopened: 3,
+            detail: "lost".into(),
+        };
+        let timing = Timing {
+            waited: Duration::from_micros(5),
+            in_device: Duration::from_micros(70),
+        };
         for reply in [
             Reply::Ready {
                 version: VERSION,
                 keys: vec![
-                    BegunKey { uri: "file:/a".into(), public_key: vec![1, 2], trouble: None },
-                    BegunKey { uri: "file:/b".into(), public_key: vec![3], trouble: Some(SignError::WrongKey("other".into())) },
+                    BegunKey {
+                        uri: "file:/a".into(),
+                        public_key: vec![1, 2],
+                        trouble: None,
+                    },
+                    BegunKey {
+                        uri: "file:/b".into(),
+                        public_key: vec![3],
+                        trouble: Some(SignError::WrongKey("other".into())),
+                    },
                 ],
             },
             Reply::NotReady(SignError::Locked("PIN".into())),
-            Reply::Signed { id: 9, timing, signature: vec![2; 71] },
-            Reply::NotSigned { id: 9, timing, failure },
+            Reply::Signed {
+                id: 9,
+                timing,
+                signature: vec![2; 71],
+            },
+            Reply::NotSigned {
+                id: 9,
+                timing,
+                failure,
+            },
             Reply::Health(vec![health.clone(), health]),
-            Reply::Login { order: 0, event: LoginEvent::Begun },
-            Reply::Login { order: 1, event: LoginEvent::Ended },
-            Reply::Login { order: 2, event: LoginEvent::Refused("PIN".into()) },
+            Reply::Login {
+                order: 0,
+                event: LoginEvent::Begun,
+            },
+            Reply::Login {
+                order: 1,
+                event: LoginEvent::Ended,
+            },
+            Reply::Login {
+                order: 2,
+                event: LoginEvent::Refused("PIN".into()),
+            },
         ] {
             let mut frame = Vec::new();
             reply.write(&mut frame);
-            assert_eq!(format!("{:?}", Reply::read(&frame[4..])), format!("Ok({reply:?})"));
+            assert_eq!(
+                format!("{:?}", Reply::read(&frame[4..])),
+                format!("Ok({reply:?})")
+            );
         }
     }
 
@@ -536,9 +712,16 @@ mod tests {
         for request in requests() {
             let whole = body(&request);
             for end in 0..whole.len() {
-                assert_eq!(Request::read(&whole[..end]), Err(Malformed), "{request:?} cut at {end}");
+                assert_eq!(
+                    Request::read(&whole[..end]),
+                    Err(Malformed),
+                    "{request:?} cut at {end}"
+                );
             }
-            assert_eq!(Request::read(&[whole.as_slice(), &[0]].concat()), Err(Malformed));
+            assert_eq!(
+                Request::read(&[whole.as_slice(), &[0]].concat()),
+                Err(Malformed)
+            );
         }
         assert_eq!(length([0; 4]), Err(Malformed));
         assert_eq!(length([0xff; 4]), Err(Malformed));

@@ -1,5 +1,6 @@
-//! Whether a token is asked at all. After several failures in a row, or wrong signatures, it is not, until a throw-away signature of it
-//! verifies: calls then go elsewhere, or are refused at once, and do not each wait for the same dead device.
+//! Whether a token is asked at all. After several failures in a row, or wrong signatures, it is
+//! not, until a throw-away signature of it verifies: calls then go elsewhere, or are refused at
+//! once, and do not each wait for the same dead device.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -10,7 +11,8 @@ const OPENS_AFTER: u32 = 3;
 #[derive(Debug, Default)]
 pub(super) struct Circuit {
     failures: AtomicU32,
-    /// Signatures in a row that did not verify. Whoever gets one has taken it for a success first, so they are counted apart.
+    /// Signatures in a row that did not verify. Whoever gets one has taken it for a success first,
+    /// so they are counted apart.
     wrong: AtomicU32,
     open: AtomicBool,
 }
@@ -88,9 +90,15 @@ mod tests {
         };
         assert!(!wrong(false) && !wrong(false));
         circuit.verified();
-        assert!(!wrong(false) && !wrong(false) && wrong(false), "the third in a row");
+        assert!(
+            !wrong(false) && !wrong(false) && wrong(false),
+            "the third in a row"
+        );
         assert!(circuit.is_open() && !wrong(false), "only one opens it");
         circuit.close();
-        assert!(wrong(true) && circuit.is_open(), "one is enough where another token signs");
+        assert!(
+            wrong(true) && circuit.is_open(),
+            "one is enough where another token signs"
+        );
     }
 }

@@ -19,7 +19,12 @@ pub enum Condition {
 
 impl Condition {
     /// All of them, the best first.
-    pub const ALL: [Self; 4] = [Self::Healthy, Self::Degraded, Self::Reconnecting, Self::LockedOut];
+    pub const ALL: [Self; 4] = [
+        Self::Healthy,
+        Self::Degraded,
+        Self::Reconnecting,
+        Self::LockedOut,
+    ];
 
     /// The name in metrics, rows and readiness.
     pub fn as_str(self) -> &'static str {
@@ -64,19 +69,35 @@ impl TokenHealth {
     pub(super) fn of(uri: String, sessions: Health, trouble: Option<String>, probes: u64) -> Self {
         let condition = match sessions.state {
             HealthState::Locked => Condition::LockedOut,
-            HealthState::Lost | HealthState::Stuck | HealthState::Stopped | HealthState::Restarting => Condition::Reconnecting,
+            HealthState::Lost
+            | HealthState::Stuck
+            | HealthState::Stopped
+            | HealthState::Restarting => Condition::Reconnecting,
             HealthState::Ready if trouble.is_some() => Condition::Reconnecting,
-            HealthState::Ready if sessions.open < sessions.threads || sessions.stuck > 0 => Condition::Degraded,
+            HealthState::Ready if sessions.open < sessions.threads || sessions.stuck > 0 => {
+                Condition::Degraded
+            }
             HealthState::Ready => Condition::Healthy,
         };
         let detail = match &trouble {
-            Some(trouble) => format!("signatures fail ({trouble}), it is probed; {}", sessions.detail),
+            Some(trouble) => format!(
+                "signatures fail ({trouble}), it is probed; {}",
+                sessions.detail
+            ),
             None => sessions.detail.clone(),
         };
-        Self { uri, sessions, condition, circuit_open: trouble.is_some(), probes, detail }
+        Self {
+            uri,
+            sessions,
+            condition,
+            circuit_open: trouble.is_some(),
+            probes,
+            detail,
+        }
     }
 
-    /// A process that is replaced at once costs calls a moment and is no reason to send them elsewhere.
+    /// A process that is replaced at once costs calls a moment and is no reason to send them
+    /// elsewhere.
     fn is_ready(&self) -> bool {
         !self.circuit_open && self.sessions.is_ready()
     }
@@ -105,8 +126,16 @@ pub struct SignerHealth {
 
 impl SignerHealth {
     pub(super) fn of(tokens: Vec<TokenHealth>) -> Self {
-        let worst = tokens.iter().map(|token| token.condition).max().unwrap_or(Condition::Reconnecting);
-        let best = tokens.iter().map(|token| token.condition).min().unwrap_or(Condition::Reconnecting);
+        let worst = tokens
+            .iter()
+            .map(|token| token.condition)
+            .max()
+            .unwrap_or(Condition::Reconnecting);
+        let best = tokens
+            .iter()
+            .map(|token| token.condition)
+            .min()
+            .unwrap_or(Condition::Reconnecting);
         let condition = match (best, worst) {
             (Condition::Healthy, Condition::Healthy) => Condition::Healthy,
             (best, _) if best.signs() => Condition::Degraded,
@@ -116,16 +145,35 @@ impl SignerHealth {
             [alone] => alone.detail.clone(),
             several => {
                 let of = several.iter().enumerate();
-                of.map(|(number, token)| format!("token {} is {}: {}", number + 1, token.condition, token.detail))
-                    .collect::<Vec<_>>()
-                    .join("; ")
+                of.map(|(number, token)| {
+                    format!(
+                        "token {} is {}: {}",
+                        number + 1,
+                        token.condition,
+                        token.detail
+                    )
+                })
+                .collect::<Vec<_>>()
+                .join("; ")
             }
         };
-        let state = tokens.iter().min_by_key(|token| token.condition).map_or(HealthState::Stopped, |token| token.sessions.state);
+        let state = tokens
+            .iter()
+            .min_by_key(|token| token.condition)
+            .map_or(HealthState::Stopped, |token| token.sessions.state);
         let sum = |of: fn(&Health) -> usize| tokens.iter().map(|token| of(&token.sessions)).sum();
         let (threads, open) = (sum(|health| health.threads), sum(|health| health.open));
         let (stuck, queued) = (sum(|health| health.stuck), sum(|health| health.queued));
-        Self { condition, state, threads, open, stuck, queued, tokens, detail }
+        Self {
+            condition,
+            state,
+            threads,
+            open,
+            stuck,
+            queued,
+            tokens,
+            detail,
+        }
     }
 
     /// Whether calls should come: something signs, or will in a moment.
@@ -139,14 +187,24 @@ mod tests {
     use super::*;
 
     fn token(state: HealthState, open: usize, trouble: Option<&str>) -> TokenHealth {
-        let sessions = Health { state, threads: 4, open, stuck: 0, queued: 0, detail: "so it is".into() };
+        let sessions = Health {
+            state,
+            threads: 4,
+            open,
+            stuck: 0,
+            queued: 0,
+            detail: "so it is".into(),
+        };
         TokenHealth::of("pkcs11:".into(), sessions, trouble.map(str::to_owned), 0)
     }
 
     #[test]
     fn one_token_that_signs_is_enough_and_every_other_is_said() {
-        let (well, lost, locked) =
-            (token(HealthState::Ready, 4, None), token(HealthState::Lost, 0, None), token(HealthState::Locked, 0, None));
+        let (well, lost, locked) = (
+            token(HealthState::Ready, 4, None),
+            token(HealthState::Lost, 0, None),
+            token(HealthState::Locked, 0, None),
+        );
         let failing = token(HealthState::Ready, 4, Some("CKR_FUNCTION_FAILED"));
         let few = token(HealthState::Ready, 2, None);
         let condition = |tokens: &[&TokenHealth]| {
@@ -156,12 +214,27 @@ mod tests {
         assert_eq!(condition(&[&well]), (Condition::Healthy, true));
         assert_eq!(condition(&[&few]), (Condition::Degraded, true));
         assert_eq!(condition(&[&lost]), (Condition::Reconnecting, false));
-        assert_eq!(condition(&[&failing]), (Condition::Reconnecting, false), "open sessions that do not sign are no comfort");
+        assert_eq!(
+            condition(&[&failing]),
+            (Condition::Reconnecting, false),
+            "open sessions that do not sign are no comfort"
+        );
         assert_eq!(condition(&[&locked]), (Condition::LockedOut, false));
         assert_eq!(condition(&[&well, &lost]), (Condition::Degraded, true));
         assert_eq!(condition(&[&locked, &well]), (Condition::Degraded, true));
-        assert_eq!(condition(&[&locked, &lost]), (Condition::Reconnecting, false), "one of them may come back by itself");
-        assert_eq!(condition(&[&locked, &locked]), (Condition::LockedOut, false));
-        assert_eq!(condition(&[&token(HealthState::Restarting, 0, None)]), (Condition::Reconnecting, true), "for a moment");
+        assert_eq!(
+            condition(&[&locked, &lost]),
+            (Condition::Reconnecting, false),
+            "one of them may come back by itself"
+        );
+        assert_eq!(
+            condition(&[&locked, &locked]),
+            (Condition::LockedOut, false)
+        );
+        assert_eq!(
+            condition(&[&token(HealthState::Restarting, 0, None)]),
+            (Condition::Reconnecting, true),
+            "for a moment"
+        );
     }
 }

@@ -31,7 +31,11 @@ fn a_full_uri_is_read() {
 
 #[test]
 fn keys_may_share_a_token_unless_their_uris_name_two() {
-    let share = |one: &str, other: &str| parse(one).unwrap().may_share_a_token_with(&parse(other).unwrap());
+    let share = |one: &str, other: &str| {
+        parse(one)
+            .unwrap()
+            .may_share_a_token_with(&parse(other).unwrap())
+    };
     let key = "pkcs11:token=ca;object=a?module-path=/lib/x.so&pin-source=file:/a";
     for other in [
         "pkcs11:token=ca;object=b?module-path=/lib/x.so&pin-source=file:/b",
@@ -40,7 +44,11 @@ fn keys_may_share_a_token_unless_their_uris_name_two() {
     ] {
         assert!(share(key, other) && share(other, key), "{other}");
     }
-    for other in ["pkcs11:token=other;object=a?module-path=/lib/x.so", "pkcs11:token=ca;object=a?module-path=/lib/y.so", "file:/key.pem"] {
+    for other in [
+        "pkcs11:token=other;object=a?module-path=/lib/x.so",
+        "pkcs11:token=ca;object=a?module-path=/lib/y.so",
+        "file:/key.pem",
+    ] {
         assert!(!share(key, other) && !share(other, key), "{other}");
     }
     assert!(!share("file:/key.pem", "file:/key.pem"));
@@ -49,12 +57,24 @@ fn keys_may_share_a_token_unless_their_uris_name_two() {
 #[test]
 fn relative_paths_count_from_the_base_directory() {
     for source in ["issuing.pin", "file:issuing.pin", "%66ile:issuing.pin"] {
-        let uri = pkcs11(&format!("pkcs11:token=ca;object=k?module-path=lib/x.so&pin-source={source}"));
+        let uri = pkcs11(&format!(
+            "pkcs11:token=ca;object=k?module-path=lib/x.so&pin-source={source}"
+        ));
         assert_eq!(uri.module_path, Path::new("/etc/ca/lib/x.so"));
-        assert_eq!(uri.pin_source.as_deref(), Some(Path::new("/etc/ca/issuing.pin")));
+        assert_eq!(
+            uri.pin_source.as_deref(),
+            Some(Path::new("/etc/ca/issuing.pin"))
+        );
     }
-    assert_eq!(parse("file:key.pem"), Ok(KeyUri::File("/etc/ca/key.pem".into())));
-    for absolute in ["file:/tmp/a%20b.pem", "file:///tmp/a b.pem", "FILE://localhost/tmp/a%20b.pem"] {
+    assert_eq!(
+        parse("file:key.pem"),
+        Ok(KeyUri::File("/etc/ca/key.pem".into()))
+    );
+    for absolute in [
+        "file:/tmp/a%20b.pem",
+        "file:///tmp/a b.pem",
+        "FILE://localhost/tmp/a%20b.pem",
+    ] {
         assert_eq!(parse(absolute), Ok(KeyUri::File("/tmp/a b.pem".into())));
     }
 }
@@ -72,21 +92,48 @@ fn what_we_do_not_understand_is_refused_with_its_name() {
         (&format!("pkcs11:object=a{tail}"), "names no token"),
         ("pkcs11:token=a;object=b", "module-path"),
         (&format!("pkcs11:token=a;token=b;object=c{tail}"), "twice"),
-        (&format!("pkcs11:token=a;object=c{tail}&module-path=/y"), "twice"),
-        (&format!("pkcs11:token=a;object=c;type=public{tail}"), "private"),
-        (&format!("pkcs11:token=a;object=c;colour=red{tail}"), "\"colour\""),
-        (&format!("pkcs11:token=a;object=c{tail}&colour=red"), "\"colour\""),
-        (&format!("pkcs11:token=a;object=c{tail}&module-name=softhsm2"), "module-path"),
+        (
+            &format!("pkcs11:token=a;object=c{tail}&module-path=/y"),
+            "twice",
+        ),
+        (
+            &format!("pkcs11:token=a;object=c;type=public{tail}"),
+            "private",
+        ),
+        (
+            &format!("pkcs11:token=a;object=c;colour=red{tail}"),
+            "\"colour\"",
+        ),
+        (
+            &format!("pkcs11:token=a;object=c{tail}&colour=red"),
+            "\"colour\"",
+        ),
+        (
+            &format!("pkcs11:token=a;object=c{tail}&module-name=softhsm2"),
+            "module-path",
+        ),
         (&format!("pkcs11:token=a;;object=c{tail}"), "name=value"),
         (&format!("pkcs11:token=;object=c{tail}"), "no value"),
         (&format!("pkcs11:token=%4;object=c{tail}"), "hexadecimal"),
         (&format!("pkcs11:token=%ff;object=c{tail}"), "UTF-8"),
         (&format!("pkcs11:token=a b;object=c{tail}"), "%20"),
         (&format!("pkcs11:slot-id=+1;object=c{tail}"), "decimal"),
-        (&format!("pkcs11:slot-id=99999999999999999999;object=c{tail}"), "decimal"),
-        (&format!("pkcs11:token=a;object=c;pin-source=/p{tail}"), "question mark"),
-        (&format!("pkcs11:token=a;object=c{tail}&pin-source=%7ccat"), "commands"),
-        (&format!("pkcs11:token=a;object=c{tail}&pin-source=file://host/p"), "host"),
+        (
+            &format!("pkcs11:slot-id=99999999999999999999;object=c{tail}"),
+            "decimal",
+        ),
+        (
+            &format!("pkcs11:token=a;object=c;pin-source=/p{tail}"),
+            "question mark",
+        ),
+        (
+            &format!("pkcs11:token=a;object=c{tail}&pin-source=%7ccat"),
+            "commands",
+        ),
+        (
+            &format!("pkcs11:token=a;object=c{tail}&pin-source=file://host/p"),
+            "host",
+        ),
         ("file:", "empty"),
         ("file://host/key", "host"),
         ("file:a%00b", "NUL"),
@@ -199,7 +246,9 @@ fn whatever_is_accepted_prints_as_a_uri_that_means_the_same() {
 fn random_bytes_never_panic() {
     let mut numbers = Numbers(2);
     for _ in 0..20_000 {
-        let bytes: Vec<u8> = (0..numbers.below(60)).map(|_| numbers.below(256) as u8).collect();
+        let bytes: Vec<u8> = (0..numbers.below(60))
+            .map(|_| numbers.below(256) as u8)
+            .collect();
         let text = String::from_utf8_lossy(&bytes);
         let _ = parse(&text);
         let _ = parse(&format!("pkcs11:{text}"));

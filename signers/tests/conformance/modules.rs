@@ -1,6 +1,7 @@
-//! The suite on libraries that others wrote, as Debian has them: opencryptoki's software token with its daemon, p11-kit's client before SoftHSM,
-//! NSS, tpm2-pkcs11 on a TPM in software. Each case is a process of its own; what it needs beside is started here and ends with it. One that
-//! is not installed fails. `docs/signers.md` says what each was seen to do.
+//! The suite on libraries that others wrote, as Debian has them: opencryptoki's software token with
+//! its daemon, p11-kit's client before SoftHSM, NSS, tpm2-pkcs11 on a TPM in software. Each case is
+//! a process of its own; what it needs beside is started here and ends with it. One that is not
+//! installed fails. `docs/signers.md` says what each was seen to do.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,8 @@ struct Library {
     test: &'static str,
     path: PathBuf,
     environment: Vec<(&'static str, String)>,
-    /// Run by a shell before the test, in namespaces of their own, in which what it starts ends with the test.
+    /// Run by a shell before the test, in namespaces of their own, in which what it starts ends
+    /// with the test.
     before: Option<&'static str>,
 }
 
@@ -33,12 +35,23 @@ impl Library {
             None => Command::new(&test),
             Some(before) => {
                 let mut command = Command::new("unshare");
-                command.args(["--mount", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-ec"]);
+                command.args([
+                    "--mount",
+                    "--ipc",
+                    "--pid",
+                    "--fork",
+                    "--kill-child",
+                    "--mount-proc",
+                    "bash",
+                    "-ec",
+                ]);
                 command.arg(format!("{before}\n\"$0\" \"$@\"")).arg(&test);
                 command
             }
         };
-        command.env("SIGNERS_TEST_LIBRARY", &self.path).envs(self.environment);
+        command
+            .env("SIGNERS_TEST_LIBRARY", &self.path)
+            .envs(self.environment);
         run_alone(&mut command, self.test, directory);
     }
 }
@@ -62,7 +75,9 @@ fn installed(file: &str, package: &str) -> PathBuf {
 }
 
 fn library() -> PathBuf {
-    std::env::var_os("SIGNERS_TEST_LIBRARY").map(PathBuf::from).expect("set by the parent")
+    std::env::var_os("SIGNERS_TEST_LIBRARY")
+        .map(PathBuf::from)
+        .expect("set by the parent")
 }
 
 /// A server that is killed when it is dropped.
@@ -70,8 +85,14 @@ struct Server(Child);
 
 impl Server {
     fn start(command: &mut Command, package: &str, socket: &Path) -> Self {
-        let started = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let server = Self(started.unwrap_or_else(|error| panic!("{command:?}: {error} (package {package})")));
+        let started = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let server = Self(
+            started.unwrap_or_else(|error| panic!("{command:?}: {error} (package {package})")),
+        );
         let end = Instant::now() + Duration::from_secs(60);
         while !socket.exists() {
             assert!(Instant::now() < end, "{command:?} does not come up");
@@ -92,28 +113,62 @@ fn write_pin(directory: &Path) {
 }
 
 /// Makes keys of these kinds in the token, and has the suite judge them.
-fn conforms(name: &str, directory: &Path, token: &str, kinds: &[KeyKind], unsupported: &[KeyKind], tells_local: bool) {
+fn conforms(
+    name: &str,
+    directory: &Path,
+    token: &str,
+    kinds: &[KeyKind],
+    unsupported: &[KeyKind],
+    tells_local: bool,
+) {
     let key = |kind: &KeyKind| {
-        let text = format!("pkcs11:token={token};object=key-{kind}?module-path={}&pin-source=user.pin", library().display());
+        let text = format!(
+            "pkcs11:token={token};object=key-{kind}?module-path={}&pin-source=user.pin",
+            library().display()
+        );
         let uri = KeyUri::parse(&text, directory).unwrap();
-        let facts = open_vault(&uri).unwrap().generate(&uri, *kind).unwrap_or_else(|error| panic!("{name}: {kind}: {error}"));
+        let facts = open_vault(&uri)
+            .unwrap()
+            .generate(&uri, *kind)
+            .unwrap_or_else(|error| panic!("{name}: {kind}: {error}"));
         println!("{name}: {kind}: {facts:?}");
-        assert!(facts.sensitive && facts.never_extractable && facts.local == tells_local, "{name}: {facts:?}");
+        assert!(
+            facts.sensitive && facts.never_extractable && facts.local == tells_local,
+            "{name}: {facts:?}"
+        );
         (*kind, uri)
     };
     let keys = kinds.iter().map(key).collect();
     let module = pkcs11::inspect_module(&library()).unwrap();
-    println!("{name}: {} {} by {}", module.description, module.version, module.manufacturer);
-    run(&Subject { name, keys, unsupported: unsupported.to_vec(), scratch: directory.to_owned(), faults: None }).unwrap();
+    println!(
+        "{name}: {} {} by {}",
+        module.description, module.version, module.manufacturer
+    );
+    run(&Subject {
+        name,
+        keys,
+        unsupported: unsupported.to_vec(),
+        scratch: directory.to_owned(),
+        faults: None,
+    })
+    .unwrap();
 }
 
-/// Its daemon wants root, and directories that the whole machine shares: it gets its own, in namespaces that end with it.
+/// Its daemon wants root, and directories that the whole machine shares: it gets its own, in
+/// namespaces that end with it.
 #[test]
 fn opencryptoki_conforms() {
     if let Some(directory) = inside() {
         write_pin(&directory);
         let kinds = [KeyKind::Rsa2048, KeyKind::Rsa3072];
-        return conforms("opencryptoki", &directory, "ca", &kinds, &[KeyKind::P256, KeyKind::P384], true);
+        return conforms(
+            "opencryptoki",
+            &directory,
+            "ca",
+            &kinds,
+            &[KeyKind::P256, KeyKind::P384],
+            true,
+        );
     }
     let path = installed("libopencryptoki.so.0", "opencryptoki");
     let directory = tempfile::tempdir().unwrap();
@@ -138,38 +193,92 @@ fn opencryptoki_conforms() {
             pkcsconf -c 3 -p -U 12345678 -n 24682468
         } >&2";
     let test = "modules::opencryptoki_conforms";
-    Library { test, path, environment: Vec::new(), before: Some(before) }.run(directory.path());
+    Library {
+        test,
+        path,
+        environment: Vec::new(),
+        before: Some(before),
+    }
+    .run(directory.path());
 }
 
 #[test]
 fn p11_kits_client_conforms() {
     if let Some(directory) = inside() {
         write_pin(&directory);
-        return conforms("p11-kit", &directory, "ca", &[KeyKind::P256, KeyKind::P384, KeyKind::Rsa2048], &[], true);
+        return conforms(
+            "p11-kit",
+            &directory,
+            "ca",
+            &[KeyKind::P256, KeyKind::P384, KeyKind::Rsa2048],
+            &[],
+            true,
+        );
     }
     let path = installed("pkcs11/p11-kit-client.so", "p11-kit-modules");
     let softhsm = pkcs11::find_softhsm().expect("SoftHSM 2 is not installed (package libsofthsm2)");
     let directory = tempfile::tempdir().unwrap();
-    let (tokens, config, socket) =
-        (directory.path().join("tokens"), directory.path().join("softhsm2.conf"), directory.path().join("p11-kit"));
+    let (tokens, config, socket) = (
+        directory.path().join("tokens"),
+        directory.path().join("softhsm2.conf"),
+        directory.path().join("p11-kit"),
+    );
     fs::create_dir(&tokens).unwrap();
-    fs::write(&config, format!("directories.tokendir = {}\nobjectstore.backend = file\n", tokens.display())).unwrap();
+    fs::write(
+        &config,
+        format!(
+            "directories.tokendir = {}\nobjectstore.backend = file\n",
+            tokens.display()
+        ),
+    )
+    .unwrap();
     let made = Command::new("softhsm2-util")
-        .args(["--init-token", "--free", "--label", "ca", "--so-pin", SO_PIN, "--pin", PIN])
+        .args([
+            "--init-token",
+            "--free",
+            "--label",
+            "ca",
+            "--so-pin",
+            SO_PIN,
+            "--pin",
+            PIN,
+        ])
         .env("SOFTHSM2_CONF", &config)
         .output()
         .expect("softhsm2-util is not installed (package softhsm2)");
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    assert!(
+        made.status.success(),
+        "{}",
+        String::from_utf8_lossy(&made.stderr)
+    );
     let mut serve = Command::new("p11-kit");
-    serve.args(["server", "-f", "-n"]).arg(&socket).arg("--provider").arg(softhsm).arg("pkcs11:token=ca").env("SOFTHSM2_CONF", &config);
+    serve
+        .args(["server", "-f", "-n"])
+        .arg(&socket)
+        .arg("--provider")
+        .arg(softhsm)
+        .arg("pkcs11:token=ca")
+        .env("SOFTHSM2_CONF", &config);
     let _server = Server::start(&mut serve, "p11-kit", &socket);
-    let environment = vec![("P11_KIT_SERVER_ADDRESS", format!("unix:path={}", socket.display()))];
-    Library { test: "modules::p11_kits_client_conforms", path, environment, before: None }.run(directory.path());
+    let environment = vec![(
+        "P11_KIT_SERVER_ADDRESS",
+        format!("unix:path={}", socket.display()),
+    )];
+    Library {
+        test: "modules::p11_kits_client_conforms",
+        path,
+        environment,
+        before: None,
+    }
+    .run(directory.path());
 }
 
 /// NSS wants this in C_Initialize, as `pReserved`.
 fn nss_init_string(directory: &Path) -> String {
-    format!("configDir='sql:{}' certPrefix='' keyPrefix='' secmod='secmod.db' flags=", directory.display())
+    format!(
+        "configDir='sql:{}' certPrefix='' keyPrefix='' secmod='secmod.db' flags=",
+        directory.display()
+    )
 }
 
 /// The library, and a database of NSS with a PIN.
@@ -184,7 +293,11 @@ fn nss() -> (PathBuf, tempfile::TempDir) {
         .arg(directory.path().join("user.pin"))
         .output()
         .expect("certutil is not installed (package libnss3-tools)");
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    assert!(
+        made.status.success(),
+        "{}",
+        String::from_utf8_lossy(&made.stderr)
+    );
     (path, directory)
 }
 
@@ -194,26 +307,61 @@ const NSS_KEYS: [KeyKind; 3] = [KeyKind::P256, KeyKind::P384, KeyKind::Rsa2048];
 fn nss_conforms() {
     if let Some(directory) = inside() {
         pkcs11::set_init_string(&library(), &nss_init_string(&directory));
-        return conforms("NSS", &directory, "NSS%20Certificate%20DB", &NSS_KEYS, &[], false);
+        return conforms(
+            "NSS",
+            &directory,
+            "NSS%20Certificate%20DB",
+            &NSS_KEYS,
+            &[],
+            false,
+        );
     }
     let (path, directory) = nss();
-    Library { test: "modules::nss_conforms", path, environment: Vec::new(), before: None }.run(directory.path());
+    Library {
+        test: "modules::nss_conforms",
+        path,
+        environment: Vec::new(),
+        before: None,
+    }
+    .run(directory.path());
 }
 
-/// p11-kit's proxy reads `pReserved` for NSS from its own configuration, for root from the system's alone.
+/// p11-kit's proxy reads `pReserved` for NSS from its own configuration, for root from the system's
+/// alone.
 #[test]
 fn nss_through_p11_kit_conforms() {
     if let Some(directory) = inside() {
-        return conforms("NSS through p11-kit", &directory, "NSS%20Certificate%20DB", &NSS_KEYS, &[], false);
+        return conforms(
+            "NSS through p11-kit",
+            &directory,
+            "NSS%20Certificate%20DB",
+            &NSS_KEYS,
+            &[],
+            false,
+        );
     }
     let (nss, directory) = nss();
     let path = installed("p11-kit-proxy.so", "p11-kit-modules");
     let module = directory.path().join("nss.module");
-    fs::write(&module, format!("module: {}\nx-init-reserved: {}\n", nss.display(), nss_init_string(directory.path()))).unwrap();
+    fs::write(
+        &module,
+        format!(
+            "module: {}\nx-init-reserved: {}\n",
+            nss.display(),
+            nss_init_string(directory.path())
+        ),
+    )
+    .unwrap();
     let environment = vec![("NSS_MODULE", module.display().to_string())];
     let before = "mount -t tmpfs none /usr/share/p11-kit/modules\ncp \"$NSS_MODULE\" /usr/share/p11-kit/modules";
     let test = "modules::nss_through_p11_kit_conforms";
-    Library { test, path, environment, before: Some(before) }.run(directory.path());
+    Library {
+        test,
+        path,
+        environment,
+        before: Some(before),
+    }
+    .run(directory.path());
 }
 
 /// Debian has no package of it. `docs/signers.md` says how it is built.
@@ -222,16 +370,44 @@ fn nss_through_p11_kit_conforms() {
 fn kryoptic_conforms() {
     if let Some(directory) = inside() {
         write_pin(&directory);
-        pkcs11::init_token(&library(), "ca", &SecretString::from(SO_PIN), &SecretString::from(PIN)).unwrap();
-        return conforms("kryoptic", &directory, "ca", &[KeyKind::P256, KeyKind::P384, KeyKind::Rsa2048], &[], true);
+        pkcs11::init_token(
+            &library(),
+            "ca",
+            &SecretString::from(SO_PIN),
+            &SecretString::from(PIN),
+        )
+        .unwrap();
+        return conforms(
+            "kryoptic",
+            &directory,
+            "ca",
+            &[KeyKind::P256, KeyKind::P384, KeyKind::Rsa2048],
+            &[],
+            true,
+        );
     }
-    let path = std::env::var_os("KRYOPTIC").map(PathBuf::from).expect("KRYOPTIC names the library");
+    let path = std::env::var_os("KRYOPTIC")
+        .map(PathBuf::from)
+        .expect("KRYOPTIC names the library");
     let directory = tempfile::tempdir().unwrap();
     let config = directory.path().join("kryoptic.conf");
     let database = directory.path().join("token.sql");
-    fs::write(&config, format!("[[slots]]\nslot = 1\ndbtype = \"sqlite\"\ndbargs = \"{}\"\n", database.display())).unwrap();
+    fs::write(
+        &config,
+        format!(
+            "[[slots]]\nslot = 1\ndbtype = \"sqlite\"\ndbargs = \"{}\"\n",
+            database.display()
+        ),
+    )
+    .unwrap();
     let environment = vec![("KRYOPTIC_CONF", config.display().to_string())];
-    Library { test: "modules::kryoptic_conforms", path, environment, before: None }.run(directory.path());
+    Library {
+        test: "modules::kryoptic_conforms",
+        path,
+        environment,
+        before: None,
+    }
+    .run(directory.path());
 }
 
 #[test]
@@ -240,11 +416,27 @@ fn tpm2_pkcs11_conforms() {
         write_pin(&directory);
         let end = Instant::now() + Duration::from_secs(60);
         while let Err(error) = pkcs11::inspect_module(&library()) {
-            assert!(Instant::now() < end, "the resource manager does not come up: {error}");
+            assert!(
+                Instant::now() < end,
+                "the resource manager does not come up: {error}"
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
-        pkcs11::init_token(&library(), "ca", &SecretString::from(SO_PIN), &SecretString::from(PIN)).unwrap();
-        return conforms("tpm2-pkcs11", &directory, "ca", &[KeyKind::P256, KeyKind::P384, KeyKind::Rsa2048], &[], true);
+        pkcs11::init_token(
+            &library(),
+            "ca",
+            &SecretString::from(SO_PIN),
+            &SecretString::from(PIN),
+        )
+        .unwrap();
+        return conforms(
+            "tpm2-pkcs11",
+            &directory,
+            "ca",
+            &[KeyKind::P256, KeyKind::P384, KeyKind::Rsa2048],
+            &[],
+            true,
+        );
     }
     let path = installed("libtpm2_pkcs11.so.1", "libtpm2-pkcs11-1");
     let directory = tempfile::tempdir().unwrap();
@@ -253,17 +445,40 @@ fn tpm2_pkcs11_conforms() {
     fs::create_dir(in_it("store")).unwrap();
     let socket = in_it("swtpm");
     let mut serve = Command::new("swtpm");
-    serve.args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate"]);
-    serve.arg(format!("dir={}", in_it("tpm").display())).arg("--server").arg(format!("type=unixio,path={}", socket.display()));
-    serve.arg("--ctrl").arg(format!("type=unixio,path={}.ctrl", socket.display()));
+    serve.args([
+        "socket",
+        "--tpm2",
+        "--flags",
+        "not-need-init,startup-clear",
+        "--tpmstate",
+    ]);
+    serve
+        .arg(format!("dir={}", in_it("tpm").display()))
+        .arg("--server")
+        .arg(format!("type=unixio,path={}", socket.display()));
+    serve
+        .arg("--ctrl")
+        .arg(format!("type=unixio,path={}.ctrl", socket.display()));
     let _tpm = Server::start(&mut serve, "swtpm", &socket);
-    // A TPM holds three objects at a time: a resource manager swaps them, as /dev/tpmrm0 does. It is found over a message bus.
-    let (bus, address) = (in_it("bus"), format!("unix:path={}", in_it("bus").display()));
+    // A TPM holds three objects at a time: a resource manager swaps them, as /dev/tpmrm0 does. It
+    // is found over a message bus.
+    let (bus, address) = (
+        in_it("bus"),
+        format!("unix:path={}", in_it("bus").display()),
+    );
     let mut serve = Command::new("dbus-daemon");
-    serve.args(["--session", "--nofork", "--nopidfile"]).arg(format!("--address={address}"));
+    serve
+        .args(["--session", "--nofork", "--nopidfile"])
+        .arg(format!("--address={address}"));
     let _bus = Server::start(&mut serve, "dbus", &bus);
     let mut serve = Command::new("tpm2-abrmd");
-    serve.args(["--session", "--allow-root", &format!("--tcti=swtpm:path={}", socket.display())]).env("DBUS_SESSION_BUS_ADDRESS", &address);
+    serve
+        .args([
+            "--session",
+            "--allow-root",
+            &format!("--tcti=swtpm:path={}", socket.display()),
+        ])
+        .env("DBUS_SESSION_BUS_ADDRESS", &address);
     // It makes no file to be waited for: the library is asked until it answers.
     let _manager = Server::start(&mut serve, "tpm2-abrmd", &bus);
     let environment = vec![
@@ -272,5 +487,11 @@ fn tpm2_pkcs11_conforms() {
         ("TPM2_PKCS11_STORE", in_it("store").display().to_string()),
         ("TSS2_LOG", "all+none".to_owned()),
     ];
-    Library { test: "modules::tpm2_pkcs11_conforms", path, environment, before: None }.run(directory.path());
+    Library {
+        test: "modules::tpm2_pkcs11_conforms",
+        path,
+        environment,
+        before: None,
+    }
+    .run(directory.path());
 }

@@ -15,11 +15,16 @@ pub struct Control {
 impl Control {
     /// Of an existing directory, the one in `PKCS11_FAULT_DIR` of the process under test.
     pub fn new(directory: impl Into<PathBuf>) -> Self {
-        Self { directory: directory.into() }
+        Self {
+            directory: directory.into(),
+        }
     }
 
     /// Replaces all rules; see the crate's page for their form.
-    #[allow(clippy::disallowed_methods, reason = "decides nothing: it tells two versions of a file apart")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "decides nothing: it tells two versions of a file apart"
+    )]
     pub fn set(&self, rules: &str) -> io::Result<()> {
         let new = self.directory.join("control.new");
         let mut file = File::create(&new)?;
@@ -64,9 +69,13 @@ impl Control {
         self.octets("met", function)
     }
 
-    /// What C_Sign was given, call by call, as lower-case hex: for ECDSA the digest of the to-be-signed bytes.
+    /// What C_Sign was given, call by call, as lower-case hex: for ECDSA the digest of the
+    /// to-be-signed bytes.
     pub fn signature_inputs(&self) -> Vec<String> {
-        self.lines("signatures").lines().map(str::to_owned).collect()
+        self.lines("signatures")
+            .lines()
+            .map(str::to_owned)
+            .collect()
     }
 
     /// From now on each process that initialises the module tries what a sandbox should refuse.
@@ -74,12 +83,16 @@ impl Control {
         File::create(self.directory.join("attempt")).map(drop)
     }
 
-    /// How the last attempts ended: an errno each, 0 for success; `dumpable` and `core` are values. Forgets them.
+    /// How the last attempts ended: an errno each, 0 for success; `dumpable` and `core` are values.
+    /// Forgets them.
     pub fn take_attempts(&self) -> BTreeMap<String, i64> {
         let text = self.lines("attempts");
         // Not there is fine.
         let _ = fs::remove_file(self.directory.join("attempts"));
-        let line = |line: &str| line.split_once(' ').and_then(|(name, errno)| Some((name.to_owned(), errno.parse().ok()?)));
+        let line = |line: &str| {
+            line.split_once(' ')
+                .and_then(|(name, errno)| Some((name.to_owned(), errno.parse().ok()?)))
+        };
         text.lines().filter_map(line).collect()
     }
 
@@ -98,14 +111,25 @@ impl Control {
     }
 }
 
-/// The module's file, where cargo puts it for a test that depends on this package: beside the test's executable or one directory above.
+/// The module's file, where cargo puts it for a test that depends on this package: beside the
+/// test's executable or one directory above.
 pub fn library() -> io::Result<PathBuf> {
     let executable = std::env::current_exe()?;
-    let places = executable.ancestors().skip(1).take(2).flat_map(|dir| [dir.to_owned(), dir.join("deps")]);
-    let mut found: Vec<PathBuf> = places.map(|dir| dir.join("libpkcs11_fault.so")).filter(|path| path.is_file()).collect();
+    let places = executable
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .flat_map(|dir| [dir.to_owned(), dir.join("deps")]);
+    let mut found: Vec<PathBuf> = places
+        .map(|dir| dir.join("libpkcs11_fault.so"))
+        .filter(|path| path.is_file())
+        .collect();
     // An old one may lie about from another kind of build: the newest is ours.
     found.sort_by_key(|path| fs::metadata(path).and_then(|m| m.modified()).ok());
     found.pop().ok_or_else(|| {
-        io::Error::new(io::ErrorKind::NotFound, "libpkcs11_fault.so is not beside the test: depend on the package pkcs11-fault")
+        io::Error::new(
+            io::ErrorKind::NotFound,
+            "libpkcs11_fault.so is not beside the test: depend on the package pkcs11-fault",
+        )
     })
 }

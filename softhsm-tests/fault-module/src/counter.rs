@@ -10,7 +10,11 @@ pub(crate) struct Counter(File);
 
 impl Counter {
     pub(crate) fn open(directory: &Path, name: &str) -> io::Result<Self> {
-        OpenOptions::new().append(true).create(true).open(directory.join(name)).map(Self)
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(directory.join(name))
+            .map(Self)
     }
 
     /// One line, by one write: the hex of `what`, which may be empty.
@@ -29,12 +33,23 @@ impl Tally {
         let (calls, met) = (directory.join("calls"), directory.join("met"));
         fs::create_dir_all(&calls)?;
         fs::create_dir_all(&met)?;
-        let counters = |&name: &&'static str| -> io::Result<_> { Ok((name, (Counter::open(&calls, name)?, Counter::open(&met, name)?))) };
-        functions.iter().map(counters).collect::<io::Result<_>>().map(Self)
+        let counters = |&name: &&'static str| -> io::Result<_> {
+            Ok((
+                name,
+                (Counter::open(&calls, name)?, Counter::open(&met, name)?),
+            ))
+        };
+        functions
+            .iter()
+            .map(counters)
+            .collect::<io::Result<_>>()
+            .map(Self)
     }
 
     pub(crate) fn called(&self, function: &str) -> io::Result<()> {
-        self.0.get(function).map_or(Ok(()), |(calls, _)| calls.add(&[]))
+        self.0
+            .get(function)
+            .map_or(Ok(()), |(calls, _)| calls.add(&[]))
     }
 
     pub(crate) fn met(&self, function: &str) -> io::Result<()> {

@@ -1,5 +1,5 @@
-//! What commands have made of the device beyond the call that met them: a library that forgot everything or has gone stale, sessions that
-//! are open, handles that were given out anew.
+//! What commands have made of the device beyond the call that met them: a library that forgot
+//! everything or has gone stale, sessions that are open, handles that were given out anew.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -83,7 +83,8 @@ impl Device {
         self.lock().mute.map(|mute| mute.answer)
     }
 
-    /// C_Initialize was called. True if that is all there is to do: the real module never was finalised.
+    /// C_Initialize was called. True if that is all there is to do: the real module never was
+    /// finalised.
     pub(crate) fn remembers(&self) -> bool {
         let mut state = self.lock();
         let forgotten = state.spell == Spell::Forgotten;
@@ -118,7 +119,11 @@ impl Device {
     }
 
     pub(crate) fn sessions(&self, slot: CK_SLOT_ID) -> u64 {
-        self.lock().sessions.values().filter(|of| **of == slot).count() as u64
+        self.lock()
+            .sessions
+            .values()
+            .filter(|of| **of == slot)
+            .count() as u64
     }
 
     pub(crate) fn slot_of(&self, session: CK_SESSION_HANDLE) -> Option<CK_SLOT_ID> {
@@ -197,7 +202,10 @@ mod tests {
         for (session, slot) in [(1, 10), (2, 10), (3, 20)] {
             device.opened(session, slot);
         }
-        assert_eq!((device.sessions(10), device.sessions(20), device.slot_of(3)), (2, 1, Some(20)));
+        assert_eq!(
+            (device.sessions(10), device.sessions(20), device.slot_of(3)),
+            (2, 1, Some(20))
+        );
         device.closed(1);
         assert_eq!(device.sessions(10), 1);
         device.closed_all(20);

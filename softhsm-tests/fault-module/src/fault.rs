@@ -23,7 +23,8 @@ pub(crate) struct Fault {
     pub(crate) logins: Counter,
     rules: Rules,
     tally: Tally,
-    // Read while a call is in the real module, written where sessions are taken away under others: no module promises to bear that.
+    // Read while a call is in the real module, written where sessions are taken away under others:
+    // no module promises to bear that.
     inside: RwLock<()>,
 }
 
@@ -57,8 +58,15 @@ pub(crate) enum On {
 
 impl Fault {
     fn load() -> Result<Self, String> {
-        let variable = |name| std::env::var_os(name).map(PathBuf::from).ok_or(format!("{name} is not set"));
-        let (path, directory) = (variable("PKCS11_FAULT_MODULE")?, variable("PKCS11_FAULT_DIR")?);
+        let variable = |name| {
+            std::env::var_os(name)
+                .map(PathBuf::from)
+                .ok_or(format!("{name} is not set"))
+        };
+        let (path, directory) = (
+            variable("PKCS11_FAULT_MODULE")?,
+            variable("PKCS11_FAULT_DIR")?,
+        );
         let said = |e: std::io::Error| format!("{}: {e}", directory.display());
         let counter = |name| Counter::open(&directory, name).map_err(said);
         let (library, real) = load_real(&path)?;
@@ -81,7 +89,11 @@ impl Fault {
     pub(crate) fn take(&self, function: &'static str) -> Option<Action> {
         let counted = self.tally.called(function);
         let rule = self.rules.take(function);
-        let met = if rule.is_some() { self.tally.met(function) } else { Ok(()) };
+        let met = if rule.is_some() {
+            self.tally.met(function)
+        } else {
+            Ok(())
+        };
         match counted.and(met) {
             Ok(()) => rule,
             Err(_) => Some(Action::Return(UNCOUNTED)),
@@ -89,7 +101,12 @@ impl Fault {
     }
 
     /// Applies the rule for a call, then makes it.
-    pub(crate) fn ruled(&self, function: &'static str, on: On, call: impl FnOnce() -> CK_RV) -> CK_RV {
+    pub(crate) fn ruled(
+        &self,
+        function: &'static str,
+        on: On,
+        call: impl FnOnce() -> CK_RV,
+    ) -> CK_RV {
         self.apply(self.take(function).as_ref(), on, || self.inside(call))
     }
 
@@ -108,11 +125,23 @@ impl Fault {
         call()
     }
 
-    pub(crate) fn apply(&self, rule: Option<&Action>, on: On, call: impl FnOnce() -> CK_RV) -> CK_RV {
+    pub(crate) fn apply(
+        &self,
+        rule: Option<&Action>,
+        on: On,
+        call: impl FnOnce() -> CK_RV,
+    ) -> CK_RV {
         match rule {
             // What changes an answer, the function sees to itself.
             None
-            | Some(Action::Corrupt | Action::Short(_) | Action::Flags(_) | Action::Sessions(_) | Action::Clock | Action::Refuses(_)) => {
+            | Some(
+                Action::Corrupt
+                | Action::Short(_)
+                | Action::Flags(_)
+                | Action::Sessions(_)
+                | Action::Clock
+                | Action::Refuses(_),
+            ) => {
                 return call();
             }
             Some(Action::Return(rv)) => return *rv as CK_RV,
@@ -146,11 +175,16 @@ impl Fault {
                 }
             },
             Some(Action::Forget) => {
-                self.device.slots().into_iter().for_each(|slot| self.close_all(slot));
+                self.device
+                    .slots()
+                    .into_iter()
+                    .for_each(|slot| self.close_all(slot));
                 self.device.forget();
             }
             Some(Action::Stale(rv)) => self.device.go_stale(*rv as CK_RV),
-            Some(Action::Mute { code, for_good }) => self.device.fall_mute(*code as CK_RV, *for_good),
+            Some(Action::Mute { code, for_good }) => {
+                self.device.fall_mute(*code as CK_RV, *for_good)
+            }
             Some(Action::SwapHandles(id)) => self.device.swap_handles(id),
             Some(action @ (Action::Logout | Action::CloseSessions)) => match on {
                 On::Session(session) if *action == Action::Logout => self.log_out(session),
@@ -161,7 +195,10 @@ impl Fault {
         call()
     }
 
-    #[allow(unsafe_code, reason = "calls the real module through its function list, with arguments of our own")]
+    #[allow(
+        unsafe_code,
+        reason = "calls the real module through its function list, with arguments of our own"
+    )]
     fn log_out(&self, session: CK_SESSION_HANDLE) {
         if let Some(logout) = self.real.C_Logout {
             // SAFETY: takes a plain number.
@@ -176,7 +213,10 @@ impl Fault {
         }
     }
 
-    #[allow(unsafe_code, reason = "calls the real module through its function list, with arguments of our own")]
+    #[allow(
+        unsafe_code,
+        reason = "calls the real module through its function list, with arguments of our own"
+    )]
     fn close_all(&self, slot: CK_SLOT_ID) {
         if let Some(close_all) = self.real.C_CloseAllSessions {
             // SAFETY: takes a plain number.
@@ -185,22 +225,41 @@ impl Fault {
         }
     }
 
-    /// The real module's handle for one of the caller's; 0, which is none, where a swapped one names a key that is not there. Called from
-    /// within `inside`.
-    pub(crate) fn real_handle(&self, session: CK_SESSION_HANDLE, shown: CK_OBJECT_HANDLE) -> CK_OBJECT_HANDLE {
+    /// The real module's handle for one of the caller's; 0, which is none, where a swapped one
+    /// names a key that is not there. Called from within `inside`.
+    pub(crate) fn real_handle(
+        &self,
+        session: CK_SESSION_HANDLE,
+        shown: CK_OBJECT_HANDLE,
+    ) -> CK_OBJECT_HANDLE {
         match self.device.named(shown) {
             Named::Real(handle) => handle,
             Named::Swapped(id) => self.private_key(session, &id).unwrap_or(0),
         }
     }
 
-    #[allow(unsafe_code, reason = "calls the real module through its function list, with arguments of our own")]
+    #[allow(
+        unsafe_code,
+        reason = "calls the real module through its function list, with arguments of our own"
+    )]
     fn private_key(&self, session: CK_SESSION_HANDLE, id: &[u8]) -> Option<CK_OBJECT_HANDLE> {
-        let (begin, find, end) = (self.real.C_FindObjectsInit?, self.real.C_FindObjects?, self.real.C_FindObjectsFinal?);
+        let (begin, find, end) = (
+            self.real.C_FindObjectsInit?,
+            self.real.C_FindObjects?,
+            self.real.C_FindObjectsFinal?,
+        );
         let (mut class, mut id) = (CKO_PRIVATE_KEY, id.to_vec());
         let mut template = [
-            CK_ATTRIBUTE { type_: CKA_CLASS, pValue: (&raw mut class).cast(), ulValueLen: size_of_val(&class) as CK_ULONG },
-            CK_ATTRIBUTE { type_: CKA_ID, pValue: id.as_mut_ptr().cast(), ulValueLen: id.len() as CK_ULONG },
+            CK_ATTRIBUTE {
+                type_: CKA_CLASS,
+                pValue: (&raw mut class).cast(),
+                ulValueLen: size_of_val(&class) as CK_ULONG,
+            },
+            CK_ATTRIBUTE {
+                type_: CKA_ID,
+                pValue: id.as_mut_ptr().cast(),
+                ulValueLen: id.len() as CK_ULONG,
+            },
         ];
         let (mut found, mut count) = (0, 0);
         // SAFETY: template, values and results outlive the calls and are as long as they say.
@@ -214,9 +273,13 @@ impl Fault {
         }
     }
 
-    /// Ends the session's signing operation without using its result: every error of C_Sign but CKR_BUFFER_TOO_SMALL does (PKCS#11 v2.40
-    /// §5.11). A single-part operation ends at a C_SignUpdate; a multi-part one is finished into a buffer that nobody sees.
-    #[allow(unsafe_code, reason = "calls the real module through its function list, with arguments of our own")]
+    /// Ends the session's signing operation without using its result: every error of C_Sign but
+    /// CKR_BUFFER_TOO_SMALL does (PKCS#11 v2.40 §5.11). A single-part operation ends at a
+    /// C_SignUpdate; a multi-part one is finished into a buffer that nobody sees.
+    #[allow(
+        unsafe_code,
+        reason = "calls the real module through its function list, with arguments of our own"
+    )]
     pub(crate) fn end_operation(&self, session: CK_SESSION_HANDLE) {
         let (mut byte, mut discarded, mut length) = (0u8, [0u8; 2048], 2048 as CK_ULONG);
         if let (Some(update), Some(finish)) = (self.real.C_SignUpdate, self.real.C_SignFinal) {
@@ -236,25 +299,37 @@ impl Fault {
 /// A real one: what raises the signal must be the process's own access to memory.
 #[allow(unsafe_code, reason = "writes where nothing is mapped, on command")]
 fn segfault() {
-    // SAFETY: none; the first page is never mapped, and the process ends here as it was commanded to.
+    // SAFETY: none; the first page is never mapped, and the process ends here as it was commanded
+    // to.
     unsafe { std::ptr::without_provenance_mut::<u64>(8).write_volatile(0) };
 }
 
-#[allow(unsafe_code, reason = "loading a library and reading the function list that it hands out")]
+#[allow(
+    unsafe_code,
+    reason = "loading a library and reading the function list that it hands out"
+)]
 fn load_real(path: &std::path::Path) -> Result<(libloading::Library, CK_FUNCTION_LIST), String> {
     let failed = |e: libloading::Error| format!("{}: {e}", path.display());
-    // SAFETY: the test names a PKCS#11 module, whose initialisers are made to be run by dlopen; C_GetFunctionList has the type that the
-    // standard gives it, and the list it points to lives as long as the library, which is never closed.
+    // SAFETY: the test names a PKCS#11 module, whose initialisers are made to be run by dlopen;
+    // C_GetFunctionList has the type that the standard gives it, and the list it points to lives as
+    // long as the library, which is never closed.
     unsafe {
         let library = libloading::Library::new(path).map_err(failed)?;
-        let get_list = library.get::<unsafe extern "C" fn(*mut *mut CK_FUNCTION_LIST) -> CK_RV>(b"C_GetFunctionList\0").map_err(failed)?;
+        let get_list = library
+            .get::<unsafe extern "C" fn(*mut *mut CK_FUNCTION_LIST) -> CK_RV>(
+                b"C_GetFunctionList\0",
+            )
+            .map_err(failed)?;
         let mut list = std::ptr::null_mut();
         match get_list(&mut list) {
             CKR_OK if !list.is_null() => {
                 let list = *list;
                 Ok((library, list))
             }
-            rv => Err(format!("{}: C_GetFunctionList returned {rv:#x}", path.display())),
+            rv => Err(format!(
+                "{}: C_GetFunctionList returned {rv:#x}",
+                path.display()
+            )),
         }
     }
 }

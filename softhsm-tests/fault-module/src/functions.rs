@@ -49,7 +49,8 @@ pub(crate) unsafe extern "C" fn C_GetFunctionList(list: *mut *mut CK_FUNCTION_LI
         _ if list.is_null() => CKR_ARGUMENTS_BAD,
         None => CKR_GENERAL_ERROR,
         Some(fault) => {
-            // SAFETY: not null, and the caller vouches for it. The standard's pointer is not const, but nobody may write through it.
+            // SAFETY: not null, and the caller vouches for it. The standard's pointer is not const,
+            // but nobody may write through it.
             unsafe { *list = std::ptr::from_ref(&fault.list).cast_mut() };
             CKR_OK
         }
@@ -111,7 +112,8 @@ function!(finalize, C_Finalize, (reserved: *mut c_void), |fault, real| {
 function!(get_slot_list, C_GetSlotList, (present: CK_BBOOL, slots: *mut CK_SLOT_ID, count: *mut CK_ULONG), |fault, real| {
     match fault.take("C_GetSlotList") {
         Some(Action::NoSlots | Action::Removed) if !count.is_null() => {
-            // SAFETY: not null, and C_GetSlotList's contract (PKCS#11 v2.40 §5.5) is that it points to a number.
+            // SAFETY: not null, and C_GetSlotList's contract (PKCS#11 v2.40 §5.5) is that it points
+            // to a number.
             unsafe { *count = 0 };
             CKR_OK
         }
@@ -248,7 +250,8 @@ function!(
         let rule = fault.take("C_GenerateKeyPair");
         if let Some(Action::Refuses(attribute)) = rule {
             let has = |template: *const CK_ATTRIBUTE, count: CK_ULONG| {
-                // SAFETY: the contract of C_GenerateKeyPair (PKCS#11 v2.40 §5.13) is that a template has `count` attributes.
+                // SAFETY: the contract of C_GenerateKeyPair (PKCS#11 v2.40 §5.13) is that a
+                // template has `count` attributes.
                 let template = unsafe { std::slice::from_raw_parts(template, count as usize) };
                 template.iter().any(|one| one.type_ == attribute as CK_ATTRIBUTE_TYPE)
             };
@@ -312,7 +315,8 @@ function!(
             if let Some(rv) = fault.device.mute() {
                 return rv;
             }
-            // SAFETY: C_Sign's contract (PKCS#11 v2.40 §5.11) is that `data` points to `length` bytes.
+            // SAFETY: C_Sign's contract (PKCS#11 v2.40 §5.11) is that `data` points to `length`
+            // bytes.
             let input = unsafe { std::slice::from_raw_parts(data, length as usize) };
             // A signature that could not be counted must not be made.
             if fault.signatures.add(input).is_err() {
@@ -326,7 +330,8 @@ function!(
             rv
         });
         if rv == CKR_OK {
-            // SAFETY: CKR_OK says that `room` holds the length of the signature that was written to `signature`.
+            // SAFETY: CKR_OK says that `room` holds the length of the signature that was written to
+            // `signature`.
             unsafe { spoil(rule.as_ref(), signature, room) };
         }
         if !reached {

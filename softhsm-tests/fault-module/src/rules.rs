@@ -1,4 +1,5 @@
-//! The file `control` as the module reads it: which call meets which action. What an action does is not known here.
+//! The file `control` as the module reads it: which call meets which action. What an action does is
+//! not known here.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata, OpenOptions};
@@ -99,17 +100,26 @@ const UNREADABLE: u64 = 7;
 
 impl Rules {
     pub(crate) fn new(directory: &Path) -> Self {
-        Self { directory: directory.to_owned(), read: Mutex::default() }
+        Self {
+            directory: directory.to_owned(),
+            read: Mutex::default(),
+        }
     }
 
-    /// What is to be done to a call of `function`; uses up one of a rule's counts. One stat(2) while the file is unchanged.
+    /// What is to be done to a call of `function`; uses up one of a rule's counts. One stat(2)
+    /// while the file is unchanged.
     pub(crate) fn take(&self, function: &'static str) -> Option<Action> {
         let path = self.directory.join("control");
         let version = fs::metadata(&path).ok().as_ref().map(version);
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         if read.version != version {
             let parsed = parse(&fs::read_to_string(&path).unwrap_or_default());
-            *read = Read { version, unreadable: parsed.is_none(), rules: parsed.unwrap_or_default(), calls: BTreeMap::new() };
+            *read = Read {
+                version,
+                unreadable: parsed.is_none(),
+                rules: parsed.unwrap_or_default(),
+                calls: BTreeMap::new(),
+            };
         }
         if read.unreadable {
             return Some(Action::Return(UNREADABLE));
@@ -138,11 +148,18 @@ impl Rules {
         None
     }
 
-    /// Whoever makes the mark was first. The file's version is in its name: an inode alone may come back.
+    /// Whoever makes the mark was first. The file's version is in its name: an inode alone may come
+    /// back.
     fn first_of_all_processes(&self, line: usize, version: Option<Version>) -> bool {
         let (inode, seconds, nanoseconds, _) = version.unwrap_or_default();
-        let mark = self.directory.join(format!("once-{inode}-{seconds}.{nanoseconds:09}-{line}"));
-        OpenOptions::new().write(true).create_new(true).open(mark).is_ok()
+        let mark = self
+            .directory
+            .join(format!("once-{inode}-{seconds}.{nanoseconds:09}-{line}"));
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(mark)
+            .is_ok()
     }
 }
 
@@ -151,7 +168,11 @@ fn version(file: &Metadata) -> Version {
 }
 
 fn parse(text: &str) -> Option<Vec<Rule>> {
-    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(parse_rule).collect()
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(parse_rule)
+        .collect()
 }
 
 fn parse_rule(line: &str) -> Option<Rule> {
@@ -174,8 +195,14 @@ fn parse_rule(line: &str) -> Option<Rule> {
         (_, "close_sessions") => Action::CloseSessions,
         (_, "forget") => Action::Forget,
         (_, "stale") => Action::Stale(number(words.next()?)?),
-        (_, "mute") => Action::Mute { code: number(words.next()?)?, for_good: false },
-        (_, "mute_for_good") => Action::Mute { code: number(words.next()?)?, for_good: true },
+        (_, "mute") => Action::Mute {
+            code: number(words.next()?)?,
+            for_good: false,
+        },
+        (_, "mute_for_good") => Action::Mute {
+            code: number(words.next()?)?,
+            for_good: true,
+        },
         (_, "swap_handles") => Action::SwapHandles(octets(words.next()?)?),
         ("C_GetSlotList", "no_slots") => Action::NoSlots,
         ("C_OpenSession", "limit") => Action::Limit(number(words.next()?)?),
@@ -194,7 +221,11 @@ fn parse_rule(line: &str) -> Option<Rule> {
         Some("once") => When::Once,
         Some(_) => return None,
     };
-    words.next().is_none().then(|| Rule { function: function.to_owned(), action, when })
+    words.next().is_none().then(|| Rule {
+        function: function.to_owned(),
+        action,
+        when,
+    })
 }
 
 fn number(text: &str) -> Option<u64> {
@@ -205,9 +236,13 @@ fn number(text: &str) -> Option<u64> {
 }
 
 fn octets(hex: &str) -> Option<Vec<u8>> {
-    let digits: Vec<u8> = hex.chars().map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok())).collect::<Option<_>>()?;
+    let digits: Vec<u8> = hex
+        .chars()
+        .map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok()))
+        .collect::<Option<_>>()?;
     let pairs = digits.chunks_exact(2);
-    (!digits.is_empty() && pairs.remainder().is_empty()).then(|| pairs.map(|pair| (pair[0] << 4) | pair[1]).collect())
+    (!digits.is_empty() && pairs.remainder().is_empty())
+        .then(|| pairs.map(|pair| (pair[0] << 4) | pair[1]).collect())
 }
 
 #[cfg(test)]
@@ -219,19 +254,52 @@ mod tests {
     fn rules_are_read_and_typing_errors_noticed() {
         let rules =
             parse("# none\n\nC_Sign rv 0x32 count 1\nC_Sign sleep_ms 3000\n C_Login logout count 2 \nC_FindObjects rv 5 at 3").unwrap();
-        let rule = |function: &str, action, when| Rule { function: function.into(), action, when };
-        assert_eq!(rules[0], rule("C_Sign", Action::Return(0x32), When::Next(1)));
-        assert_eq!(rules[1], rule("C_Sign", Action::Sleep(Duration::from_secs(3)), When::Always));
+        let rule = |function: &str, action, when| Rule {
+            function: function.into(),
+            action,
+            when,
+        };
+        assert_eq!(
+            rules[0],
+            rule("C_Sign", Action::Return(0x32), When::Next(1))
+        );
+        assert_eq!(
+            rules[1],
+            rule(
+                "C_Sign",
+                Action::Sleep(Duration::from_secs(3)),
+                When::Always
+            )
+        );
         assert_eq!(rules[2], rule("C_Login", Action::Logout, When::Next(2)));
-        assert_eq!(rules[3], rule("C_FindObjects", Action::Return(5), When::At(3)));
+        assert_eq!(
+            rules[3],
+            rule("C_FindObjects", Action::Return(5), When::At(3))
+        );
         let rules =
             parse("token removed\nC_SignInit swap_handles 0aFF once\nC_Sign short 2 at 1\nC_SignInit stale 0x30\nC_Sign hang\nC_Sign mute_for_good 5 once").unwrap();
         assert_eq!(rules[0], rule("token", Action::Removed, When::Always));
-        assert_eq!(rules[1], rule("C_SignInit", Action::SwapHandles(vec![10, 255]), When::Once));
+        assert_eq!(
+            rules[1],
+            rule("C_SignInit", Action::SwapHandles(vec![10, 255]), When::Once)
+        );
         assert_eq!(rules[2], rule("C_Sign", Action::Short(2), When::At(1)));
-        assert_eq!(rules[3], rule("C_SignInit", Action::Stale(0x30), When::Always));
+        assert_eq!(
+            rules[3],
+            rule("C_SignInit", Action::Stale(0x30), When::Always)
+        );
         assert_eq!(rules[4], rule("C_Sign", Action::Hang, When::Always));
-        assert_eq!(rules[5], rule("C_Sign", Action::Mute { code: 5, for_good: true }, When::Once));
+        assert_eq!(
+            rules[5],
+            rule(
+                "C_Sign",
+                Action::Mute {
+                    code: 5,
+                    for_good: true
+                },
+                When::Once
+            )
+        );
         for bad in [
             "C_Sign",
             "C_Sign rv",
@@ -261,7 +329,8 @@ mod tests {
     }
 
     fn in_directory(name: &str, test: impl FnOnce(&Path, &Control)) {
-        let directory = std::env::temp_dir().join(format!("pkcs11-fault-{name}-{}", std::process::id()));
+        let directory =
+            std::env::temp_dir().join(format!("pkcs11-fault-{name}-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
         test(&directory, &Control::new(&directory));
         fs::remove_dir_all(&directory).unwrap();
@@ -272,7 +341,9 @@ mod tests {
         in_directory("count", |directory, control| {
             let rules = Rules::new(directory);
             assert_eq!(rules.take("C_Sign"), None);
-            control.set("C_Sign rv 5 count 1\nC_Sign rv 6 count 1").unwrap();
+            control
+                .set("C_Sign rv 5 count 1\nC_Sign rv 6 count 1")
+                .unwrap();
             assert_eq!(rules.take("C_Login"), None);
             assert_eq!(rules.take("C_Sign"), Some(Action::Return(5)));
             assert_eq!(rules.take("C_Sign"), Some(Action::Return(6)));
@@ -294,7 +365,10 @@ mod tests {
                 control.set("C_Sign rv 5 at 3\nC_Login rv 6 at 1").unwrap();
                 assert_eq!((rules.take("C_Sign"), rules.take("C_Sign")), (None, None));
                 assert_eq!(rules.take("C_Login"), Some(Action::Return(6)));
-                assert_eq!((rules.take("C_Sign"), rules.take("C_Sign")), (Some(Action::Return(5)), None));
+                assert_eq!(
+                    (rules.take("C_Sign"), rules.take("C_Sign")),
+                    (Some(Action::Return(5)), None)
+                );
                 assert_eq!(rules.take("C_Login"), None);
                 control.clear().unwrap();
                 assert_eq!(rules.take("C_Sign"), None);
@@ -308,11 +382,17 @@ mod tests {
             // What two processes have.
             let (one, other) = (Rules::new(directory), Rules::new(directory));
             control.set("C_Sign abort once").unwrap();
-            assert_eq!((one.take("C_Sign"), one.take("C_Sign"), other.take("C_Sign")), (Some(Action::Abort), None, None));
+            assert_eq!(
+                (one.take("C_Sign"), one.take("C_Sign"), other.take("C_Sign")),
+                (Some(Action::Abort), None, None)
+            );
             control.clear().unwrap();
             assert_eq!((one.take("C_Sign"), other.take("C_Sign")), (None, None));
             control.set("C_Sign abort once").unwrap();
-            assert_eq!((other.take("C_Sign"), one.take("C_Sign")), (Some(Action::Abort), None));
+            assert_eq!(
+                (other.take("C_Sign"), one.take("C_Sign")),
+                (Some(Action::Abort), None)
+            );
         });
     }
 

@@ -1,8 +1,10 @@
-//! Private throw-away PostgreSQL clusters for tests: real servers with `fsync` on, a socket directory and a port of their own.
+//! Private throw-away PostgreSQL clusters for tests: real servers with `fsync` on, a socket
+//! directory and a port of their own.
 //!
-//! A cluster runs as an unprivileged user also when the tests run as root, and ends with the process that started it, in whatever
-//! way that ends. It never touches a cluster that is there, and reads no `PG…` variable. Everything here panics with what the server
-//! said when it cannot be done: a missing PostgreSQL fails a test. Every wait is bounded.
+//! A cluster runs as an unprivileged user also when the tests run as root, and ends with the
+//! process that started it, in whatever way that ends. It never touches a cluster that is there,
+//! and reads no `PG…` variable. Everything here panics with what the server said when it cannot be
+//! done: a missing PostgreSQL fails a test. Every wait is bounded.
 
 mod options;
 mod pooler;
@@ -30,7 +32,8 @@ use self::watchdog::Watchdog;
 /// The superuser of every cluster.
 pub const SUPERUSER: &str = "postgres";
 
-/// The longest that a server may take for anything before the test says what is missing; never a measure of speed.
+/// The longest that a server may take for anything before the test says what is missing; never a
+/// measure of speed.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// How many ports are tried for a new server.
@@ -73,7 +76,13 @@ impl Cluster {
         options.admit(&cluster);
         cluster.start_on_a_free_port();
         if options.small_tablespace.is_some() {
-            cluster.psql(SUPERUSER, &format!("CREATE TABLESPACE small LOCATION '{}'", cluster.directory.join("small").display()));
+            cluster.psql(
+                SUPERUSER,
+                &format!(
+                    "CREATE TABLESPACE small LOCATION '{}'",
+                    cluster.directory.join("small").display()
+                ),
+            );
         }
         cluster
     }
@@ -86,7 +95,14 @@ impl Cluster {
 
     fn in_directory(directory: PathBuf, programs: &'static Programs, small: Option<u32>) -> Self {
         let watchdog = Mutex::new(Some(Watchdog::start(&directory, programs, small)));
-        Self { directory, port: 0, programs, watchdog, postmaster: AtomicU32::new(0), named: AtomicU64::new(0) }
+        Self {
+            directory,
+            port: 0,
+            programs,
+            watchdog,
+            postmaster: AtomicU32::new(0),
+            named: AtomicU64::new(0),
+        }
     }
 
     /// Another process may take the port between our look and the server's: then another is tried.
@@ -97,7 +113,11 @@ impl Cluster {
             if self.try_start() {
                 return;
             }
-            assert!(self.log().contains("Address already in use"), "PostgreSQL did not start:\n{}", self.log());
+            assert!(
+                self.log().contains("Address already in use"),
+                "PostgreSQL did not start:\n{}",
+                self.log()
+            );
         }
         panic!("no free port for PostgreSQL:\n{}", self.log());
     }
@@ -107,21 +127,31 @@ impl Cluster {
         self.database_with("")
     }
 
-    /// The name of a fresh empty database, made with these options of `CREATE DATABASE`, such as `TABLESPACE small`.
+    /// The name of a fresh empty database, made with these options of `CREATE DATABASE`, such as
+    /// `TABLESPACE small`.
     pub fn database_with(&self, options: &str) -> String {
-        let name = format!("test_{}_{}", std::process::id(), self.named.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "test_{}_{}",
+            std::process::id(),
+            self.named.fetch_add(1, Ordering::Relaxed)
+        );
         self.psql(SUPERUSER, &format!("CREATE DATABASE {name} {options}"));
         name
     }
 
-    /// The superuser's way to a database, over the socket: `postgres://postgres@/DATABASE?host=/directory&port=N`.
+    /// The superuser's way to a database, over the socket:
+    /// `postgres://postgres@/DATABASE?host=/directory&port=N`.
     pub fn url(&self, database: &str) -> String {
         self.url_as(SUPERUSER, database)
     }
 
     /// A role's way to a database, over the socket.
     pub fn url_as(&self, role: &str, database: &str) -> String {
-        format!("postgres://{role}@/{database}?host={}&port={}", self.directory.display(), self.port)
+        format!(
+            "postgres://{role}@/{database}?host={}&port={}",
+            self.directory.display(),
+            self.port
+        )
     }
 
     /// The port, on 127.0.0.1 and of the socket's name.
@@ -141,7 +171,9 @@ impl Cluster {
 
     /// Everything that the server has logged.
     pub fn log(&self) -> String {
-        fs::read(self.directory.join("log")).map(|log| String::from_utf8_lossy(&log).into_owned()).unwrap_or_default()
+        fs::read(self.directory.join("log"))
+            .map(|log| String::from_utf8_lossy(&log).into_owned())
+            .unwrap_or_default()
     }
 
     /// The postmaster's process id; of the last one while none runs.
@@ -149,16 +181,34 @@ impl Cluster {
         self.postmaster.load(Ordering::Relaxed)
     }
 
-    /// Runs statements as superuser, each in its own transaction; returns what they print: unaligned, tuples only.
+    /// Runs statements as superuser, each in its own transaction; returns what they print:
+    /// unaligned, tuples only.
     pub fn psql(&self, database: &str, sql: &str) -> String {
-        self.try_psql(database, sql).unwrap_or_else(|error| panic!("{sql}: {error}"))
+        self.try_psql(database, sql)
+            .unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
 
     /// The same, or what psql or the server said instead.
     pub fn try_psql(&self, database: &str, sql: &str) -> Result<String, String> {
         let mut command = self.programs.command("psql");
-        command.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-U", SUPERUSER, "-d", database, "-f", "-"]);
-        command.arg("-h").arg(&self.directory).args(["-p", &self.port.to_string()]);
+        command.args([
+            "-X",
+            "-A",
+            "-t",
+            "-q",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-U",
+            SUPERUSER,
+            "-d",
+            database,
+            "-f",
+            "-",
+        ]);
+        command
+            .arg("-h")
+            .arg(&self.directory)
+            .args(["-p", &self.port.to_string()]);
         process::run(command, sql).map(|printed| printed.trim_end().to_owned())
     }
 
@@ -177,13 +227,19 @@ impl Cluster {
     pub fn kill(&self) {
         let killed = self.freeze();
         process::signal("KILL", &killed);
-        self.until("killed", || !killed.iter().any(|pid| process::is_alive(*pid)));
+        self.until("killed", || {
+            !killed.iter().any(|pid| process::is_alive(*pid))
+        });
     }
 
     /// Starts a server that was stopped or killed, and waits until it takes connections.
     pub fn start_again(&self) {
         assert!(!process::is_alive(self.pid()), "the server runs");
-        assert!(self.try_start(), "PostgreSQL did not start again:\n{}", self.log());
+        assert!(
+            self.try_start(),
+            "PostgreSQL did not start again:\n{}",
+            self.log()
+        );
     }
 
     /// SIGSTOP for the postmaster and all its processes.
@@ -204,7 +260,10 @@ impl Cluster {
         process::signal("STOP", &stopped);
         self.until("stopped", || process::is_stopped(self.pid()));
         loop {
-            let more: Vec<u32> = process::children(self.pid()).into_iter().filter(|pid| !stopped.contains(pid)).collect();
+            let more: Vec<u32> = process::children(self.pid())
+                .into_iter()
+                .filter(|pid| !stopped.contains(pid))
+                .collect();
             if more.is_empty() {
                 return stopped;
             }
@@ -242,10 +301,14 @@ impl Cluster {
     fn append(&self, settings: &[(&str, &str)]) {
         let mut text = String::new();
         for (name, value) in settings {
-            writeln!(text, "{name} = '{}'", value.replace('\'', "''")).expect("a string takes text");
+            writeln!(text, "{name} = '{}'", value.replace('\'', "''"))
+                .expect("a string takes text");
         }
         let path = self.data_directory().join("postgresql.conf");
-        let mut file = fs::OpenOptions::new().append(true).open(path).expect("initdb wrote it");
+        let mut file = fs::OpenOptions::new()
+            .append(true)
+            .open(path)
+            .expect("initdb wrote it");
         file.write_all(text.as_bytes()).expect("writable");
     }
 
@@ -259,18 +322,28 @@ impl Cluster {
 
     /// What the postmaster says of itself in its pid file, as pg_ctl reads it.
     fn is_ready(&self) -> bool {
-        let text = fs::read_to_string(self.data_directory().join("postmaster.pid")).unwrap_or_default();
+        let text =
+            fs::read_to_string(self.data_directory().join("postmaster.pid")).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
-        lines.first().is_some_and(|pid| *pid == self.pid().to_string())
-            && lines.get(7).is_some_and(|status| matches!(status.trim(), "ready" | "standby"))
+        lines
+            .first()
+            .is_some_and(|pid| *pid == self.pid().to_string())
+            && lines
+                .get(7)
+                .is_some_and(|status| matches!(status.trim(), "ready" | "standby"))
     }
 
     fn ask(&self, word: &str) -> String {
-        self.watched().as_mut().expect("there until dropped").ask(word)
+        self.watched()
+            .as_mut()
+            .expect("there until dropped")
+            .ask(word)
     }
 
     fn watched(&self) -> MutexGuard<'_, Option<Watchdog>> {
-        self.watchdog.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.watchdog
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn until(&self, what: &str, holds: impl Fn() -> bool) {
@@ -290,17 +363,31 @@ impl Drop for Cluster {
     }
 }
 
-/// A socket's path may have 107 octets, and the unprivileged user must reach it: a temporary directory for which that does not hold
-/// gives way to /tmp.
+/// A socket's path may have 107 octets, and the unprivileged user must reach it: a temporary
+/// directory for which that does not hold gives way to /tmp.
 fn temporary_directory() -> PathBuf {
     const SOCKET: usize = "/pg-123456/.s.PGSQL.12345".len();
     let usual = std::env::temp_dir();
-    let enters = || unprivileged("test").arg("-x").arg(&usual).status().is_ok_and(|status| status.success());
-    if usual.as_os_str().len() + SOCKET <= 107 && enters() { usual } else { PathBuf::from("/tmp") }
+    let enters = || {
+        unprivileged("test")
+            .arg("-x")
+            .arg(&usual)
+            .status()
+            .is_ok_and(|status| status.success())
+    };
+    if usual.as_os_str().len() + SOCKET <= 107 && enters() {
+        usual
+    } else {
+        PathBuf::from("/tmp")
+    }
 }
 
 fn new_directory() -> PathBuf {
-    let directory = tempfile::Builder::new().prefix("pg-").tempdir_in(temporary_directory()).expect("a temporary directory").keep();
+    let directory = tempfile::Builder::new()
+        .prefix("pg-")
+        .tempdir_in(temporary_directory())
+        .expect("a temporary directory")
+        .keep();
     owned(&directory);
     directory
 }

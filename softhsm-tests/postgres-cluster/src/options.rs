@@ -1,4 +1,5 @@
-//! What differs from a plain server: settings, TLS with its ways to log in, and a tablespace that can be filled.
+//! What differs from a plain server: settings, TLS with its ways to log in, and a tablespace that
+//! can be filled.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -15,7 +16,8 @@ pub struct Options {
     pub(super) small_tablespace: Option<u32>,
 }
 
-/// How a server speaks TLS. With it, TCP connections without TLS are refused; the socket stays as it is.
+/// How a server speaks TLS. With it, TCP connections without TLS are refused; the socket stays as
+/// it is.
 #[derive(Clone, Debug)]
 pub struct ServerTls {
     /// The server's certificate and those above it, PEM.
@@ -35,7 +37,8 @@ pub enum Login {
     Certificate(PathBuf),
 }
 
-/// What every server here runs with: as durable as in production, and needing nothing of the machine but files.
+/// What every server here runs with: as durable as in production, and needing nothing of the
+/// machine but files.
 const USUAL: [(&str, &str); 11] = [
     ("listen_addresses", "127.0.0.1"),
     ("fsync", "on"),
@@ -70,16 +73,31 @@ impl Options {
     }
 
     pub(super) fn settings(&self) -> Vec<(&str, &str)> {
-        USUAL.into_iter().chain(self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()))).collect()
+        USUAL
+            .into_iter()
+            .chain(
+                self.settings
+                    .iter()
+                    .map(|(name, value)| (name.as_str(), value.as_str())),
+            )
+            .collect()
     }
 
-    /// Writes the socket's directory, certificates and who may come into the files of a cluster that has not started.
+    /// Writes the socket's directory, certificates and who may come into the files of a cluster
+    /// that has not started.
     pub(super) fn admit(&self, cluster: &Cluster) {
-        let directory = cluster.socket_directory().to_str().expect("temporary paths are text");
+        let directory = cluster
+            .socket_directory()
+            .to_str()
+            .expect("temporary paths are text");
         cluster.append(&[("unix_socket_directories", directory)]);
         let Some(tls) = &self.tls else { return };
         let mut files = vec![(&tls.certificate, "server.pem"), (&tls.key, "server.key")];
-        let mut settings = vec![("ssl", "on"), ("ssl_cert_file", "server.pem"), ("ssl_key_file", "server.key")];
+        let mut settings = vec![
+            ("ssl", "on"),
+            ("ssl_cert_file", "server.pem"),
+            ("ssl_key_file", "server.key"),
+        ];
         let method = match &tls.login {
             Login::Password => "scram-sha-256",
             Login::Certificate(roots) => {
@@ -95,7 +113,9 @@ impl Options {
             owned(&to);
         }
         cluster.append(&settings);
-        let admitted = format!("local all all trust\nlocal replication all trust\nhostssl all all 127.0.0.1/32 {method}\n");
+        let admitted = format!(
+            "local all all trust\nlocal replication all trust\nhostssl all all 127.0.0.1/32 {method}\n"
+        );
         fs::write(cluster.data_directory().join("pg_hba.conf"), admitted).expect("writable");
     }
 }

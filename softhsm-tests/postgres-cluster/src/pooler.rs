@@ -1,4 +1,5 @@
-//! A PgBouncer before a cluster, which hands out its sessions by the transaction. It ends when dropped, and with this process.
+//! A PgBouncer before a cluster, which hands out its sessions by the transaction. It ends when
+//! dropped, and with this process.
 
 use std::fs;
 use std::net::TcpStream;
@@ -23,7 +24,8 @@ wait "$!"
 "#;
 
 impl Pooler {
-    /// Begins to pool for a cluster, with the names of parameters that it drops instead of refusing a connection.
+    /// Begins to pool for a cluster, with the names of parameters that it drops instead of refusing
+    /// a connection.
     pub fn start(cluster: &Cluster, dropped: &str) -> Self {
         let directory = new_directory();
         let port = process::free_port();
@@ -35,11 +37,22 @@ impl Pooler {
         fs::write(directory.join("pgbouncer.ini"), settings).expect("writable");
         owned(&directory.join("pgbouncer.ini"));
         let mut command = unprivileged("sh");
-        command.args(["-c", SCRIPT, "sh"]).arg(&directory).stdin(Stdio::piped());
-        let pooler = Self { shell: command.spawn().expect("sh runs"), directory, port };
+        command
+            .args(["-c", SCRIPT, "sh"])
+            .arg(&directory)
+            .stdin(Stdio::piped());
+        let pooler = Self {
+            shell: command.spawn().expect("sh runs"),
+            directory,
+            port,
+        };
         let log = || fs::read_to_string(pooler.directory.join("log")).unwrap_or_default();
         let listens = || TcpStream::connect(("127.0.0.1", port)).is_ok();
-        assert!(process::until(listens), "PgBouncer does not listen (./run-tests installs it):\n{}", log());
+        assert!(
+            process::until(listens),
+            "PgBouncer does not listen (./run-tests installs it):\n{}",
+            log()
+        );
         pooler
     }
 

@@ -1,4 +1,5 @@
-//! Processes by their ids: are they alive, whose children are they, signals to them; and a client program's run.
+//! Processes by their ids: are they alive, whose children are they, signals to them; and a client
+//! program's run.
 
 use std::collections::hash_map::RandomState;
 use std::fs;
@@ -14,8 +15,16 @@ use super::PATIENCE;
 pub(super) fn signal(name: &str, pids: &[u32]) {
     // The shell's own kill: a small Debian has no other.
     let mut command = Command::new("sh");
-    command.args(["-c", "name=$1; shift; for pid do kill -\"$name\" \"$pid\" 2>/dev/null; done; true", "sh", name]);
-    let status = command.args(pids.iter().map(u32::to_string)).status().expect("sh runs");
+    command.args([
+        "-c",
+        "name=$1; shift; for pid do kill -\"$name\" \"$pid\" 2>/dev/null; done; true",
+        "sh",
+        name,
+    ]);
+    let status = command
+        .args(pids.iter().map(u32::to_string))
+        .status()
+        .expect("sh runs");
     assert!(status.success(), "kill -{name} {pids:?}");
 }
 
@@ -31,8 +40,14 @@ pub(super) fn is_stopped(pid: u32) -> bool {
 
 /// The children of a process that are alive.
 pub(super) fn children(parent: u32) -> Vec<u32> {
-    let all = fs::read_dir("/proc").expect("proc is mounted").flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    all.filter(|pid| stat(*pid).is_some_and(|(state, of)| of == parent && !matches!(state, 'Z' | 'X'))).collect()
+    let all = fs::read_dir("/proc")
+        .expect("proc is mounted")
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    all.filter(|pid| {
+        stat(*pid).is_some_and(|(state, of)| of == parent && !matches!(state, 'Z' | 'X'))
+    })
+    .collect()
 }
 
 /// State and parent.
@@ -44,14 +59,27 @@ fn stat(pid: u32) -> Option<(char, u32)> {
 
 /// Runs a program with this input; what it printed, or what it complained of.
 pub(super) fn run(mut command: Command, input: &str) -> Result<String, String> {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program runs");
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program runs");
     // A program that ends before it has read everything says why itself.
-    let _ = child.stdin.take().expect("piped").write_all(input.as_bytes());
+    let _ = child
+        .stdin
+        .take()
+        .expect("piped")
+        .write_all(input.as_bytes());
     let output = child.wait_with_output().expect("waited");
     if output.status.success() {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {
-        Err(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr)))
+        Err(format!(
+            "{}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        ))
     }
 }
 
@@ -67,7 +95,8 @@ pub(super) fn until(holds: impl Fn() -> bool) -> bool {
     true
 }
 
-/// A loopback port that is free now, from below those that the kernel gives to clients, so that it stays free over a restart.
+/// A loopback port that is free now, from below those that the kernel gives to clients, so that it
+/// stays free over a restart.
 pub fn free_port() -> u16 {
     const FIRST: u16 = 20_000;
     const COUNT: u16 = 12_000;

@@ -1,4 +1,5 @@
-//! PostgreSQL's programs, wherever the system has them, and the unprivileged user who runs them: a server refuses to run as root.
+//! PostgreSQL's programs, wherever the system has them, and the unprivileged user who runs them: a
+//! server refuses to run as root.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
@@ -17,19 +18,34 @@ pub(super) struct Programs {
 const NEEDED: [&str; 4] = ["initdb", "postgres", "psql", "pg_basebackup"];
 
 impl Programs {
-    /// Those beside the `initdb` on the path, else the newest that Debian's packages have installed.
+    /// Those beside the `initdb` on the path, else the newest that Debian's packages have
+    /// installed.
     pub(super) fn find() -> &'static Self {
         static FOUND: OnceLock<Programs> = OnceLock::new();
         FOUND.get_or_init(|| {
             let path = std::env::var_os("PATH").unwrap_or_default();
-            let on_path = std::env::split_paths(&path).filter_map(|directory| directory.join("initdb").canonicalize().ok());
+            let on_path = std::env::split_paths(&path)
+                .filter_map(|directory| directory.join("initdb").canonicalize().ok());
             let on_path = on_path.filter_map(|initdb| Some(initdb.parent()?.to_owned()));
-            let directory = on_path.chain(packaged()).find(|directory| NEEDED.iter().all(|name| directory.join(name).is_file()));
-            let directory = directory.unwrap_or_else(|| panic!("{NEEDED:?} are missing: ./run-tests installs PostgreSQL"));
-            let told = Command::new(directory.join("postgres")).arg("--version").output().expect("postgres runs");
+            let directory = on_path
+                .chain(packaged())
+                .find(|directory| NEEDED.iter().all(|name| directory.join(name).is_file()));
+            let directory = directory.unwrap_or_else(|| {
+                panic!("{NEEDED:?} are missing: ./run-tests installs PostgreSQL")
+            });
+            let told = Command::new(directory.join("postgres"))
+                .arg("--version")
+                .output()
+                .expect("postgres runs");
             let told = String::from_utf8_lossy(&told.stdout).into_owned();
-            let version = told.split_whitespace().nth(2).unwrap_or_else(|| panic!("no version: {told}"));
-            Self { version: version.to_owned(), directory }
+            let version = told
+                .split_whitespace()
+                .nth(2)
+                .unwrap_or_else(|| panic!("no version: {told}"));
+            Self {
+                version: version.to_owned(),
+                directory,
+            }
         })
     }
 
@@ -47,9 +63,18 @@ impl Programs {
 
 /// `/usr/lib/postgresql/<version>/bin`, newest first.
 fn packaged() -> Vec<PathBuf> {
-    let entries = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let mut found: Vec<(u32, PathBuf)> =
-        entries.filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin")))).collect();
+    let entries = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mut found: Vec<(u32, PathBuf)> = entries
+        .filter_map(|entry| {
+            Some((
+                entry.file_name().to_str()?.parse().ok()?,
+                entry.path().join("bin"),
+            ))
+        })
+        .collect();
     found.sort_by_key(|(version, _)| std::cmp::Reverse(*version));
     found.into_iter().map(|(_, path)| path).collect()
 }
@@ -60,7 +85,15 @@ pub(super) fn unprivileged(program: impl AsRef<Path>) -> Command {
         None => Command::new(program.as_ref()),
         Some((user, group)) => {
             let mut command = Command::new("setpriv");
-            command.args(["--reuid", &user.to_string(), "--regid", &group.to_string(), "--clear-groups"]).arg(program.as_ref());
+            command
+                .args([
+                    "--reuid",
+                    &user.to_string(),
+                    "--regid",
+                    &group.to_string(),
+                    "--clear-groups",
+                ])
+                .arg(program.as_ref());
             command
         }
     };
@@ -90,18 +123,24 @@ fn user() -> Option<(u32, u32)> {
         (ourselves() == 0).then(|| {
             let known = fs::read_to_string("/etc/passwd").expect("readable");
             let ids = |name: &str| {
-                let line = known.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+                let line = known
+                    .lines()
+                    .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
                 let mut fields = line.split(':').skip(1).map(|id| id.parse().ok());
                 Some((fields.next()??, fields.next()??))
             };
-            ids("postgres").or_else(|| ids("nobody")).expect("a system has the user nobody")
+            ids("postgres")
+                .or_else(|| ids("nobody"))
+                .expect("a system has the user nobody")
         })
     })
 }
 
 /// What stands in the tester's environment must not lead to another server.
 fn without_postgres_variables(mut command: Command) -> Command {
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PG")) {
+    for (name, _) in
+        std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PG"))
+    {
         command.env_remove(name);
     }
     // A directory that the unprivileged user may not enter would be complained about.

@@ -1,5 +1,5 @@
-//! The shell that starts the server and outlives us: its input is a pipe that the system closes when this process ends, in whatever
-//! way. Then it ends the server and removes the directory.
+//! The shell that starts the server and outlives us: its input is a pipe that the system closes
+//! when this process ends, in whatever way. Then it ends the server and removes the directory.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -18,8 +18,9 @@ pub(super) struct Watchdog {
 
 /// Arguments: the cluster's directory, the server's program. Each word of the input draws one line.
 ///
-/// A server that was killed leaves a System V segment, which only the next server on the same files would remove: its id is the last
-/// word of the seventh line of the pid file. The system hangs up on a group that lost its parent and has a stopped process in it.
+/// A server that was killed leaves a System V segment, which only the next server on the same files
+/// would remove: its id is the last word of the seventh line of the pid file. The system hangs up
+/// on a group that lost its parent and has a stopped process in it.
 const SCRIPT: &str = r#"
 trap '' HUP INT TERM
 cd "$1" || exit 3
@@ -56,8 +57,9 @@ fi 2>/dev/null
 cd / && rm -rf "$1"
 "#;
 
-/// Arguments: the directory of the small file system, its size, then the program that sees it. In a chroot the root is no mount point,
-/// so that nobody can make it private; therefore it is taken away at the end.
+/// Arguments: the directory of the small file system, its size, then the program that sees it. In a
+/// chroot the root is no mount point, so that nobody can make it private; therefore it is taken
+/// away at the end.
 const MOUNT: &str = r#"
 small=$1
 trap '' HUP INT TERM
@@ -73,17 +75,28 @@ impl Watchdog {
     /// With a file system of so many MiB at `small`, if asked for.
     pub(super) fn start(directory: &Path, programs: &Programs, small: Option<u32>) -> Self {
         let mut command = unprivileged("sh");
-        command.args(["-c", SCRIPT, "sh"]).arg(directory).arg(programs.path("postgres"));
+        command
+            .args(["-c", SCRIPT, "sh"])
+            .arg(directory)
+            .arg(programs.path("postgres"));
         if let Some(mebibytes) = small {
             command = with_small_file_system(&command, &directory.join("small"), mebibytes);
         }
         let complaints = File::create(directory.join("watchdog")).expect("writable");
         // A group of its own: what a terminal sends to the tests is not meant for it.
-        command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(complaints);
+        command
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(complaints);
         let mut shell = command.spawn().expect("sh runs");
         let words = shell.stdin.take().expect("piped");
         let answers = BufReader::new(shell.stdout.take().expect("piped"));
-        Self { shell, words, answers }
+        Self {
+            shell,
+            words,
+            answers,
+        }
     }
 
     /// Says a word and waits for the answer.
@@ -97,7 +110,11 @@ impl Watchdog {
 
     /// Ends the server and removes the directory.
     pub(super) fn end(self) {
-        let Self { mut shell, words, answers } = self;
+        let Self {
+            mut shell,
+            words,
+            answers,
+        } = self;
         drop((words, answers));
         let pid = shell.id();
         if process::until(|| !process::is_alive(pid)) {
@@ -106,17 +123,32 @@ impl Watchdog {
     }
 }
 
-/// An ordinary user needs a user namespace for that, in which they must stay who they are: PostgreSQL refuses root there too.
+/// An ordinary user needs a user namespace for that, in which they must stay who they are:
+/// PostgreSQL refuses root there too.
 fn with_small_file_system(inner: &Command, at: &Path, mebibytes: u32) -> Command {
     use std::os::unix::fs::MetadataExt;
     std::fs::create_dir(at).expect("writable");
     super::programs::owned(at);
     let owner = std::fs::metadata(at).expect("there");
-    let root = std::fs::metadata("/proc/self").expect("proc is mounted").uid() == 0;
+    let root = std::fs::metadata("/proc/self")
+        .expect("proc is mounted")
+        .uid()
+        == 0;
     let mut command = Command::new("unshare");
-    command.args(if root { &["--mount"][..] } else { &["--user", "--map-current-user", "--keep-caps", "--mount"] });
-    command.args(["--propagation", "unchanged", "sh", "-c", MOUNT, "sh"]).arg(at).arg(mebibytes.to_string());
-    command.args([owner.uid().to_string(), owner.gid().to_string()]).arg(inner.get_program()).args(inner.get_args()).current_dir("/");
+    command.args(if root {
+        &["--mount"][..]
+    } else {
+        &["--user", "--map-current-user", "--keep-caps", "--mount"]
+    });
+    command
+        .args(["--propagation", "unchanged", "sh", "-c", MOUNT, "sh"])
+        .arg(at)
+        .arg(mebibytes.to_string());
+    command
+        .args([owner.uid().to_string(), owner.gid().to_string()])
+        .arg(inner.get_program())
+        .args(inner.get_args())
+        .current_dir("/");
     for (name, value) in inner.get_envs() {
         match value {
             Some(value) => command.env(name, value),

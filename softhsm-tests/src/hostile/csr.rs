@@ -1,5 +1,6 @@
-//! Hostile certificate signing requests (see the parent for what that means). Two sorts: what an attacker makes of somebody's good request
-//! without its key, and what he signs himself, well or not, around something that a strict reader must not take.
+//! Hostile certificate signing requests (see the parent for what that means). Two sorts: what an
+//! attacker makes of somebody's good request without its key, and what he signs himself, well or
+//! not, around something that a strict reader must not take.
 
 mod damaged;
 mod written;
@@ -102,8 +103,20 @@ impl Csrs {
     pub fn new(seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let own = Ed25519KeyPair::from_seed_unchecked(&bytes(&mut random, 32)).expect("32 octets");
-        let mut csrs = Self { random, number: 0, good: Vec::new(), own };
-        csrs.good = GOOD.iter().map(|pem| CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).expect("good").to_vec()).collect();
+        let mut csrs = Self {
+            random,
+            number: 0,
+            good: Vec::new(),
+            own,
+        };
+        csrs.good = GOOD
+            .iter()
+            .map(|pem| {
+                CertificateSigningRequestDer::from_pem_slice(pem.as_bytes())
+                    .expect("good")
+                    .to_vec()
+            })
+            .collect();
         let own = csrs.signed(&csrs.parts());
         csrs.good.push(own);
         csrs
@@ -132,14 +145,26 @@ impl Csrs {
     }
 
     fn key(&self) -> Vec<u8> {
-        sequence(&[&sequence(&[&oid(ED25519)]), &bit_string(self.own.public_key().as_ref())])
+        sequence(&[
+            &sequence(&[&oid(ED25519)]),
+            &bit_string(self.own.public_key().as_ref()),
+        ])
     }
 
     fn parts(&self) -> Parts {
         let names = sequence(&[&value(0x86, b"spiffe://cluster.local/ns/default/sa/demo")]);
         let extension = sequence(&[&oid(SUBJECT_ALT_NAME), &value(0x04, &names)]);
-        let attribute = sequence(&[&oid(EXTENSION_REQUEST), &value(0x31, &sequence(&[&extension]))]);
-        Parts { version: integer(&[0]), subject: sequence(&[]), key: self.key(), attributes: value(0xa0, &attribute), behind: Vec::new() }
+        let attribute = sequence(&[
+            &oid(EXTENSION_REQUEST),
+            &value(0x31, &sequence(&[&extension])),
+        ]);
+        Parts {
+            version: integer(&[0]),
+            subject: sequence(&[]),
+            key: self.key(),
+            attributes: value(0xa0, &attribute),
+            behind: Vec::new(),
+        }
     }
 
     /// Put together and signed by its own key.
@@ -149,7 +174,11 @@ impl Csrs {
 
     fn signed_info(&self, info: &[u8]) -> Vec<u8> {
         let signature = self.own.sign(info);
-        sequence(&[info, &sequence(&[&oid(ED25519)]), &bit_string(signature.as_ref())])
+        sequence(&[
+            info,
+            &sequence(&[&oid(ED25519)]),
+            &bit_string(signature.as_ref()),
+        ])
     }
 
     /// Put together under a signature that is nobody's.
@@ -164,7 +193,11 @@ impl Iterator for Csrs {
 
     fn next(&mut self) -> Option<Case> {
         let (family, make) = FAMILIES[self.number % FAMILIES.len()];
-        let case = Case { number: self.number, family, text: make(self) };
+        let case = Case {
+            number: self.number,
+            family,
+            text: make(self),
+        };
         self.number += 1;
         Some(case)
     }
@@ -172,7 +205,13 @@ impl Iterator for Csrs {
 
 impl Parts {
     fn info(&self) -> Vec<u8> {
-        sequence(&[&self.version, &self.subject, &self.key, &self.attributes, &self.behind])
+        sequence(&[
+            &self.version,
+            &self.subject,
+            &self.key,
+            &self.attributes,
+            &self.behind,
+        ])
     }
 }
 
@@ -190,7 +229,11 @@ fn cut(der: &[u8]) -> (&[u8], &[u8], &[u8]) {
 }
 
 fn header(der: &[u8]) -> usize {
-    if der[1] < 0x80 { 2 } else { 2 + usize::from(der[1] & 0x7f) }
+    if der[1] < 0x80 {
+        2
+    } else {
+        2 + usize::from(der[1] & 0x7f)
+    }
 }
 
 /// The length of the first value, with its header.
@@ -199,7 +242,10 @@ fn first(der: &[u8]) -> usize {
     if header == 2 {
         return 2 + usize::from(der[1]);
     }
-    header + der[2..header].iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte))
+    header
+        + der[2..header]
+            .iter()
+            .fold(0, |sum, byte| sum << 8 | usize::from(*byte))
 }
 
 /// PEM of these bytes.

@@ -1,4 +1,5 @@
-//! Just enough DER to write requests that no honest encoder would: every part stands where its author puts it, right or wrong.
+//! Just enough DER to write requests that no honest encoder would: every part stands where its
+//! author puts it, right or wrong.
 
 use der::Encode;
 use der::oid::ObjectIdentifier;
@@ -18,7 +19,10 @@ pub fn sequence(parts: &[&[u8]]) -> Vec<u8> {
 
 /// An OBJECT IDENTIFIER.
 pub fn oid(dotted: &str) -> Vec<u8> {
-    ObjectIdentifier::new(dotted).expect("a legal OID").to_der().expect("short")
+    ObjectIdentifier::new(dotted)
+        .expect("a legal OID")
+        .to_der()
+        .expect("short")
 }
 
 /// A BIT STRING without unused bits.
@@ -28,10 +32,16 @@ pub fn bit_string(content: &[u8]) -> Vec<u8> {
 
 /// An INTEGER of these magnitude bytes, positive.
 pub fn integer(magnitude: &[u8]) -> Vec<u8> {
-    let start = magnitude.iter().position(|byte| *byte != 0).unwrap_or(magnitude.len());
+    let start = magnitude
+        .iter()
+        .position(|byte| *byte != 0)
+        .unwrap_or(magnitude.len());
     let magnitude = &magnitude[start..];
     let padded = magnitude.first().is_none_or(|byte| byte & 0x80 != 0);
-    value(0x02, &[if padded { &[0][..] } else { &[] }, magnitude].concat())
+    value(
+        0x02,
+        &[if padded { &[0][..] } else { &[] }, magnitude].concat(),
+    )
 }
 
 /// A minimal definite length (X.690 §10.1).
@@ -41,7 +51,11 @@ pub fn length(length: usize) -> Vec<u8> {
     }
     let bytes = length.to_be_bytes();
     let bytes = &bytes[bytes.iter().position(|byte| *byte != 0).expect("not zero")..];
-    [&[0x80 | u8::try_from(bytes.len()).expect("at most eight")], bytes].concat()
+    [
+        &[0x80 | u8::try_from(bytes.len()).expect("at most eight")],
+        bytes,
+    ]
+    .concat()
 }
 
 /// `core` wrapped `depth` times into values of this tag. Linear in what it writes.
@@ -78,10 +92,19 @@ pub fn places(der: &[u8]) -> Vec<Place> {
                 short @ 0..0x80 => (2, usize::from(short)),
                 long => {
                     let count = usize::from(long & 0x7f);
-                    (2 + count, der[at + 2..at + 2 + count].iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)))
+                    (
+                        2 + count,
+                        der[at + 2..at + 2 + count]
+                            .iter()
+                            .fold(0, |sum, byte| sum << 8 | usize::from(*byte)),
+                    )
                 }
             };
-            let place = Place { tag: at, content: at + header, end: at + header + size };
+            let place = Place {
+                tag: at,
+                content: at + header,
+                end: at + header + size,
+            };
             found.push(place);
             if der[at] & 0x20 != 0 {
                 open.push((place.content, place.end));

@@ -1,5 +1,6 @@
-//! Hostile bearer tokens (see the parent for what that means): what an attacker makes of somebody's good token, what he signs with a key of
-//! his own, and what the issuer's own key may have signed but nobody may accept.
+//! Hostile bearer tokens (see the parent for what that means): what an attacker makes of somebody's
+//! good token, what he signs with a key of his own, and what the issuer's own key may have signed
+//! but nobody may accept.
 
 use aws_lc_rs::hmac;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
@@ -84,7 +85,11 @@ impl Claims {
     }
 
     fn json(&self) -> String {
-        let members: Vec<String> = self.0.iter().map(|(name, value)| format!("{}:{value}", Value::from(name.as_str()))).collect();
+        let members: Vec<String> = self
+            .0
+            .iter()
+            .map(|(name, value)| format!("{}:{value}", Value::from(name.as_str())))
+            .collect();
         format!("{{{}}}", members.join(","))
     }
 }
@@ -93,21 +98,34 @@ impl Tokens {
     /// The cases of this seed for a checker whose clock says `now`, Unix seconds.
     pub fn new(seed: u64, now: i64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
-        let mut key = || Ed25519KeyPair::from_seed_unchecked(&bytes(&mut random, 32)).expect("32 octets");
+        let mut key =
+            || Ed25519KeyPair::from_seed_unchecked(&bytes(&mut random, 32)).expect("32 octets");
         let (issuer, stranger) = (key(), key());
-        Self { random, number: 0, now, issuer, stranger }
+        Self {
+            random,
+            number: 0,
+            now,
+            issuer,
+            stranger,
+        }
     }
 
     /// The issuer's JWK Set: the corpus's keys and one whose private half is ours.
     pub fn jwks(&self) -> String {
         let mut set: Value = serde_json::from_str(CORPUS_KEYS).expect("JSON");
-        set["keys"].as_array_mut().expect("a list").push(jwk(&self.issuer, "ed"));
+        set["keys"]
+            .as_array_mut()
+            .expect("a list")
+            .push(jwk(&self.issuer, "ed"));
         set.to_string()
     }
 
     /// The tokens that the cases are made of: all of them good.
     pub fn good(&self) -> Vec<String> {
-        GOOD.iter().map(|token| token.trim().to_owned()).chain([self.by_issuer(&self.claims())]).collect()
+        GOOD.iter()
+            .map(|token| token.trim().to_owned())
+            .chain([self.by_issuer(&self.claims())])
+            .collect()
     }
 
     /// How many kinds there are.
@@ -116,8 +134,7 @@ impl Tokens {
     }
 
     fn claims(&self) -> Claims {
-        let account =
-            json!({"namespace": "default", "serviceaccount": {"name": "demo", "uid": "u1"}, "pod": {"name": "demo-1", "uid": "u2"}});
+        let account = json!({"namespace": "default", "serviceaccount": {"name": "demo", "uid": "u1"}, "pod": {"name": "demo-1", "uid": "u2"}});
         Claims(Vec::new())
             .set("iss", json!(ISSUER))
             .set("sub", json!("system:serviceaccount:default:demo"))
@@ -139,7 +156,9 @@ impl Tokens {
 
     fn characters_edited(&mut self) -> String {
         let good = self.some_good();
-        let changed = edited(&mut self.random, good.as_bytes(), |random| random.u8(0x21..0x7f));
+        let changed = edited(&mut self.random, good.as_bytes(), |random| {
+            random.u8(0x21..0x7f)
+        });
         String::from_utf8(changed).expect("ASCII")
     }
 
@@ -150,7 +169,18 @@ impl Tokens {
     }
 
     fn algorithm_none(&mut self) -> String {
-        let algorithms = ["\"none\"", "\"None\"", "\"NONE\"", "\"nOnE\"", "\"none \"", "\"\"", "null", "0", "[]", "[\"none\",\"EdDSA\"]"];
+        let algorithms = [
+            "\"none\"",
+            "\"None\"",
+            "\"NONE\"",
+            "\"nOnE\"",
+            "\"none \"",
+            "\"\"",
+            "null",
+            "0",
+            "[]",
+            "[\"none\",\"EdDSA\"]",
+        ];
         let algorithm = pick(&mut self.random, &algorithms);
         let header = match self.random.u8(..4) {
             0 => format!("{{\"alg\":{algorithm}}}"),
@@ -172,7 +202,11 @@ impl Tokens {
         let set: Value = serde_json::from_str(&self.jwks()).expect("JSON");
         let key = pick(&mut self.random, set["keys"].as_array().expect("a list"));
         let text = |name: &str| key[name].as_str().unwrap_or_default().to_owned();
-        let raw = |name: &str| BASE64_URL_SAFE_NO_PAD.decode(text(name)).expect("base64url");
+        let raw = |name: &str| {
+            BASE64_URL_SAFE_NO_PAD
+                .decode(text(name))
+                .expect("base64url")
+        };
         let secret = match self.random.u8(..8) {
             0 => key.to_string().into_bytes(),
             1 => self.jwks().into_bytes(),
@@ -180,10 +214,18 @@ impl Tokens {
             3 => [raw("n"), raw("x"), raw("y")].concat(),
             4 => format!("{}{}", text("n"), text("x")).into_bytes(),
             5 => [&[4], &raw("x")[..], &raw("y")].concat(),
-            6 => format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", text("x")).into_bytes(),
+            6 => format!(
+                "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n",
+                text("x")
+            )
+            .into_bytes(),
             _ => Vec::new(),
         };
-        let algorithms = [("HS256", hmac::HMAC_SHA256), ("HS384", hmac::HMAC_SHA384), ("HS512", hmac::HMAC_SHA512)];
+        let algorithms = [
+            ("HS256", hmac::HMAC_SHA256),
+            ("HS384", hmac::HMAC_SHA384),
+            ("HS512", hmac::HMAC_SHA512),
+        ];
         let (name, algorithm) = pick(&mut self.random, &algorithms);
         let header = json!({"alg": name, "kid": key["kid"], "typ": "JWT"}).to_string();
         let message = format!("{}.{}", encoded(&header), encoded(&self.claims().json()));
@@ -193,7 +235,10 @@ impl Tokens {
 
     fn signature_of_another(&mut self) -> String {
         let other_id = self.random.u64(..);
-        let (one, two) = (self.some_good(), self.by_issuer(&self.claims().set("jti", other_id)));
+        let (one, two) = (
+            self.some_good(),
+            self.by_issuer(&self.claims().set("jti", other_id)),
+        );
         let (message, signature) = one.rsplit_once('.').expect("dots");
         let (other_message, other) = two.rsplit_once('.').expect("dots");
         match self.random.u8(..4) {
@@ -203,7 +248,12 @@ impl Tokens {
             _ => {
                 // One part of the one, one of the other.
                 let header = message.split('.').next().expect("a header");
-                let payload = encoded(&self.claims().set("sub", "\"system:serviceaccount:kube-system:admin\"").json());
+                let payload = encoded(
+                    &self
+                        .claims()
+                        .set("sub", "\"system:serviceaccount:kube-system:admin\"")
+                        .json(),
+                );
                 format!("{header}.{payload}.{signature}")
             }
         }
@@ -212,7 +262,10 @@ impl Tokens {
     fn degenerate_signature(&mut self) -> String {
         let good = self.some_good();
         let (message, signature) = good.rsplit_once('.').expect("dots");
-        let length = BASE64_URL_SAFE_NO_PAD.decode(signature).expect("base64url").len();
+        let length = BASE64_URL_SAFE_NO_PAD
+            .decode(signature)
+            .expect("base64url")
+            .len();
         let count = size(&mut self.random, 12);
         let content = match self.random.u8(..6) {
             0 => vec![],
@@ -228,14 +281,26 @@ impl Tokens {
     /// The issuer signed the claims, and the header says something else about how.
     fn header_swapped(&mut self) -> String {
         const ALGORITHMS: [&str; 14] = [
-            "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "ES256K", "Ed25519", "HS256", "RSA-OAEP",
-            "dir",
+            "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512",
+            "ES256K", "Ed25519", "HS256", "RSA-OAEP", "dir",
         ];
-        let kids = [json!("rsa"), json!("ec"), json!("../../dev/null"), json!("' OR 1=1"), json!(null), json!(7), json!(["ed"]), json!({})];
+        let kids = [
+            json!("rsa"),
+            json!("ec"),
+            json!("../../dev/null"),
+            json!("' OR 1=1"),
+            json!(null),
+            json!(7),
+            json!(["ed"]),
+            json!({}),
+        ];
         let header = match self.random.u8(..3) {
             0 => json!({"alg": pick(&mut self.random, &ALGORITHMS), "kid": "ed"}),
-            1 => json!({"alg": pick(&mut self.random, &ALGORITHMS), "kid": pick(&mut self.random, &kids)}),
-            // A token without a key's id may be by any of its issuer's keys; one with an id that is no text names none.
+            1 => {
+                json!({"alg": pick(&mut self.random, &ALGORITHMS), "kid": pick(&mut self.random, &kids)})
+            }
+            // A token without a key's id may be by any of its issuer's keys; one with an id that is
+            // no text names none.
             _ => json!({"alg": "EdDSA", "kid": pick(&mut self.random, &kids)}),
         };
         signed(&self.issuer, &header.to_string(), &self.claims().json())
@@ -265,7 +330,10 @@ impl Tokens {
             4 => r#"{"alg":"EdDSA","alg":"EdDSA","kid":"ed"}"#.to_owned(),
             5 => r#"{"alg":"EdDSA","kid":"ed","kid":"rsa"}"#.to_owned(),
             6 => r#"["EdDSA","ed"]"#.to_owned(),
-            _ => format!("{HEADER}{}", pick(&mut self.random, &["x", "{}", "]", "\0"])),
+            _ => format!(
+                "{HEADER}{}",
+                pick(&mut self.random, &["x", "{}", "]", "\0"])
+            ),
         };
         signed(&self.issuer, &header, &self.claims().json())
     }
@@ -282,7 +350,11 @@ impl Tokens {
 
     fn not_yet_valid(&mut self) -> String {
         // A checker may allow some seconds for clocks that differ, so the earliest is an hour away.
-        let begins = if self.random.bool() { self.now + 3600 + self.random.i64(0..1_000_000) } else { i64::MAX - self.random.i64(0..9) };
+        let begins = if self.random.bool() {
+            self.now + 3600 + self.random.i64(0..1_000_000)
+        } else {
+            i64::MAX - self.random.i64(0..9)
+        };
         self.by_issuer(&self.claims().set("exp", i64::MAX).set("nbf", begins))
     }
 
@@ -327,7 +399,10 @@ impl Tokens {
     }
 
     fn wrong_type(&mut self) -> String {
-        let name = pick(&mut self.random, &["iss", "sub", "aud", "exp", "nbf", "jti", "kubernetes.io"]);
+        let name = pick(
+            &mut self.random,
+            &["iss", "sub", "aud", "exp", "nbf", "jti", "kubernetes.io"],
+        );
         let values = [
             "null",
             "true",
@@ -387,7 +462,11 @@ impl Tokens {
             pick(&mut self.random, &subjects).to_owned()
         };
         let claims = self.claims().without("kubernetes.io");
-        let claims = if self.random.u8(..16) == 0 { claims.without("sub") } else { claims.set("sub", Value::from(subject)) };
+        let claims = if self.random.u8(..16) == 0 {
+            claims.without("sub")
+        } else {
+            claims.set("sub", Value::from(subject))
+        };
         self.by_issuer(&claims)
     }
 
@@ -425,15 +504,27 @@ impl Tokens {
             0 => self.by_issuer(&claims.set("x", Value::from("x".repeat(long)))),
             1 => signed(&self.stranger, HEADER, &claims.set("x", deep).json()),
             2 => signed(&self.stranger, HEADER, &open),
-            3 => signed(&self.stranger, &format!("{{\"x\":{deep},{}", &HEADER[1..]), &claims.json()),
+            3 => signed(
+                &self.stranger,
+                &format!("{{\"x\":{deep},{}", &HEADER[1..]),
+                &claims.json(),
+            ),
             4 => self.by_issuer(&claims.set("aud", deep)),
             5 => {
-                let many: Vec<String> = (0..1000 + depth % 500).map(|number| format!("a{number}")).collect();
+                let many: Vec<String> = (0..1000 + depth % 500)
+                    .map(|number| format!("a{number}"))
+                    .collect();
                 self.by_issuer(&claims.set("aud", json!(many)))
             }
             _ => {
-                let members: Vec<String> = (0..1000).map(|number| format!("\"c{number}\":{number}")).collect();
-                signed(&self.stranger, HEADER, &format!("{{{},{}", members.join(","), &claims.json()[1..]))
+                let members: Vec<String> = (0..1000)
+                    .map(|number| format!("\"c{number}\":{number}"))
+                    .collect();
+                signed(
+                    &self.stranger,
+                    HEADER,
+                    &format!("{{{},{}", members.join(","), &claims.json()[1..]),
+                )
             }
         }
     }
@@ -448,8 +539,18 @@ impl Tokens {
         let changed = match self.random.u8(..6) {
             0 => format!("{part}="),
             1 => format!("{part}=="),
-            2 => format!("{}{}{}", &part[..at], pick(&mut self.random, &["%3D", "+", "/", "=", "~", "!"]), &part[at..]),
-            3 => format!("{}{}{}", &part[..at], pick(&mut self.random, &[" ", "\t", "\u{a0}", "\u{200b}"]), &part[at..]),
+            2 => format!(
+                "{}{}{}",
+                &part[..at],
+                pick(&mut self.random, &["%3D", "+", "/", "=", "~", "!"]),
+                &part[at..]
+            ),
+            3 => format!(
+                "{}{}{}",
+                &part[..at],
+                pick(&mut self.random, &[" ", "\t", "\u{a0}", "\u{200b}"]),
+                &part[at..]
+            ),
             4 => format!("{part}A"),
             _ => format!("{}\u{ff21}{}", &part[..at], &part[at..]),
         };
@@ -481,7 +582,11 @@ impl Iterator for Tokens {
 
     fn next(&mut self) -> Option<Case> {
         let (family, make) = FAMILIES[self.number % FAMILIES.len()];
-        let case = Case { number: self.number, family, text: make(self) };
+        let case = Case {
+            number: self.number,
+            family,
+            text: make(self),
+        };
         self.number += 1;
         Some(case)
     }
@@ -494,7 +599,10 @@ fn encoded(text: &str) -> String {
 fn signed(key: &Ed25519KeyPair, header: &str, payload: &str) -> String {
     let message = format!("{}.{}", encoded(header), encoded(payload));
     let signature = key.sign(message.as_bytes());
-    format!("{message}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature.as_ref()))
+    format!(
+        "{message}.{}",
+        BASE64_URL_SAFE_NO_PAD.encode(signature.as_ref())
+    )
 }
 
 fn jwk(key: &Ed25519KeyPair, id: &str) -> Value {

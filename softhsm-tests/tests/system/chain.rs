@@ -14,9 +14,17 @@ const YEAR: Duration = Duration::from_secs(86_400 * 365);
 /// Every string ends in a newline, and nothing but the last holds more than one certificate.
 fn assert_shape(chain: &[String], strings: usize, roots: usize) {
     assert_eq!(chain.len(), strings);
-    assert!(chain.iter().all(|text| text.ends_with("-----END CERTIFICATE-----\n")));
+    assert!(
+        chain
+            .iter()
+            .all(|text| text.ends_with("-----END CERTIFICATE-----\n"))
+    );
     for text in &chain[..chain.len() - 1] {
-        assert_eq!(certificates(text).len(), 1, "nothing is concatenated before the last");
+        assert_eq!(
+            certificates(text).len(),
+            1,
+            "nothing is concatenated before the last"
+        );
     }
     assert_eq!(certificates(&chain[strings - 1]).len(), roots);
 }
@@ -24,7 +32,10 @@ fn assert_shape(chain: &[String], strings: usize, roots: usize) {
 #[tokio::test]
 async fn cases_49_and_52_leaf_intermediate_root_one_a_string() {
     let ca = TestCa::start().await;
-    let chain = ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.expect("issued");
+    let chain = ca
+        .call(&Csr::demo().pem, &Ask::bearer(&ca.token()))
+        .await
+        .expect("issued");
     assert_shape(&chain, 3, 1);
     assert_eq!(certificates(&chain[2]), certificates(&ca.roots()));
     openssl_verifies(&chain, &ca.roots());
@@ -32,10 +43,17 @@ async fn cases_49_and_52_leaf_intermediate_root_one_a_string() {
 }
 
 #[tokio::test]
-async fn cases_50_and_53_during_root_rotation_both_roots_stand_in_the_last_string_and_both_ways_verify() {
+async fn cases_50_and_53_during_root_rotation_both_roots_stand_in_the_last_string_and_both_ways_verify()
+ {
     let material = Material::new();
-    let (old_root, new_root) = (Authority::root("old root", YEAR), Authority::root("new root", YEAR));
-    let (old, new) = (old_root.intermediate("old issuing", YEAR), new_root.intermediate("new issuing", YEAR));
+    let (old_root, new_root) = (
+        Authority::root("old root", YEAR),
+        Authority::root("new root", YEAR),
+    );
+    let (old, new) = (
+        old_root.intermediate("old issuing", YEAR),
+        new_root.intermediate("new issuing", YEAR),
+    );
     for (name, authority) in [("old", &old), ("new", &new)] {
         material.write(&format!("{name}-chain.pem"), authority.certificate());
         write_key(&material, &format!("{name}.key"), &authority.key());
@@ -47,17 +65,29 @@ async fn cases_50_and_53_during_root_rotation_both_roots_stand_in_the_last_strin
             "\n[[issuer]]\nid = \"{name}\"\nkey = \"file:{name}.key\"\nchain = \"{name}-chain.pem\"\nroots = \"{name}-root.pem\"\nstate = \"active\"\n"
         )
     };
-    let setup = Setup { append: issuer("old") + &issuer("new"), ..Setup::default() };
+    let setup = Setup {
+        append: issuer("old") + &issuer("new"),
+        ..Setup::default()
+    };
     let ca = TestCa::start_on(material, setup).await;
     let token = ca.token();
     let all_roots = ca.roots() + old_root.certificate() + new_root.certificate();
     for (signer, own_root) in [("old", &old_root), ("new", &new_root)] {
-        let chain = ca.call(&Csr::demo().pem, &Ask::bearer(&token).text("CertSigner", signer)).await.expect("issued");
+        let chain = ca
+            .call(
+                &Csr::demo().pem,
+                &Ask::bearer(&token).text("CertSigner", signer),
+            )
+            .await
+            .expect("issued");
         assert_shape(&chain, 3, 3);
         openssl_verifies(&chain, own_root.certificate());
         openssl_verifies(&chain, &chain[2]);
         let sorted = |pem: &str| {
-            let mut all: Vec<String> = certificates(pem).iter().map(|one| one.tbs_certificate().subject().to_string()).collect();
+            let mut all: Vec<String> = certificates(pem)
+                .iter()
+                .map(|one| one.tbs_certificate().subject().to_string())
+                .collect();
             all.sort();
             all
         };
@@ -71,9 +101,20 @@ async fn cases_50_and_53_during_root_rotation_both_roots_stand_in_the_last_strin
         "chain = \"old-chain.pem\"\nroots = \"old-root.pem\"\nstate = \"retiring\"",
     );
     assert!(ca.reload().await, "{}", ca.log_text());
-    let refused = ca.call(&Csr::demo().pem, &Ask::bearer(&token).text("CertSigner", "old")).await;
+    let refused = ca
+        .call(
+            &Csr::demo().pem,
+            &Ask::bearer(&token).text("CertSigner", "old"),
+        )
+        .await;
     crate::seen::assert_refused(refused, tonic::Code::InvalidArgument);
-    let chain = ca.call(&Csr::demo().pem, &Ask::bearer(&token).text("CertSigner", "new")).await.expect("issued");
+    let chain = ca
+        .call(
+            &Csr::demo().pem,
+            &Ask::bearer(&token).text("CertSigner", "new"),
+        )
+        .await
+        .expect("issued");
     assert_shape(&chain, 3, 3);
     let ledger = ca.check();
     assert_eq!(ledger.count("reload"), 1);
@@ -89,7 +130,10 @@ async fn case_51_a_self_signed_issuer_answers_leaf_and_root() {
     let setup = Setup::default().replace("chain = \"issuing-chain.pem\"", "chain = \"only.pem\"");
     let setup = file_issuer(&material, setup, "only.key");
     let ca = TestCa::start_on(material, setup).await;
-    let chain = ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.expect("issued");
+    let chain = ca
+        .call(&Csr::demo().pem, &Ask::bearer(&ca.token()))
+        .await
+        .expect("issued");
     assert_shape(&chain, 2, 1);
     openssl_verifies(&chain, root.certificate());
     ca.check();

@@ -34,9 +34,14 @@ async fn ten_thousand_calls_cancelled_at_random_moments_leave_no_open_intent() {
             while begun.fetch_add(1, Ordering::Relaxed) < CALLS {
                 let open = match channel.take() {
                     Some(open) => open,
-                    None => Channel::open(ca.csr_address(), config.clone()).await.expect("the daemon accepts"),
+                    None => Channel::open(ca.csr_address(), config.clone())
+                        .await
+                        .expect("the daemon accepts"),
                 };
-                let (csr, patience) = (Csr::demo().pem, Duration::from_micros(random.next() % 30_000));
+                let (csr, patience) = (
+                    Csr::demo().pem,
+                    Duration::from_micros(random.next() % 30_000),
+                );
                 match tokio::time::timeout(patience, open.call(&csr, ask)).await {
                     Ok(Ok(chain)) => {
                         ca.remember(&chain);
@@ -53,7 +58,10 @@ async fn ten_thousand_calls_cancelled_at_random_moments_leave_no_open_intent() {
         }
     });
     futures_util::future::join_all(workers).await;
-    ca.until("idle", || async { ca.metric("ca_server_calls_in_flight").await == 0.0 && ca.open_intents(&ca.export()) == 0 }).await;
+    ca.until("idle", || async {
+        ca.metric("ca_server_calls_in_flight").await == 0.0 && ca.open_intents(&ca.export()) == 0
+    })
+    .await;
     let ledger = ca.check();
     let cancelled = cancelled.into_inner();
     softhsm_tests::tell(&format!(
@@ -64,8 +72,14 @@ async fn ten_thousand_calls_cancelled_at_random_moments_leave_no_open_intent() {
         ledger.count("unknown")
     ));
     assert!(cancelled > CALLS / 10, "the test cancels: {cancelled}");
-    assert_eq!((ca.open_intents(&ledger), ledger.count("start")), (0, 1), "with no restart");
-    ca.call(&Csr::demo().pem, &ask).await.expect("and it serves on");
+    assert_eq!(
+        (ca.open_intents(&ledger), ledger.count("start")),
+        (0, 1),
+        "with no restart"
+    );
+    ca.call(&Csr::demo().pem, &ask)
+        .await
+        .expect("and it serves on");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -93,7 +107,9 @@ async fn kill_nine_under_load(setup: Setup, ledger_on: &str) {
             let load = (0..32).map(|_| {
                 let config = config.clone();
                 async move {
-                    let Ok(channel) = Channel::open(ca.csr_address(), config).await else { return };
+                    let Ok(channel) = Channel::open(ca.csr_address(), config).await else {
+                        return;
+                    };
                     while !stop.load(Ordering::Relaxed) {
                         match channel.call(&Csr::demo().pem, ask).await {
                             Ok(chain) => {
@@ -106,7 +122,10 @@ async fn kill_nine_under_load(setup: Setup, ledger_on: &str) {
                 }
             });
             let killer = async {
-                ca.until("under load", || async { answered.load(Ordering::Relaxed) >= kill_after }).await;
+                ca.until("under load", || async {
+                    answered.load(Ordering::Relaxed) >= kill_after
+                })
+                .await;
                 ca.signal("KILL");
                 stop.store(true, Ordering::Relaxed);
             };
@@ -124,24 +143,49 @@ async fn kill_nine_under_load(setup: Setup, ledger_on: &str) {
         ledger.count("unknown"),
         ca.faults().signatures()
     ));
-    assert_eq!(ca.open_intents(&ledger), 0, "what the dead left open is filed as unknown");
-    assert_eq!(ledger.count("chain_ended"), usize::try_from(KILLS).expect("small"), "each dead chain is named once");
+    assert_eq!(
+        ca.open_intents(&ledger),
+        0,
+        "what the dead left open is filed as unknown"
+    );
+    assert_eq!(
+        ledger.count("chain_ended"),
+        usize::try_from(KILLS).expect("small"),
+        "each dead chain is named once"
+    );
     assert_eq!(ledger.count("failed"), 0);
     let signatures = usize::try_from(ca.faults().signatures()).expect("small");
-    assert!((ledger.count("issued")..=ledger.count("issued") + ledger.count("unknown")).contains(&signatures));
-    assert!(ledger.kind("issued").iter().any(|row| row["identity"] == DEMO));
+    assert!(
+        (ledger.count("issued")..=ledger.count("issued") + ledger.count("unknown"))
+            .contains(&signatures)
+    );
+    assert!(
+        ledger
+            .kind("issued")
+            .iter()
+            .any(|row| row["identity"] == DEMO)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kill_nine_of_postgres_under_load_twenty_times_loses_and_invents_nothing() {
     const KILLS: u64 = 20;
     let cluster = Cluster::start();
-    let ca = TestCa::start_with(Setup::default().with_faults().on_ledger(&LedgerDatabase::on(&cluster).url())).await;
+    let ca = TestCa::start_with(
+        Setup::default()
+            .with_faults()
+            .on_ledger(&LedgerDatabase::on(&cluster).url()),
+    )
+    .await;
     let mut load = Load::on(&ca, 16);
     let mut random = Sequence(11);
     let mut longest = Duration::ZERO;
     for _ in 0..KILLS {
-        load.until_issued(&ca, 1 + usize::try_from(random.next() % 100).expect("small")).await;
+        load.until_issued(
+            &ca,
+            1 + usize::try_from(random.next() % 100).expect("small"),
+        )
+        .await;
         tokio::time::sleep(Duration::from_micros(random.next() % 20_000)).await;
         tokio::task::block_in_place(|| {
             cluster.kill();
@@ -152,7 +196,8 @@ async fn kill_nine_of_postgres_under_load_twenty_times_loses_and_invents_nothing
         longest = longest.max(recovered.elapsed());
     }
     load.stop().await;
-    ca.until("settled", || async { ca.open_intents(&ca.export()) == 0 }).await;
+    ca.until("settled", || async { ca.open_intents(&ca.export()) == 0 })
+        .await;
     let ledger = ca.check();
     softhsm_tests::tell(&format!(
         "{KILLS} kills of Postgres, {} certificates received, resumed after at most {} ms; {} intents, {} issued, {} failed, {} unknown; \
@@ -165,7 +210,15 @@ async fn kill_nine_of_postgres_under_load_twenty_times_loses_and_invents_nothing
         ledger.count("unknown"),
         load.refused()
     ));
-    assert_eq!((ledger.count("start"), ledger.count("unknown")), (1, 0), "the daemon has lived through it all");
+    assert_eq!(
+        (ledger.count("start"), ledger.count("unknown")),
+        (1, 0),
+        "the daemon has lived through it all"
+    );
     assert!(load.unanswered().is_empty(), "{:?}", load.unanswered());
-    assert!(load.refused().keys().all(|code| code == "Unavailable"), "{:?}", load.refused());
+    assert!(
+        load.refused().keys().all(|code| code == "Unavailable"),
+        "{:?}",
+        load.refused()
+    );
 }

@@ -1,7 +1,9 @@
-//! `kill -9` at each system call of one issuance that touches ledger, device or client, before the call is executed and after it.
+//! `kill -9` at each system call of one issuance that touches ledger, device or client, before the
+//! call is executed and after it.
 //!
-//! For each kind of call the first, second, third … is hit until an issuance comes through, which proves that it made no more of them.
-//! After every kill the daemon starts on the same ledger, the whole state is looked at, and one certificate is issued.
+//! For each kind of call the first, second, third … is hit until an issuance comes through, which
+//! proves that it made no more of them. After every kill the daemon starts on the same ledger, the
+//! whole state is looked at, and one certificate is issued.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -13,7 +15,8 @@ use softhsm_tests::{Ask, Csr, TestCa, tell};
 use crate::seen::leaf;
 use crate::touches::{Kind, Lesson, Touched, countable, on_a_server, traced};
 
-/// Calls after which something outside of the daemon is different. After the others a kill is the same as before the next one.
+/// Calls after which something outside of the daemon is different. After the others a kill is the
+/// same as before the next one.
 const CHANGES: [&str; 15] = [
     "accept4",
     "fdatasync",
@@ -32,7 +35,8 @@ const CHANGES: [&str; 15] = [
     "writev",
 ];
 
-/// An issuance that makes fewer of a kind than it made before is asked again so often, before that counts as a failure of this test.
+/// An issuance that makes fewer of a kind than it made before is asked again so often, before that
+/// counts as a failure of this test.
 const TRIES: usize = 5;
 
 /// No kind of call is made so often; a search that comes here does not end.
@@ -68,7 +72,10 @@ struct Found {
 
 impl Found {
     fn add(&mut self, other: &Self) {
-        other.points.iter().for_each(|(key, count)| *self.points.entry(*key).or_default() += count);
+        other
+            .points
+            .iter()
+            .for_each(|(key, count)| *self.points.entry(*key).or_default() += count);
         self.no_intent += other.no_intent;
         self.unknown += other.unknown;
         self.issued_and_lost += other.issued_and_lost;
@@ -76,7 +83,11 @@ impl Found {
     }
 
     fn of_class(&self, wanted: &str) -> usize {
-        self.points.iter().filter(|((class, _), _)| *class == wanted).map(|(_, count)| count).sum()
+        self.points
+            .iter()
+            .filter(|((class, _), _)| *class == wanted)
+            .map(|(_, count)| count)
+            .sum()
     }
 }
 
@@ -88,7 +99,8 @@ async fn kill_nine_at_each_system_call_of_an_issuance_loses_and_invents_nothing(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kill_nine_at_each_system_call_of_an_issuance_on_postgres_loses_and_invents_nothing() {
-    // Two commits, each of them one statement: before it is sent, after that, and before its answer is read.
+    // Two commits, each of them one statement: before it is sent, after that, and before its answer
+    // is read.
     at_each_system_call("Postgres", || Setup::default().on_postgres(), 6).await;
 }
 
@@ -96,7 +108,10 @@ async fn kill_nine_at_each_system_call_of_an_issuance_on_postgres_loses_and_inve
 async fn at_each_system_call(ledger: &str, setup: fn() -> Setup, commits: usize) {
     let mut first = TestCa::start_with(countable(setup())).await;
     let lesson = Lesson::of(&mut first, &Touched::ALL).await;
-    let series: VecDeque<Series> = lesson.kinds().flat_map(|(kind, sure)| series_of(kind, sure)).collect();
+    let series: VecDeque<Series> = lesson
+        .kinds()
+        .flat_map(|(kind, sure)| series_of(kind, sure))
+        .collect();
     let series = Arc::new(Mutex::new(series));
     let (learnt, second) = (lesson.calls(), TestCa::start_with(countable(setup())).await);
     let workers = [first, second].map(|ca| tokio::spawn(work(ca, series.clone())));
@@ -107,7 +122,10 @@ async fn at_each_system_call(ledger: &str, setup: fn() -> Setup, commits: usize)
     let count = |class, moment| found.points.get(&(class, moment)).copied().unwrap_or(0);
     let classes = ["ledger", "device", "client"].map(|class| {
         let (before, after) = (count(class, Moment::Before), count(class, Moment::After));
-        format!("{class} {} ({before} before, {after} after the call)", before + after)
+        format!(
+            "{class} {} ({before} before, {after} after the call)",
+            before + after
+        )
     });
     tell(&format!(
         "crash points on {ledger}: {}; {learnt} calls learnt; afterwards {} without intent, {} unknown, {} issued and not received, {} received",
@@ -117,21 +135,49 @@ async fn at_each_system_call(ledger: &str, setup: fn() -> Setup, commits: usize)
         found.issued_and_lost,
         found.received
     ));
-    let before: usize = ["ledger", "device", "client"].map(|class| count(class, Moment::Before)).iter().sum();
-    assert!(before >= learnt, "{before} kills before a call, and an issuance makes {learnt}");
+    let before: usize = ["ledger", "device", "client"]
+        .map(|class| count(class, Moment::Before))
+        .iter()
+        .sum();
+    assert!(
+        before >= learnt,
+        "{before} kills before a call, and an issuance makes {learnt}"
+    );
     for (class, least) in [("ledger", commits), ("device", 10), ("client", 12)] {
-        assert!(found.of_class(class) >= least, "{class}: only {}", found.of_class(class));
+        assert!(
+            found.of_class(class) >= least,
+            "{class}: only {}",
+            found.of_class(class)
+        );
     }
-    for (what, count) in [("no intent", found.no_intent), ("unknown", found.unknown), ("issued and not received", found.issued_and_lost)] {
-        assert!(count > 0, "no kill left {what}: they did not come where they should");
+    for (what, count) in [
+        ("no intent", found.no_intent),
+        ("unknown", found.unknown),
+        ("issued and not received", found.issued_and_lost),
+    ] {
+        assert!(
+            count > 0,
+            "no kill left {what}: they did not come where they should"
+        );
     }
     assert!(found.received > 0, "no kill came after the answer");
 }
 
 fn series_of(kind: Kind<'_>, sure: usize) -> impl Iterator<Item = Series> {
-    let series = move |moment| Series { touched: kind.touched, role: kind.role.to_owned(), call: kind.call.to_owned(), moment, sure };
+    let series = move |moment| Series {
+        touched: kind.touched,
+        role: kind.role.to_owned(),
+        call: kind.call.to_owned(),
+        moment,
+        sure,
+    };
     let changes = CHANGES.contains(&kind.call);
-    [Some(series(Moment::Before)), changes.then(|| series(Moment::After))].into_iter().flatten()
+    [
+        Some(series(Moment::Before)),
+        changes.then(|| series(Moment::After)),
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// Takes series until there is none; ends with a look at everything.
@@ -139,7 +185,9 @@ async fn work(mut ca: TestCa, all: Arc<Mutex<VecDeque<Series>>>) -> Found {
     let (mut found, mut known) = (Found::default(), Demo::of(&ca.export()));
     known.add(&issue(&ca).await);
     loop {
-        let Some(series) = all.lock().expect("unpoisoned").pop_front() else { break };
+        let Some(series) = all.lock().expect("unpoisoned").pop_front() else {
+            break;
+        };
         run(&mut ca, &series, &mut known, &mut found).await;
     }
     let ledger = ca.check();
@@ -149,7 +197,11 @@ async fn work(mut ca: TestCa, all: Arc<Mutex<VecDeque<Series>>>) -> Found {
 }
 
 async fn run(ca: &mut TestCa, series: &Series, known: &mut Demo, found: &mut Found) {
-    let kind = Kind { touched: series.touched, role: &series.role, call: &series.call };
+    let kind = Kind {
+        touched: series.touched,
+        role: &series.role,
+        call: &series.call,
+    };
     let (mut occurrence, mut tries) = (1, 0);
     loop {
         let point = format!("{series:?} {occurrence}");
@@ -158,13 +210,25 @@ async fn run(ca: &mut TestCa, series: &Series, known: &mut Demo, found: &mut Fou
             Moment::Before => format!("{}:signal=KILL:when={occurrence}", series.call),
             Moment::After => format!("{}:delay_exit=60s:when={occurrence}", series.call),
         };
-        let traced = traced(ca, series.touched, kind.scope(), Some(&injection), series.moment == Moment::After).await;
+        let traced = traced(
+            ca,
+            series.touched,
+            kind.scope(),
+            Some(&injection),
+            series.moment == Moment::After,
+        )
+        .await;
         if traced.died {
             settle(ca, &point, known, traced.answer.is_ok(), found).await;
-            *found.points.entry((series.touched.class(), series.moment)).or_default() += 1;
+            *found
+                .points
+                .entry((series.touched.class(), series.moment))
+                .or_default() += 1;
             (occurrence, tries) = (occurrence + 1, 0);
         } else {
-            known.add(&traced.answer.unwrap_or_else(|status| panic!("{point}: it lives, and says {status}\n{}", ca.log_text())));
+            known.add(&traced.answer.unwrap_or_else(|status| {
+                panic!("{point}: it lives, and says {status}\n{}", ca.log_text())
+            }));
             if occurrence > series.sure {
                 return;
             }
@@ -180,14 +244,27 @@ async fn settle(ca: &mut TestCa, point: &str, known: &mut Demo, received: bool, 
     ca.restart().await;
     if on_a_server(ca) {
         // A server may notice the death after the start; then the next look finds what was open.
-        ca.until("named", || async { ca.open_intents(&ca.export()) == 0 }).await;
+        ca.until("named", || async { ca.open_intents(&ca.export()) == 0 })
+            .await;
     }
     let ledger = ca.check();
     let now = Demo::of(&ledger);
-    assert_eq!(ca.open_intents(&ledger), 0, "{point}: what was open is named");
-    assert!(known.intents.is_subset(&now.intents) && known.issued.is_subset(&now.issued), "{point}: rows are lost");
+    assert_eq!(
+        ca.open_intents(&ledger),
+        0,
+        "{point}: what was open is named"
+    );
+    assert!(
+        known.intents.is_subset(&now.intents) && known.issued.is_subset(&now.issued),
+        "{point}: rows are lost"
+    );
     let new = |now: &BTreeSet<String>, then: &BTreeSet<String>| now.difference(then).count();
-    let found_here = (new(&now.intents, &known.intents), new(&now.issued, &known.issued), new(&now.unknown, &known.unknown), received);
+    let found_here = (
+        new(&now.intents, &known.intents),
+        new(&now.issued, &known.issued),
+        new(&now.unknown, &known.unknown),
+        received,
+    );
     match found_here {
         (0, 0, 0, false) => found.no_intent += 1,
         (1, 0, 1, false) => found.unknown += 1,
@@ -196,12 +273,15 @@ async fn settle(ca: &mut TestCa, point: &str, known: &mut Demo, received: bool, 
         other => panic!("{point}: intents, issued, unknown, received are {other:?}"),
     }
     *known = now;
-    // Service resumes; and nothing has read the ledger between this commit and the next, which would spare that one some locks.
+    // Service resumes; and nothing has read the ledger between this commit and the next, which
+    // would spare that one some locks.
     known.add(&issue(ca).await);
 }
 
 async fn issue(ca: &TestCa) -> Vec<String> {
-    ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await.unwrap_or_else(|status| panic!("{status}\n{}", ca.log_text()))
+    ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token()))
+        .await
+        .unwrap_or_else(|status| panic!("{status}\n{}", ca.log_text()))
 }
 
 /// The serials of the demo workload, by what became of them.
@@ -213,10 +293,27 @@ struct Demo {
 
 impl Demo {
     fn of(ledger: &Ledger) -> Self {
-        let serials = |kind: &str| ledger.kind(kind).into_iter().map(|row| (row["serial"].as_str().expect("serial").to_owned(), row));
-        let intents: BTreeSet<String> = serials("intent").filter(|(_, row)| row["identity"] == DEMO).map(|(serial, _)| serial).collect();
-        let those = |kind| serials(kind).map(|(serial, _)| serial).filter(|serial| intents.contains(serial)).collect();
-        Self { issued: those("issued"), unknown: those("unknown"), intents }
+        let serials = |kind: &str| {
+            ledger
+                .kind(kind)
+                .into_iter()
+                .map(|row| (row["serial"].as_str().expect("serial").to_owned(), row))
+        };
+        let intents: BTreeSet<String> = serials("intent")
+            .filter(|(_, row)| row["identity"] == DEMO)
+            .map(|(serial, _)| serial)
+            .collect();
+        let those = |kind| {
+            serials(kind)
+                .map(|(serial, _)| serial)
+                .filter(|serial| intents.contains(serial))
+                .collect()
+        };
+        Self {
+            issued: those("issued"),
+            unknown: those("unknown"),
+            intents,
+        }
     }
 
     /// One that the client received.

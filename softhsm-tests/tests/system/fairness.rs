@@ -1,4 +1,5 @@
-//! What one identity, and one address, may ask for: beyond `[limits]` calls are refused, counted and filed, and nobody else notices.
+//! What one identity, and one address, may ask for: beyond `[limits]` calls are refused, counted
+//! and filed, and nobody else notices.
 
 use std::time::Instant;
 
@@ -12,9 +13,20 @@ use crate::seen::{assert_opaque, assert_refused};
 
 /// Refusals of a reason in the ledger: rows of their own, and those in groups.
 fn filed(ledger: &Ledger, reason: &str) -> (usize, u64) {
-    let rows = ledger.kind("refused").into_iter().filter(|row| row["reason"] == reason);
-    let groups = ledger.kind("refused_group").into_iter().filter(|row| row["reason"] == reason);
-    (rows.count(), groups.map(|row| row["count"].as_u64().expect("a count")).sum())
+    let rows = ledger
+        .kind("refused")
+        .into_iter()
+        .filter(|row| row["reason"] == reason);
+    let groups = ledger
+        .kind("refused_group")
+        .into_iter()
+        .filter(|row| row["reason"] == reason);
+    (
+        rows.count(),
+        groups
+            .map(|row| row["count"].as_u64().expect("a count"))
+            .sum(),
+    )
 }
 
 fn refusals(reason: &str) -> String {
@@ -35,20 +47,38 @@ async fn the_calls_of_an_identity_are_limited() {
                     issued += 1;
                 }
                 Err(status) => {
-                    assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, "the CA is at its limit, try again later"));
+                    assert_eq!(
+                        (status.code(), status.message()),
+                        (
+                            Code::ResourceExhausted,
+                            "the CA is at its limit, try again later"
+                        )
+                    );
                     refused += 1;
                 }
             }
         }
         // A sixth of the limit comes back every ten seconds.
         let most = LIMIT + 1 + usize::try_from(begun.elapsed().as_secs()).expect("small") / 10;
-        assert!((LIMIT..=most).contains(&issued) && refused > 0, "{issued} issued, {refused} refused");
+        assert!(
+            (LIMIT..=most).contains(&issued) && refused > 0,
+            "{issued} issued, {refused} refused"
+        );
         let signatures = ca.faults().signatures();
         let other = Ask::bearer(&ca.minter().token("shop", "cart"));
-        ca.call(&Csr::demo().pem, &other).await.expect("nobody else notices");
-        assert_eq!(ca.faults().signatures(), signatures + 1, "what is beyond a limit is not signed");
+        ca.call(&Csr::demo().pem, &other)
+            .await
+            .expect("nobody else notices");
+        assert_eq!(
+            ca.faults().signatures(),
+            signatures + 1,
+            "what is beyond a limit is not signed"
+        );
         assert_eq!(ca.get("/healthz/ready").await.0, 200);
-        assert_eq!(ca.metric(&refusals("identity_limit")).await, f64::from(refused));
+        assert_eq!(
+            ca.metric(&refusals("identity_limit")).await,
+            f64::from(refused)
+        );
         // A flood of one identity has a row that names it every ten seconds, and a count.
         ca.until("filed", || async {
             let (rows, counted) = filed(&ca.export(), "identity_limit");
@@ -57,15 +87,30 @@ async fn the_calls_of_an_identity_are_limited() {
         .await;
         let ledger = ca.check();
         let (rows, _) = filed(&ledger, "identity_limit");
-        assert!(rows < usize::try_from(refused).expect("small"), "not a row each: {rows}");
-        let named = ledger.kind("refused").into_iter().find(|row| row["reason"] == "identity_limit").expect("a row");
-        assert_eq!((named["identity"].as_str(), named["code"].as_str()), (Some(DEMO), Some("ResourceExhausted")));
+        assert!(
+            rows < usize::try_from(refused).expect("small"),
+            "not a row each: {rows}"
+        );
+        let named = ledger
+            .kind("refused")
+            .into_iter()
+            .find(|row| row["reason"] == "identity_limit")
+            .expect("a row");
+        assert_eq!(
+            (named["identity"].as_str(), named["code"].as_str()),
+            (Some(DEMO), Some("ResourceExhausted"))
+        );
     }
 }
 
 #[tokio::test]
 async fn the_distinct_keys_of_an_identity_are_limited() {
-    let ca = TestCa::start_with(Setup::default().with_faults().limit("identity_keys_an_hour", 3)).await;
+    let ca = TestCa::start_with(
+        Setup::default()
+            .with_faults()
+            .limit("identity_keys_an_hour", 3),
+    )
+    .await;
     let ask = Ask::bearer(&ca.token());
     // A key that was not certified has not counted.
     ca.command_faults("C_Sign corrupt once");
@@ -77,11 +122,21 @@ async fn the_distinct_keys_of_an_identity_are_limited() {
         ca.call(&key.pem, &ask).await.expect("within the limit");
     }
     assert_refused(ca.call(&keys[3].pem, &ask).await, Code::ResourceExhausted);
-    ca.call(&keys[0].again().pem, &ask).await.expect("a key that is known, in another CSR");
+    ca.call(&keys[0].again().pem, &ask)
+        .await
+        .expect("a key that is known, in another CSR");
     ca.call(&keys[1].pem, &ask).await.expect("or in the same");
-    ca.call(&keys[3].pem, &Ask::bearer(&ca.minter().token("shop", "cart"))).await.expect("another identity");
+    ca.call(
+        &keys[3].pem,
+        &Ask::bearer(&ca.minter().token("shop", "cart")),
+    )
+    .await
+    .expect("another identity");
     assert_eq!(ca.metric(&refusals("key_limit")).await, 1.0);
-    ca.until("filed", || async { filed(&ca.export(), "key_limit") == (1, 0) }).await;
+    ca.until("filed", || async {
+        filed(&ca.export(), "key_limit") == (1, 0)
+    })
+    .await;
     ca.check();
 }
 
@@ -96,14 +151,35 @@ async fn what_an_address_sends_is_limited_before_anybody_has_authenticated() {
     let calls = join_all((0..20).map(|_| channel.call("junk", &nobody))).await;
     // One comes back every six seconds.
     let back = begun.elapsed().as_secs() / 6 + 1;
-    let answered = calls.into_iter().filter(|answer| answer.as_ref().is_err_and(|status| status.code() == Code::ResourceExhausted)).count();
-    assert!(answered as u64 + back >= 20, "{answered} of 20 were refused, {back} may have come back");
+    let answered = calls
+        .into_iter()
+        .filter(|answer| {
+            answer
+                .as_ref()
+                .is_err_and(|status| status.code() == Code::ResourceExhausted)
+        })
+        .count();
+    assert!(
+        answered as u64 + back >= 20,
+        "{answered} of 20 were refused, {back} may have come back"
+    );
     let refused = ca.metric(&refusals("peer_limit")).await;
     assert_eq!(refused, answered as f64);
-    ca.until("filed", || async { filed(&ca.export(), "peer_limit") == (0, refused as u64) }).await;
+    ca.until("filed", || async {
+        filed(&ca.export(), "peer_limit") == (0, refused as u64)
+    })
+    .await;
     let ledger = ca.check();
-    let group = ledger.kind("refused_group").into_iter().find(|row| row["reason"] == "peer_limit").expect("a group").clone();
-    assert_eq!((group["prefix"].as_str(), group["code"].as_str()), (Some("127.0.0.0/24"), Some("ResourceExhausted")));
+    let group = ledger
+        .kind("refused_group")
+        .into_iter()
+        .find(|row| row["reason"] == "peer_limit")
+        .expect("a group")
+        .clone();
+    assert_eq!(
+        (group["prefix"].as_str(), group["code"].as_str()),
+        (Some("127.0.0.0/24"), Some("ResourceExhausted"))
+    );
     assert_eq!(ca.get("/healthz/ready").await.0, 200);
 }
 
@@ -117,15 +193,31 @@ async fn the_connections_of_an_address_are_limited_and_those_that_are_open_go_on
     let config = softhsm_tests::client::tls(&ca.roots(), None);
     let mut closed = 0;
     for _ in 0..6 {
-        closed += usize::from(softhsm_tests::Channel::open(ca.csr_address(), config.clone()).await.is_err());
+        closed += usize::from(
+            softhsm_tests::Channel::open(ca.csr_address(), config.clone())
+                .await
+                .is_err(),
+        );
     }
     assert!(closed > 0, "one comes back every fifteen seconds, not six");
     let ask = Ask::bearer(&ca.token());
     for channel in &open {
-        ca.remember(&channel.call(&Csr::demo().pem, &ask).await.expect("it was open before"));
+        ca.remember(
+            &channel
+                .call(&Csr::demo().pem, &ask)
+                .await
+                .expect("it was open before"),
+        );
     }
-    assert!(ca.metric("ca_server_handshake_failures_total{reason=\"peer_limit\"}").await >= closed as f64);
-    ca.until("filed", || async { filed(&ca.export(), "peer_limit").1 >= closed as u64 }).await;
+    assert!(
+        ca.metric("ca_server_handshake_failures_total{reason=\"peer_limit\"}")
+            .await
+            >= closed as f64
+    );
+    ca.until("filed", || async {
+        filed(&ca.export(), "peer_limit").1 >= closed as u64
+    })
+    .await;
     ca.check();
 }
 
@@ -133,17 +225,28 @@ async fn the_connections_of_an_address_are_limited_and_those_that_are_open_go_on
 async fn a_reload_puts_other_limits_in_force() {
     let ca = TestCa::start_with(Setup::default().limit("identity_calls_a_minute", 2)).await;
     let (channel, ask) = (ca.connect().await, Ask::bearer(&ca.token()));
-    let call = async || channel.call(&Csr::demo().pem, &ask).await.inspect(|chain| ca.remember(chain));
+    let call = async || {
+        channel
+            .call(&Csr::demo().pem, &ask)
+            .await
+            .inspect(|chain| ca.remember(chain))
+    };
     for _ in 0..2 {
         call().await.expect("within the limit");
     }
     assert_refused(call().await, Code::ResourceExhausted);
-    ca.edit_config("identity_calls_a_minute = 2", "identity_calls_a_minute = 50");
+    ca.edit_config(
+        "identity_calls_a_minute = 2",
+        "identity_calls_a_minute = 50",
+    );
     assert!(ca.reload().await, "{}", ca.log_text());
     for _ in 0..20 {
         call().await.expect("within the new one");
     }
-    ca.edit_config("identity_calls_a_minute = 50", "identity_calls_a_minute = 0");
+    ca.edit_config(
+        "identity_calls_a_minute = 50",
+        "identity_calls_a_minute = 0",
+    );
     assert!(ca.reload().await, "{}", ca.log_text());
     for _ in 0..50 {
         call().await.expect("there is none");
@@ -153,8 +256,17 @@ async fn a_reload_puts_other_limits_in_force() {
 
 #[tokio::test]
 async fn a_limit_that_is_lowered_shuts_nobody_out_for_longer_than_its_own_pace() {
-    let ca = TestCa::start_with(Setup::default().limit("identity_calls_a_minute", 100_000).limit("peer_calls_a_minute", 100_000)).await;
-    let (channel, ask, csr) = (ca.connect().await, Ask::bearer(&ca.token()), Csr::demo().pem);
+    let ca = TestCa::start_with(
+        Setup::default()
+            .limit("identity_calls_a_minute", 100_000)
+            .limit("peer_calls_a_minute", 100_000),
+    )
+    .await;
+    let (channel, ask, csr) = (
+        ca.connect().await,
+        Ask::bearer(&ca.token()),
+        Csr::demo().pem,
+    );
     // One certificate, given out again: no load of the device.
     for _ in 0..20 {
         join_all((0..100).map(|_| channel.call(&csr, &ask))).await;
@@ -163,14 +275,27 @@ async fn a_limit_that_is_lowered_shuts_nobody_out_for_longer_than_its_own_pace()
         ca.edit_config(&format!("{key} = 100000"), &format!("{key} = 30"));
     }
     assert!(ca.reload().await, "{}", ca.log_text());
-    // A call every two seconds, and not one after the two thousand of before have drained at that pace.
-    ca.until("served", || async { channel.call(&csr, &ask).await.is_ok() }).await;
+    // A call every two seconds, and not one after the two thousand of before have drained at that
+    // pace.
+    ca.until("served", || async {
+        channel.call(&csr, &ask).await.is_ok()
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_repeat_counts_against_the_limit_of_its_identity_and_always_has_its_row() {
-    let ca = TestCa::start_with(Setup::default().with_faults().limit("identity_calls_a_minute", 20)).await;
-    let (channel, ask, csr) = (ca.connect().await, Ask::bearer(&ca.token()), Csr::demo().pem);
+    let ca = TestCa::start_with(
+        Setup::default()
+            .with_faults()
+            .limit("identity_calls_a_minute", 20),
+    )
+    .await;
+    let (channel, ask, csr) = (
+        ca.connect().await,
+        Ask::bearer(&ca.token()),
+        Csr::demo().pem,
+    );
     let (mut answered, mut refused) = (0, 0);
     for _ in 0..40 {
         match channel.call(&csr, &ask).await {
@@ -184,9 +309,16 @@ async fn a_repeat_counts_against_the_limit_of_its_identity_and_always_has_its_ro
             }
         }
     }
-    assert!(answered >= 20 && refused > 0, "{answered} answered, {refused} refused");
+    assert!(
+        answered >= 20 && refused > 0,
+        "{answered} answered, {refused} refused"
+    );
     let ledger = ca.check();
-    assert_eq!(ledger.count("repeated") + 1, answered, "each but the first is a repeat, with a row");
+    assert_eq!(
+        ledger.count("repeated") + 1,
+        answered,
+        "each but the first is a repeat, with a row"
+    );
 }
 
 #[tokio::test]
@@ -200,7 +332,9 @@ async fn one_workload_cannot_fill_the_ledger() {
                 assert_refused(answer, Code::InvalidArgument);
             }
         }
-        ca.call(&Csr::demo().pem, &ask).await.expect("others are served, and this one too");
+        ca.call(&Csr::demo().pem, &ask)
+            .await
+            .expect("others are served, and this one too");
         ca.until("filed", || async {
             let (rows, counted) = filed(&ca.export(), "malformed_csr");
             rows as u64 + counted == CALLS as u64
@@ -210,10 +344,35 @@ async fn one_workload_cannot_fill_the_ledger() {
         let (rows, _) = filed(&ledger, "malformed_csr");
         // Ten in each window of ten seconds, of which one more may have begun at either end.
         let most = 10 * (2 + usize::try_from(begun.elapsed().as_secs()).expect("small") / 10);
-        assert!((10..=most).contains(&rows), "{rows} rows of {CALLS} refusals");
-        let groups: Vec<_> = ledger.kind("refused_group").into_iter().filter(|row| row["reason"] == "malformed_csr").collect();
-        assert!(groups.iter().all(|group| group["identity"] == DEMO && group["prefix"] == "any"), "{groups:?}");
-        let export = ca.verb(&["audit", "export", "--identity", DEMO, "--kind", "refused_group"]).output().expect("runs");
-        assert!(export.status.success() && String::from_utf8_lossy(&export.stdout).contains("malformed_csr"));
+        assert!(
+            (10..=most).contains(&rows),
+            "{rows} rows of {CALLS} refusals"
+        );
+        let groups: Vec<_> = ledger
+            .kind("refused_group")
+            .into_iter()
+            .filter(|row| row["reason"] == "malformed_csr")
+            .collect();
+        assert!(
+            groups
+                .iter()
+                .all(|group| group["identity"] == DEMO && group["prefix"] == "any"),
+            "{groups:?}"
+        );
+        let export = ca
+            .verb(&[
+                "audit",
+                "export",
+                "--identity",
+                DEMO,
+                "--kind",
+                "refused_group",
+            ])
+            .output()
+            .expect("runs");
+        assert!(
+            export.status.success()
+                && String::from_utf8_lossy(&export.stdout).contains("malformed_csr")
+        );
     }
 }

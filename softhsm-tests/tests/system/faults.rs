@@ -1,6 +1,7 @@
-//! Every code at every step: 12 functions of PKCS#11, 15 return values, met at the first call, at a later one, and at every one. Whatever a
-//! token answers, the daemon lives, keeps its callers' deadlines, tries a PIN no more than once, gives out nothing that does not verify, leaves
-//! no intent open, and serves again when the fault ends.
+//! Every code at every step: 12 functions of PKCS#11, 15 return values, met at the first call, at a
+//! later one, and at every one. Whatever a token answers, the daemon lives, keeps its callers'
+//! deadlines, tries a PIN no more than once, gives out nothing that does not verify, leaves no
+//! intent open, and serves again when the fault ends.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -48,15 +49,17 @@ const CODES: [(u64, &str); 15] = [
     (0x8000_0001, "a vendor's"),
 ];
 
-/// What C_Login answers where no PIN was looked at: DEVICE_ERROR, DEVICE_REMOVED, SESSION_CLOSED, SESSION_HANDLE_INVALID, TOKEN_NOT_PRESENT,
-/// CRYPTOKI_NOT_INITIALIZED. After any other the operator is waited for.
+/// What C_Login answers where no PIN was looked at: DEVICE_ERROR, DEVICE_REMOVED, SESSION_CLOSED,
+/// SESSION_HANDLE_INVALID, TOKEN_NOT_PRESENT, CRYPTOKI_NOT_INITIALIZED. After any other the
+/// operator is waited for.
 const PIN_NOT_TRIED: [u64; 6] = [0x30, 0x32, 0xB0, 0xB3, 0xE0, 0x190];
 
 const DAEMONS: usize = 3;
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// What a busy machine may add to it before a test calls that a wait past the deadline.
 const ALLOWANCE: Duration = Duration::from_secs(3);
-/// A call records twice, before and after the device. Where one write takes this long, the call's time may pass on that alone.
+/// A call records twice, before and after the device. Where one write takes this long, the call's
+/// time may pass on that alone.
 const SLOW_DISK: Duration = CALL_TIMEOUT.checked_div(4).unwrap();
 /// The issue's limit.
 const RECOVERY: Duration = Duration::from_secs(10);
@@ -92,7 +95,8 @@ struct Outcome {
 }
 
 impl Case {
-    /// Resets that it takes for the fault to be met: most functions are called only when sessions are opened.
+    /// Resets that it takes for the fault to be met: most functions are called only when sessions
+    /// are opened.
     fn resets(self) -> u64 {
         match self.function {
             "C_SignInit" | "C_Sign" => 0,
@@ -110,8 +114,11 @@ impl Case {
         let fault = format!("{} rv {:#x}{when}\n", self.function, self.code);
         match (self.resets(), self.function) {
             (0, _) => fault,
-            // As often as it takes: the daemon also signs for itself, and two signatures at once may share one log-in.
-            (_, "C_Login") if self.when == When::Nth => format!("{fault}C_SignInit close_sessions\n"),
+            // As often as it takes: the daemon also signs for itself, and two signatures at once
+            // may share one log-in.
+            (_, "C_Login") if self.when == When::Nth => {
+                format!("{fault}C_SignInit close_sessions\n")
+            }
             (resets, "C_Initialize") => format!("{fault}C_SignInit forget count {resets}\n"),
             (resets, _) => format!("{fault}C_SignInit close_sessions count {resets}\n"),
         }
@@ -135,23 +142,36 @@ struct Patient<'a> {
 
 impl<'a> Patient<'a> {
     async fn start(disk: &'a Disk) -> Self {
-        let setup = Setup::default().with_faults().replace("call_timeout = \"5s\"", "call_timeout = \"2s\"");
+        let setup = Setup::default()
+            .with_faults()
+            .replace("call_timeout = \"5s\"", "call_timeout = \"2s\"");
         let ca = TestCa::start_with(setup).await;
         let (channel, ask) = (ca.connect().await, Ask::bearer(&ca.token()));
         let url = format!("sqlite:{}?mode=ro", ca.material.file("ledger.db").display());
         let ledger = SqliteConnection::connect(&url).await.expect("opened");
-        Self { disk, chains: Chains::under(&ca.roots()), ca, channel, ask, ledger }
+        Self {
+            disk,
+            chains: Chains::under(&ca.roots()),
+            ca,
+            channel,
+            ask,
+            ledger,
+        }
     }
 
-    /// One call; true if it got a certificate, which verifies. A refusal is Unavailable, and neither is late, unless the ledger's disk
-    /// made it so.
+    /// One call; true if it got a certificate, which verifies. A refusal is Unavailable, and
+    /// neither is late, unless the ledger's disk made it so.
     async fn call(&self, case: Case) -> bool {
         let begun = Instant::now();
         // Another one each time: the same would be given out again, and the device not asked.
         let answer = self.channel.call(&Csr::demo().pem, &self.ask).await;
         let took = begun.elapsed();
         let disk = self.disk.longest_wait_since(begun);
-        assert!(took < CALL_TIMEOUT + ALLOWANCE + disk, "{case:?}: {took:?} for {answer:?}\n{}", self.ca.log_text());
+        assert!(
+            took < CALL_TIMEOUT + ALLOWANCE + disk,
+            "{case:?}: {took:?} for {answer:?}\n{}",
+            self.ca.log_text()
+        );
         match answer {
             Ok(chain) => {
                 self.chains.assert_verified(&chain);
@@ -159,8 +179,17 @@ impl<'a> Patient<'a> {
                 true
             }
             Err(status) => {
-                let code = if status.code() == Code::DeadlineExceeded && disk > SLOW_DISK { Code::Unavailable } else { status.code() };
-                assert_eq!(code, Code::Unavailable, "{case:?}: {status}, the disk took {disk:?}\n{}", self.ca.log_text());
+                let code = if status.code() == Code::DeadlineExceeded && disk > SLOW_DISK {
+                    Code::Unavailable
+                } else {
+                    status.code()
+                };
+                assert_eq!(
+                    code,
+                    Code::Unavailable,
+                    "{case:?}: {status}, the disk took {disk:?}\n{}",
+                    self.ca.log_text()
+                );
                 tokio::time::sleep(Duration::from_millis(5)).await;
                 false
             }
@@ -174,34 +203,75 @@ impl<'a> Patient<'a> {
         let begun = Instant::now();
         self.ca.command_faults(&case.rules());
         while faults.met(case.function) == met || certificates + unavailable < 3 {
-            assert!(begun.elapsed() < PATIENCE, "{case:?} was never met\n{}", self.ca.log_text());
-            if self.call(case).await { certificates += 1 } else { unavailable += 1 }
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "{case:?} was never met\n{}",
+                self.ca.log_text()
+            );
+            if self.call(case).await {
+                certificates += 1
+            } else {
+                unavailable += 1
+            }
         }
         self.ca.command_faults("");
         let ordered = case.may_have_cost_a_try();
         if ordered {
-            assert_eq!(faults.met(case.function) - met, 1, "{case:?}: tries of a PIN that may have been wrong");
-            assert!(!self.call(case).await, "{case:?}: it logged in without being asked");
+            assert_eq!(
+                faults.met(case.function) - met,
+                1,
+                "{case:?}: tries of a PIN that may have been wrong"
+            );
+            assert!(
+                !self.call(case).await,
+                "{case:?}: it logged in without being asked"
+            );
             assert!(self.ca.reload().await, "{case:?}: {}", self.ca.log_text());
         }
         let ended = Instant::now();
         while !self.call(case).await {
-            assert!(ended.elapsed() < PATIENCE, "{case:?}: never resumed\n{}", self.ca.log_text());
+            assert!(
+                ended.elapsed() < PATIENCE,
+                "{case:?}: never resumed\n{}",
+                self.ca.log_text()
+            );
         }
         let resumed = ended.elapsed();
         let disk = self.disk.longest_wait_since(ended);
-        assert!(resumed < RECOVERY + 2 * disk, "{case:?}: resumed after {resumed:?}, the disk took {disk:?}\n{}", self.ca.log_text());
+        assert!(
+            resumed < RECOVERY + 2 * disk,
+            "{case:?}: resumed after {resumed:?}, the disk took {disk:?}\n{}",
+            self.ca.log_text()
+        );
         // The next case finds every session open and every intent closed.
         self.ca
-            .until("whole again", || async { self.ca.get("/healthz/ready").await.1.contains("healthy: 4 of 4 sessions open, 0 stuck") })
+            .until("whole again", || async {
+                self.ca
+                    .get("/healthz/ready")
+                    .await
+                    .1
+                    .contains("healthy: 4 of 4 sessions open, 0 stuck")
+            })
             .await;
         self.no_open_intent(case).await;
-        assert_eq!((self.ca.ended(), self.ca.pid()), (None, pid), "{case:?}: the daemon lives");
+        assert_eq!(
+            (self.ca.ended(), self.ca.pid()),
+            (None, pid),
+            "{case:?}: the daemon lives"
+        );
         let logins = faults.logins() - logins;
         if case.function != "C_Login" {
             assert!(logins <= case.resets() + 1, "{case:?}: {logins} logins");
         }
-        Outcome { case, met: faults.met(case.function) - met, certificates, unavailable, logins, ordered, resumed }
+        Outcome {
+            case,
+            met: faults.met(case.function) - met,
+            certificates,
+            unavailable,
+            logins,
+            ordered,
+            resumed,
+        }
     }
 
     async fn no_open_intent(&mut self, case: Case) {
@@ -209,11 +279,18 @@ impl<'a> Patient<'a> {
             - (SELECT count(*) FROM event WHERE kind IN ('issued', 'failed', 'unknown'))";
         let begun = Instant::now();
         loop {
-            let open: i64 = sqlx::query_scalar(OPEN).fetch_one(&mut self.ledger).await.expect("readable");
+            let open: i64 = sqlx::query_scalar(OPEN)
+                .fetch_one(&mut self.ledger)
+                .await
+                .expect("readable");
             if open == 0 {
                 return;
             }
-            assert!(begun.elapsed() < PATIENCE, "{case:?}: {open} open intents\n{}", self.ca.log_text());
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "{case:?}: {open} open intents\n{}",
+                self.ca.log_text()
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -224,13 +301,22 @@ fn five_hundred_and_forty_faults_of_a_token_each_end_with_a_daemon_that_serves()
     let begun = Instant::now();
     // By function and moment, so that the ledger is looked at as a whole after every fifteen.
     let moments = [When::First, When::Nth, When::Persistent];
-    let groups: Vec<(&str, When)> = FUNCTIONS.iter().flat_map(|function| moments.map(|when| (*function, when))).collect();
+    let groups: Vec<(&str, When)> = FUNCTIONS
+        .iter()
+        .flat_map(|function| moments.map(|when| (*function, when)))
+        .collect();
     let (next, outcomes, disk) = (AtomicUsize::new(0), Mutex::new(Vec::new()), Disk::watched());
     let work = async || {
         let mut patient = Patient::start(&disk).await;
         while let Some((function, when)) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
             for (code, _) in CODES {
-                let outcome = patient.endure(Case { function, code, when: *when }).await;
+                let outcome = patient
+                    .endure(Case {
+                        function,
+                        code,
+                        when: *when,
+                    })
+                    .await;
                 outcomes.lock().expect("unpoisoned").push(outcome);
             }
             let ledger = patient.ca.check();
@@ -239,7 +325,13 @@ fn five_hundred_and_forty_faults_of_a_token_each_end_with_a_daemon_that_serves()
     };
     std::thread::scope(|scope| {
         for _ in 0..DAEMONS {
-            scope.spawn(|| tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(work()));
+            scope.spawn(|| {
+                tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .expect("a runtime")
+                    .block_on(work())
+            });
         }
     });
     let outcomes = outcomes.into_inner().expect("unpoisoned");
@@ -251,11 +343,23 @@ fn five_hundred_and_forty_faults_of_a_token_each_end_with_a_daemon_that_serves()
 fn table(outcomes: &[Outcome], took: Duration) -> String {
     let mut lines = vec![format!(
         "{:<26}{:>6}{:>6}{:>14}{:>13}{:>9}{:>8}{:>13}",
-        "faults of a token", "cases", "met", "certificates", "Unavailable", "ordered", "logins", "resumed ms"
+        "faults of a token",
+        "cases",
+        "met",
+        "certificates",
+        "Unavailable",
+        "ordered",
+        "logins",
+        "resumed ms"
     )];
     let mut line = |name: &str, of: &dyn Fn(&Case) -> bool| {
-        let chosen: Vec<&Outcome> = outcomes.iter().filter(|outcome| of(&outcome.case)).collect();
-        let sum = |value: fn(&Outcome) -> usize| chosen.iter().map(|outcome| value(outcome)).sum::<usize>();
+        let chosen: Vec<&Outcome> = outcomes
+            .iter()
+            .filter(|outcome| of(&outcome.case))
+            .collect();
+        let sum = |value: fn(&Outcome) -> usize| {
+            chosen.iter().map(|outcome| value(outcome)).sum::<usize>()
+        };
         lines.push(format!(
             "{name:<26}{:>6}{:>6}{:>14}{:>13}{:>9}{:>8}{:>13}",
             chosen.len(),
@@ -263,8 +367,16 @@ fn table(outcomes: &[Outcome], took: Duration) -> String {
             sum(|outcome| outcome.certificates),
             sum(|outcome| outcome.unavailable),
             sum(|outcome| usize::from(outcome.ordered)),
-            chosen.iter().map(|outcome| outcome.logins).max().unwrap_or(0),
-            chosen.iter().map(|outcome| outcome.resumed.as_millis()).max().unwrap_or(0),
+            chosen
+                .iter()
+                .map(|outcome| outcome.logins)
+                .max()
+                .unwrap_or(0),
+            chosen
+                .iter()
+                .map(|outcome| outcome.resumed.as_millis())
+                .max()
+                .unwrap_or(0),
         ));
     };
     for function in FUNCTIONS {
@@ -273,10 +385,17 @@ fn table(outcomes: &[Outcome], took: Duration) -> String {
     for (code, name) in CODES {
         line(name, &|case| case.code == code);
     }
-    for (when, name) in [(When::First, "at the first call"), (When::Nth, "at the second"), (When::Persistent, "at every call")] {
+    for (when, name) in [
+        (When::First, "at the first call"),
+        (When::Nth, "at the second"),
+        (When::Persistent, "at every call"),
+    ] {
         line(name, &|case| case.when == when);
     }
     line("all", &|_| true);
-    lines.push(format!("logins and resumed: the most of any case; {DAEMONS} daemons, {} s", took.as_secs()));
+    lines.push(format!(
+        "logins and resumed: the most of any case; {DAEMONS} daemons, {} s",
+        took.as_secs()
+    ));
     lines.join("\n")
 }

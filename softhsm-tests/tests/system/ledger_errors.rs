@@ -1,7 +1,9 @@
-//! Errors from each system call on the ledger's files: the disk that is full, the disk that is broken, once and from then on.
+//! Errors from each system call on the ledger's files: the disk that is full, the disk that is
+//! broken, once and from then on.
 //!
-//! The daemon lives through all of them. A call is answered with a certificate that is recorded, or with Unavailable, and when the disk
-//! works again service resumes by itself, or after a kill in the middle of it by a start.
+//! The daemon lives through all of them. A call is answered with a certificate that is recorded, or
+//! with Unavailable, and when the disk works again service resumes by itself, or after a kill in
+//! the middle of it by a start.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +17,8 @@ use crate::touches::{Kind, Lesson, Touched, countable, traced};
 /// No kind of call is made so often; a search that comes here does not end.
 const MANY: usize = 500;
 
-/// An issuance that makes fewer of a kind than it made before is asked again so often, before that counts as a failure of this test.
+/// An issuance that makes fewer of a kind than it made before is asked again so often, before that
+/// counts as a failure of this test.
 const TRIES: usize = 5;
 
 /// How long an error lasts.
@@ -49,7 +52,11 @@ impl Found {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failing_disk_withholds_what_it_cannot_record_and_service_resumes_by_itself() {
     // Side by side, each on a ledger of its own.
-    let workers = [&[Lasts::Once, Lasts::UntilRepaired][..], &[Lasts::UntilKilled]].map(|lasts| tokio::spawn(at_each_call(lasts)));
+    let workers = [
+        &[Lasts::Once, Lasts::UntilRepaired][..],
+        &[Lasts::UntilKilled],
+    ]
+    .map(|lasts| tokio::spawn(at_each_call(lasts)));
     let mut found = Found::default();
     for worker in workers {
         let one = worker.await.expect("every point holds");
@@ -66,11 +73,15 @@ async fn a_failing_disk_withholds_what_it_cannot_record_and_service_resumes_by_i
         found.longest.as_millis(),
         found.longest_at
     ));
-    assert!(found.unavailable > 0 && found.certificates > 0, "errors came where they should: {found:?}");
+    assert!(
+        found.unavailable > 0 && found.certificates > 0,
+        "errors came where they should: {found:?}"
+    );
 }
 
 async fn at_each_call(all: &'static [Lasts]) -> Found {
-    let setup = countable(Setup::default()).replace("call_timeout = \"5s\"", "call_timeout = \"1s\"");
+    let setup =
+        countable(Setup::default()).replace("call_timeout = \"5s\"", "call_timeout = \"1s\"");
     let mut ca = TestCa::start_with(setup).await;
     let lesson = Lesson::of(&mut ca, &[Touched::Ledger]).await;
     let mut found = Found::default();
@@ -78,18 +89,27 @@ async fn at_each_call(all: &'static [Lasts]) -> Found {
         for (kind, sure) in lesson.kinds() {
             let errors = errors_of(kind.call);
             // Of an error that lasts it matters less which it is.
-            for error in if lasts == Lasts::Once { errors } else { &errors[..errors.len().min(1)] } {
+            for error in if lasts == Lasts::Once {
+                errors
+            } else {
+                &errors[..errors.len().min(1)]
+            } {
                 series(&mut ca, kind, error, lasts, sure, &mut found).await;
             }
         }
     }
     let ledger = ca.check();
     assert_eq!(ca.open_intents(&ledger), 0);
-    assert!(found.points >= all.len() * lesson.calls(), "{found:?}, and an issuance makes {} calls", lesson.calls());
+    assert!(
+        found.points >= all.len() * lesson.calls(),
+        "{found:?}, and an issuance makes {} calls",
+        lesson.calls()
+    );
     found
 }
 
-/// What a disk answers to such a call when it is full or broken; nothing for calls that cannot fail so.
+/// What a disk answers to such a call when it is full or broken; nothing for calls that cannot fail
+/// so.
 fn errors_of(call: &str) -> &'static [&'static str] {
     match call {
         "pwrite64" | "write" | "ftruncate" | "fallocate" => &["ENOSPC", "EIO"],
@@ -98,13 +118,26 @@ fn errors_of(call: &str) -> &'static [&'static str] {
     }
 }
 
-async fn series(ca: &mut TestCa, kind: Kind<'_>, error: &str, lasts: Lasts, sure: usize, found: &mut Found) {
+async fn series(
+    ca: &mut TestCa,
+    kind: Kind<'_>,
+    error: &str,
+    lasts: Lasts,
+    sure: usize,
+    found: &mut Found,
+) {
     let (mut occurrence, mut tries) = (1, 0);
     loop {
         let (scope, when) = match lasts {
             Lasts::Once => (kind.scope(), format!("{occurrence}")),
             // Connections that are opened meanwhile have threads of their own.
-            _ => (Scope { role: String::new(), ..kind.scope() }, format!("{occurrence}+")),
+            _ => (
+                Scope {
+                    role: String::new(),
+                    ..kind.scope()
+                },
+                format!("{occurrence}+"),
+            ),
         };
         let point = format!("{} {error} {lasts:?} {occurrence}", kind.call);
         let injection = format!("{}:error={error}:when={when}", kind.call);
@@ -138,9 +171,13 @@ async fn resume(ca: &mut TestCa, lasts: Lasts, point: &str, found: &mut Found) {
         ca.restart().await;
     }
     let (begun, ask) = (Instant::now(), Ask::bearer(&ca.token()));
-    ca.until("issues again", || async { ca.call(&Csr::demo().pem, &ask).await.is_ok() }).await;
+    ca.until("issues again", || async {
+        ca.call(&Csr::demo().pem, &ask).await.is_ok()
+    })
+    .await;
     found.is_longest(begun.elapsed(), point);
-    ca.until("recorded", || async { ca.open_intents(&ca.export()) == 0 }).await;
+    ca.until("recorded", || async { ca.open_intents(&ca.export()) == 0 })
+        .await;
     assert_eq!(ca.ended(), None, "{point}: the daemon lives");
     assert!(lasts == Lasts::UntilKilled || ca.pid() == pid, "{point}");
     ca.check();

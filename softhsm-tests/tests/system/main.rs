@@ -1,6 +1,10 @@
-//! Stories of the whole system: every test starts the real daemon on a real token and ends with a look at the whole ledger.
-//! Numbers in names are the cases of Istio's contract (docs/istio-contract.md, contract §7).
-#![allow(clippy::disallowed_methods, reason = "tests choose times around the real clock")]
+//! Stories of the whole system: every test starts the real daemon on a real token and ends with a
+//! look at the whole ledger. Numbers in names are the cases of Istio's contract
+//! (docs/istio-contract.md, contract §7).
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests choose times around the real clock"
+)]
 
 mod admission;
 mod audit;

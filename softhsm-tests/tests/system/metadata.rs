@@ -20,20 +20,46 @@ fn not_texts() -> Vec<Kind> {
 }
 
 #[tokio::test]
-async fn cases_56_65_66_while_impersonation_is_off_nobody_is_given_another_identity_nor_his_own_instead() {
+async fn cases_56_65_66_while_impersonation_is_off_nobody_is_given_another_identity_nor_his_own_instead()
+ {
     let ca = TestCa::start().await;
     let ask = || Ask::bearer(&ca.token());
     let key = "ImpersonatedIdentity";
-    for wanted in ["spiffe://cluster.local/ns/default/sa/other", DEMO, "junk", " ", "a,b", "%2f"] {
+    for wanted in [
+        "spiffe://cluster.local/ns/default/sa/other",
+        DEMO,
+        "junk",
+        " ",
+        "a,b",
+        "%2f",
+    ] {
         assert_opaque(ca.call(&Csr::demo().pem, &ask().text(key, wanted)).await);
     }
-    assert_eq!(identity(&ca.call(&Csr::demo().pem, &ask().text(key, "")).await.expect("empty is absent")), DEMO);
+    assert_eq!(
+        identity(
+            &ca.call(&Csr::demo().pem, &ask().text(key, ""))
+                .await
+                .expect("empty is absent")
+        ),
+        DEMO
+    );
     for kind in not_texts() {
-        assert_refused(ca.call(&Csr::demo().pem, &ask().value(key, kind)).await, Code::InvalidArgument);
+        assert_refused(
+            ca.call(&Csr::demo().pem, &ask().value(key, kind)).await,
+            Code::InvalidArgument,
+        );
     }
-    ca.until("filed", || async { ca.export().count("refused") >= 11 }).await;
+    ca.until("filed", || async { ca.export().count("refused") >= 11 })
+        .await;
     let ledger = ca.check();
-    assert_eq!(ledger.kind("refused").iter().filter(|row| row["reason"] == "impersonation").count(), 6);
+    assert_eq!(
+        ledger
+            .kind("refused")
+            .iter()
+            .filter(|row| row["reason"] == "impersonation")
+            .count(),
+        6
+    );
     assert_eq!(ledger.count("issued"), 2, "serving and the empty one");
 }
 
@@ -42,16 +68,40 @@ async fn case_72_cert_signer_chooses_an_issuer_by_its_id() {
     let ca = TestCa::start().await;
     let ask = || Ask::bearer(&ca.token());
     let text = ca.material.read("ca.toml");
-    let id = text.lines().find_map(|line| line.strip_prefix("id = ")).expect("an id").trim_matches('"').to_owned();
+    let id = text
+        .lines()
+        .find_map(|line| line.strip_prefix("id = "))
+        .expect("an id")
+        .trim_matches('"')
+        .to_owned();
     for known in ["", &id] {
-        assert_eq!(identity(&ca.call(&Csr::demo().pem, &ask().text("CertSigner", known)).await.expect("issued")), DEMO);
+        assert_eq!(
+            identity(
+                &ca.call(&Csr::demo().pem, &ask().text("CertSigner", known))
+                    .await
+                    .expect("issued")
+            ),
+            DEMO
+        );
     }
-    for unknown in ["unknown", "clusterissuers.cert-manager.io/x", &id.to_uppercase()] {
-        let message = assert_refused(ca.call(&Csr::demo().pem, &ask().text("CertSigner", unknown)).await, Code::InvalidArgument);
+    for unknown in [
+        "unknown",
+        "clusterissuers.cert-manager.io/x",
+        &id.to_uppercase(),
+    ] {
+        let message = assert_refused(
+            ca.call(&Csr::demo().pem, &ask().text("CertSigner", unknown))
+                .await,
+            Code::InvalidArgument,
+        );
         assert!(message.contains("CertSigner"), "{message}");
     }
     for kind in not_texts() {
-        assert_refused(ca.call(&Csr::demo().pem, &ask().value("CertSigner", kind)).await, Code::InvalidArgument);
+        assert_refused(
+            ca.call(&Csr::demo().pem, &ask().value("CertSigner", kind))
+                .await,
+            Code::InvalidArgument,
+        );
     }
     ca.check();
 }
@@ -59,7 +109,12 @@ async fn case_72_cert_signer_chooses_an_issuer_by_its_id() {
 #[tokio::test]
 async fn case_73_unknown_metadata_is_tolerated() {
     let ca = TestCa::start().await;
-    let ask = Ask::bearer(&ca.token()).text("Colour", "green").value("Depth", Kind::NumberValue(3.0));
-    assert_eq!(identity(&ca.call(&Csr::demo().pem, &ask).await.expect("issued")), DEMO);
+    let ask = Ask::bearer(&ca.token())
+        .text("Colour", "green")
+        .value("Depth", Kind::NumberValue(3.0));
+    assert_eq!(
+        identity(&ca.call(&Csr::demo().pem, &ask).await.expect("issued")),
+        DEMO
+    );
     ca.check();
 }

@@ -1,5 +1,5 @@
-//! Outages of the database under a daemon that works: calls get Unavailable, the device is not asked, and service resumes by itself.
-//! Each story prints how soon; the goal is 2 s.
+//! Outages of the database under a daemon that works: calls get Unavailable, the device is not
+//! asked, and service resumes by itself. Each story prints how soon; the goal is 2 s.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -30,17 +30,31 @@ impl UnderLoad {
         Self { ca, load }
     }
 
-    /// The outage has begun: soon no client gets anything but Unavailable, and the device is asked for nothing.
+    /// The outage has begun: soon no client gets anything but Unavailable, and the device is asked
+    /// for nothing.
     async fn is_refused(&self) {
         let Self { ca, load } = self;
-        // More than two answers each, so that the last are of calls that began when others had been refused; and so many because what
-        // a full disk takes ends with the last gap that fits a row.
+        // More than two answers each, so that the last are of calls that began when others had been
+        // refused; and so many because what a full disk takes ends with the last gap that fits a
+        // row.
         ca.until("refused", || async { load.all_in_vain(20) }).await;
         let (signatures, issued) = (ca.faults().signatures(), load.issued());
-        ca.until("refused for long", || async { load.all_in_vain(60) }).await;
-        assert_eq!((ca.faults().signatures(), load.issued()), (signatures, issued), "the device is not asked");
-        assert_eq!(ca.get("/healthz/live").await.0, 200, "an outage of the database restarts no pod");
-        ca.until("not ready", || async { ca.get("/healthz/ready").await.0 == 503 }).await;
+        ca.until("refused for long", || async { load.all_in_vain(60) })
+            .await;
+        assert_eq!(
+            (ca.faults().signatures(), load.issued()),
+            (signatures, issued),
+            "the device is not asked"
+        );
+        assert_eq!(
+            ca.get("/healthz/live").await.0,
+            200,
+            "an outage of the database restarts no pod"
+        );
+        ca.until("not ready", || async {
+            ca.get("/healthz/ready").await.0 == 503
+        })
+        .await;
     }
 
     /// The outage has just ended: how long it takes until the first certificate. Everything holds.
@@ -53,7 +67,8 @@ impl UnderLoad {
         self.load.stop().await;
         self.ca.until_ready().await;
         let ca = &self.ca;
-        ca.until("settled", || async { ca.open_intents(&ca.export()) == 0 }).await;
+        ca.until("settled", || async { ca.open_intents(&ca.export()) == 0 })
+            .await;
         let ledger = ca.check();
         softhsm_tests::tell(&format!(
             "{outage}: resumed {} ms after its end; {} certificates, calls refused: {:?}; {} intents failed, {} unknown",
@@ -64,9 +79,17 @@ impl UnderLoad {
             ledger.count("unknown"),
         ));
         assert_eq!(ledger.count("start"), 1, "no chain but the first");
-        assert!(self.load.unanswered().is_empty(), "{:?}", self.load.unanswered());
+        assert!(
+            self.load.unanswered().is_empty(),
+            "{:?}",
+            self.load.unanswered()
+        );
         let refused = self.load.refused();
-        assert!(refused.keys().all(|code| code == "Unavailable"), "{refused:?}\n{}", ca.log_text());
+        assert!(
+            refused.keys().all(|code| code == "Unavailable"),
+            "{refused:?}\n{}",
+            ca.log_text()
+        );
     }
 }
 
@@ -95,7 +118,8 @@ async fn a_silent_network() {
     let cluster = Cluster::start();
     let database = LedgerDatabase::on(&cluster);
     let proxy = Proxy::before(SocketAddr::from(([127, 0, 0, 1], cluster.port()))).await;
-    let under_load = UnderLoad::start(&database.url_over(&proxy.address().to_string(), &database.login())).await;
+    let under_load =
+        UnderLoad::start(&database.url_over(&proxy.address().to_string(), &database.login())).await;
     proxy.fall_silent();
     under_load.is_refused().await;
     proxy.speak_again();
@@ -121,7 +145,10 @@ async fn no_connection_is_left() {
             Err(error) => break error.to_string(),
         }
     };
-    assert!(full.contains("connection slots") || full.contains("too many clients"), "{full}");
+    assert!(
+        full.contains("connection slots") || full.contains("too many clients"),
+        "{full}"
+    );
     under_load.ca.signal("CONT");
     under_load.is_refused().await;
     softhsm_tests::tell(&format!("{} connections taken: {full}", taken.len()));
@@ -136,7 +163,11 @@ async fn a_full_disk() {
     let under_load = UnderLoad::start(&database.url()).await;
     block_in_place(|| cluster.fill_small_tablespace());
     under_load.is_refused().await;
-    assert!(cluster.log().contains("No space left on device"), "{}", cluster.log());
+    assert!(
+        cluster.log().contains("No space left on device"),
+        "{}",
+        cluster.log()
+    );
     block_in_place(|| cluster.free_small_tablespace());
     under_load.resumes("disk full").await;
 }
@@ -160,11 +191,15 @@ async fn a_standby_that_is_lost_and_comes_back() {
     let database = LedgerDatabase::on(&primary);
     let standby = primary.standby();
     let under_load = UnderLoad::start(&database.url()).await;
-    // Every commit now waits for a standby that is not there: it is durable here and not known to be.
+    // Every commit now waits for a standby that is not there: it is durable here and not known to
+    // be.
     block_in_place(|| standby.stop(Mode::Immediate));
     under_load.is_refused().await;
     block_in_place(|| standby.start_again());
-    under_load.ca.until("followed", || async { primary.is_followed() }).await;
+    under_load
+        .ca
+        .until("followed", || async { primary.is_followed() })
+        .await;
     under_load.resumes("synchronous standby lost").await;
 }
 
@@ -187,7 +222,8 @@ async fn a_connection_that_is_cut_around_a_commit_loses_and_doubles_nothing() {
         longest = longest.max(begun.elapsed());
     }
     load.stop().await;
-    ca.until("settled", || async { ca.open_intents(&ca.export()) == 0 }).await;
+    ca.until("settled", || async { ca.open_intents(&ca.export()) == 0 })
+        .await;
     let ledger = ca.check();
     softhsm_tests::tell(&format!(
         "{CUTS} cuts, of which {} between the rows and the commit's answer; resumed after at most {} ms; {} certificates, refused: {:?}",
@@ -198,7 +234,10 @@ async fn a_connection_that_is_cut_around_a_commit_loses_and_doubles_nothing() {
     ));
     assert_eq!(ledger.count("start"), 1, "no chain but the first");
     let refused = load.refused();
-    assert!(refused.keys().all(|code| code == "Unavailable"), "{refused:?}");
+    assert!(
+        refused.keys().all(|code| code == "Unavailable"),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -215,12 +254,26 @@ async fn a_database_restored_from_an_older_copy_is_never_written_again() {
     load.stop().await;
     let signatures = ca.faults().signatures();
     for _ in 0..20 {
-        assert_refused(ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await, Code::Unavailable);
+        assert_refused(
+            ca.call(&Csr::demo().pem, &Ask::bearer(&ca.token())).await,
+            Code::Unavailable,
+        );
     }
     assert_eq!(ca.faults().signatures(), signatures);
-    assert!(ca.get("/healthz/ready").await.1.contains("the ledger went back"), "{}", ca.get("/healthz/ready").await.1);
+    assert!(
+        ca.get("/healthz/ready")
+            .await
+            .1
+            .contains("the ledger went back"),
+        "{}",
+        ca.get("/healthz/ready").await.1
+    );
     let ledger = ca.export();
-    softhsm_tests::tell(&format!("went back: {} certificates were received, {} outcomes are left", load.issued(), ledger.count("issued")));
+    softhsm_tests::tell(&format!(
+        "went back: {} certificates were received, {} outcomes are left",
+        load.issued(),
+        ledger.count("issued")
+    ));
     assert!(ledger.count("issued") < load.issued());
     assert_eq!(cluster.psql(SUPERUSER, "SELECT pg_is_in_recovery()"), "f");
 }

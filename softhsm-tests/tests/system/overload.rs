@@ -1,4 +1,5 @@
-//! More than the daemon can take, and more connections than calls: case 71, and a fleet that keeps its connections open.
+//! More than the daemon can take, and more connections than calls: case 71, and a fleet that keeps
+//! its connections open.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -18,7 +19,12 @@ async fn case_71_overload_is_refused_at_once_and_every_admitted_call_gets_its_ce
     const CALLS: usize = 1_600;
     // A connection carries 250 calls at a time.
     const CONNECTIONS: usize = 8;
-    let ca = TestCa::start_with(Setup::default().with_faults().replace("call_timeout = \"5s\"", "call_timeout = \"60s\"")).await;
+    let ca = TestCa::start_with(
+        Setup::default()
+            .with_faults()
+            .replace("call_timeout = \"5s\"", "call_timeout = \"60s\""),
+    )
+    .await;
     let ask = Ask::bearer(&ca.token());
     let csrs: Vec<String> = (0..CALLS).map(|_| Csr::demo().pem).collect();
     let channels = join_all((0..CONNECTIONS).map(|_| ca.connect())).await;
@@ -26,7 +32,13 @@ async fn case_71_overload_is_refused_at_once_and_every_admitted_call_gets_its_ce
     ca.command_faults("C_Sign sleep_ms 1000");
     let (answered, held) = (AtomicUsize::new(0), AtomicBool::new(true));
     let calls = (0..CALLS).map(|call| {
-        let (channel, csr, ask, answered, held) = (&channels[call % CONNECTIONS], &csrs[call], &ask, &answered, &held);
+        let (channel, csr, ask, answered, held) = (
+            &channels[call % CONNECTIONS],
+            &csrs[call],
+            &ask,
+            &answered,
+            &held,
+        );
         async move {
             let answer = channel.call(csr, ask).await;
             answered.fetch_add(1, Ordering::Relaxed);
@@ -34,8 +46,15 @@ async fn case_71_overload_is_refused_at_once_and_every_admitted_call_gets_its_ce
         }
     });
     let release = async {
-        ca.until("full", || async { answered.load(Ordering::Relaxed) + ADMITTED >= CALLS }).await;
-        assert_eq!(ca.get("/healthz/live").await.0, 200, "overload restarts no pod");
+        ca.until("full", || async {
+            answered.load(Ordering::Relaxed) + ADMITTED >= CALLS
+        })
+        .await;
+        assert_eq!(
+            ca.get("/healthz/live").await.0,
+            200,
+            "overload restarts no pod"
+        );
         held.store(false, Ordering::Relaxed);
         ca.command_faults("");
     };
@@ -54,16 +73,36 @@ async fn case_71_overload_is_refused_at_once_and_every_admitted_call_gets_its_ce
             }
         }
     }
-    tell(&format!("{CALLS} calls at once: {certificates} certificates, {refused} refused as overload"));
-    assert!(certificates >= ADMITTED && refused > 0, "{certificates} certificates, {refused} refusals");
-    assert!(10 * refused_at_once >= 9 * refused, "a refusal does not wait for the device: {refused_at_once} of {refused}");
-    ca.until("idle", || async { ca.metric("ca_server_calls_in_flight").await == 0.0 }).await;
+    tell(&format!(
+        "{CALLS} calls at once: {certificates} certificates, {refused} refused as overload"
+    ));
+    assert!(
+        certificates >= ADMITTED && refused > 0,
+        "{certificates} certificates, {refused} refusals"
+    );
+    assert!(
+        10 * refused_at_once >= 9 * refused,
+        "a refusal does not wait for the device: {refused_at_once} of {refused}"
+    );
+    ca.until("idle", || async {
+        ca.metric("ca_server_calls_in_flight").await == 0.0
+    })
+    .await;
     let csrs: Vec<String> = (0..100).map(|_| Csr::demo().pem).collect();
-    for chain in join_all((0..100).map(|call| channels[call % CONNECTIONS].call(&csrs[call], &ask))).await {
+    for chain in
+        join_all((0..100).map(|call| channels[call % CONNECTIONS].call(&csrs[call], &ask))).await
+    {
         ca.remember(&chain.expect("afterwards as before"));
     }
     let ledger = ca.check();
-    assert_eq!((ca.open_intents(&ledger), ledger.count("failed"), ledger.count("unknown")), (0, 0, 0));
+    assert_eq!(
+        (
+            ca.open_intents(&ledger),
+            ledger.count("failed"),
+            ledger.count("unknown")
+        ),
+        (0, 0, 0)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -87,19 +126,37 @@ async fn ten_thousand_idle_connections_take_memory_and_fail_no_call() {
     let before = ca.resident();
     let mut idle = Vec::with_capacity(IDLE);
     while idle.len() < IDLE {
-        for channel in join_all((0..TOGETHER).map(|_| Channel::open(ca.csr_address(), config.clone()))).await {
-            idle.push(channel.unwrap_or_else(|error| panic!("connection {}: {error:?}\n{}", idle.len(), ca.log_text())));
+        for channel in
+            join_all((0..TOGETHER).map(|_| Channel::open(ca.csr_address(), config.clone()))).await
+        {
+            idle.push(channel.unwrap_or_else(|error| {
+                panic!("connection {}: {error:?}\n{}", idle.len(), ca.log_text())
+            }));
         }
     }
-    ca.until("alone with them", || async { ca.metric("ca_server_connections").await == IDLE as f64 }).await;
+    ca.until("alone with them", || async {
+        ca.metric("ca_server_connections").await == IDLE as f64
+    })
+    .await;
     let (beside, with) = (work(&ca).await, ca.resident());
     // They are alive, each hundredth.
     for channel in idle.iter().step_by(100) {
-        ca.remember(&channel.call(&Csr::demo().pem, &ask).await.unwrap_or_else(|status| panic!("{status}\n{}", ca.log_text())));
+        ca.remember(
+            &channel
+                .call(&Csr::demo().pem, &ask)
+                .await
+                .unwrap_or_else(|status| panic!("{status}\n{}", ca.log_text())),
+        );
     }
-    ca.until("alone with them, of which none was closed", || async { ca.metric("ca_server_connections").await == IDLE as f64 }).await;
+    ca.until("alone with them, of which none was closed", || async {
+        ca.metric("ca_server_connections").await == IDLE as f64
+    })
+    .await;
     drop(idle);
-    ca.until("left alone", || async { ca.metric("ca_server_connections").await == 0.0 }).await;
+    ca.until("left alone", || async {
+        ca.metric("ca_server_connections").await == 0.0
+    })
+    .await;
     let (after, each) = (ca.resident(), with.saturating_sub(before) / IDLE);
     tell(&format!(
         "{IDLE} idle connections: resident memory {} MiB before, {} MiB with them ({} KiB each), {} MiB after; a median call took {alone:?} alone, \
@@ -114,7 +171,8 @@ async fn ten_thousand_idle_connections_take_memory_and_fail_no_call() {
     assert_eq!(ca.open_intents(&ca.check()), 0);
 }
 
-/// Sixteen clients that want fifty certificates each; every call succeeds. Returns the median of what a call took.
+/// Sixteen clients that want fifty certificates each; every call succeeds. Returns the median of
+/// what a call took.
 async fn work(ca: &TestCa) -> Duration {
     let ask = Ask::bearer(&ca.token());
     let clients = (0..16).map(|_| {
@@ -124,7 +182,10 @@ async fn work(ca: &TestCa) -> Duration {
             for _ in 0..50 {
                 let csr = Csr::demo().pem;
                 let begun = Instant::now();
-                let chain = channel.call(&csr, ask).await.unwrap_or_else(|status| panic!("{status}\n{}", ca.log_text()));
+                let chain = channel
+                    .call(&csr, ask)
+                    .await
+                    .unwrap_or_else(|status| panic!("{status}\n{}", ca.log_text()));
                 took.push(begun.elapsed());
                 ca.remember(&chain);
             }
@@ -134,6 +195,9 @@ async fn work(ca: &TestCa) -> Duration {
     let mut took: Vec<Duration> = join_all(clients).await.into_iter().flatten().collect();
     took.sort_unstable();
     // The connections of this work are closed before the idle ones are counted.
-    ca.until("answered", || async { ca.metric("ca_server_calls_in_flight").await == 0.0 }).await;
+    ca.until("answered", || async {
+        ca.metric("ca_server_calls_in_flight").await == 0.0
+    })
+    .await;
     took[took.len() / 2]
 }

@@ -1,5 +1,5 @@
-//! Several daemons on one Postgres: no common lock on the way of a call, and whoever dies or is taken for dead leaves nothing open and
-//! nothing twice.
+//! Several daemons on one Postgres: no common lock on the way of a call, and whoever dies or is
+//! taken for dead leaves nothing open and nothing twice.
 
 use std::time::Instant;
 
@@ -15,15 +15,22 @@ async fn daemon(url: &str) -> TestCa {
     TestCa::start_with(Setup::default().with_faults().on_ledger(url)).await
 }
 
-/// The same, with calls that may take long, so that one can be caught in the device on however slow a machine.
+/// The same, with calls that may take long, so that one can be caught in the device on however slow
+/// a machine.
 async fn patient_daemon(url: &str) -> TestCa {
-    let setup = Setup::default().with_faults().replace("call_timeout = \"5s\"", "call_timeout = \"60s\"");
+    let setup = Setup::default()
+        .with_faults()
+        .replace("call_timeout = \"5s\"", "call_timeout = \"60s\"");
     TestCa::start_with(setup.on_ledger(url)).await
 }
 
 /// The chain of an intent.
 fn chain_of(ledger: &Ledger, serial: &str) -> String {
-    let intent = ledger.kind("intent").into_iter().find(|row| row["serial"] == serial).expect("its intent");
+    let intent = ledger
+        .kind("intent")
+        .into_iter()
+        .find(|row| row["serial"] == serial)
+        .expect("its intent");
     intent["chain"].as_str().expect("a chain").to_owned()
 }
 
@@ -45,7 +52,12 @@ async fn four_daemons_on_one_database_pass_the_audit_together() {
     assert_eq!(running.count("start"), DAEMONS);
     for load in &mut loads {
         load.stop().await;
-        assert!(load.refused().is_empty() && load.unanswered().is_empty(), "{:?} {:?}", load.refused(), load.unanswered());
+        assert!(
+            load.refused().is_empty() && load.unanswered().is_empty(),
+            "{:?} {:?}",
+            load.refused(),
+            load.unanswered()
+        );
     }
     let others: Vec<&TestCa> = others.iter().collect();
     let ledger = first.check_with(&others);
@@ -56,24 +68,39 @@ async fn four_daemons_on_one_database_pass_the_audit_together() {
         ledger.count("issued"),
         loads.iter().map(Load::issued).sum::<usize>()
     ));
-    assert_eq!((first.open_intents(&ledger), ledger.count("unknown"), ledger.count("failed")), (0, 0, 0));
+    assert_eq!(
+        (
+            first.open_intents(&ledger),
+            ledger.count("unknown"),
+            ledger.count("failed")
+        ),
+        (0, 0, 0)
+    );
     for ca in &mut daemons {
         assert!(ca.stop().success());
     }
     let (first, others) = daemons.split_first().expect("some");
     let ledger = first.check_with(&others.iter().collect::<Vec<_>>());
-    assert_eq!((ledger.count("end"), ledger.count("chain_ended")), (DAEMONS, 0), "each has ended its own chain");
+    assert_eq!(
+        (ledger.count("end"), ledger.count("chain_ended")),
+        (DAEMONS, 0),
+        "each has ended its own chain"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_killed_daemon_left_open_is_closed_by_another_within_a_minute() {
     let database = LedgerDatabase::new();
-    let (mut dead, heir) = (patient_daemon(&database.url()).await, daemon(&database.url()).await);
+    let (mut dead, heir) = (
+        patient_daemon(&database.url()).await,
+        daemon(&database.url()).await,
+    );
     dead.command_faults("C_Sign sleep_ms 60000");
     let (ask, channel) = (Ask::bearer(&dead.token()), dead.connect().await);
     let csrs: Vec<String> = (0..4).map(|_| Csr::demo().pem).collect();
     let open = async {
-        heir.until("open", || async { heir.open_intents(&heir.export()) == 4 }).await;
+        heir.until("open", || async { heir.open_intents(&heir.export()) == 4 })
+            .await;
         dead.signal("KILL");
     };
     let calls = futures_util::future::join_all(csrs.iter().map(|csr| channel.call(csr, &ask)));
@@ -81,16 +108,33 @@ async fn what_a_killed_daemon_left_open_is_closed_by_another_within_a_minute() {
     assert!(answers.iter().all(Result::is_err), "nothing leaves");
     let died = Instant::now();
     dead.kill();
-    heir.until("closed", || async { heir.export().count("unknown") == 4 }).await;
-    softhsm_tests::tell(&format!("4 orphans of a killed daemon: closed by another after {} s", died.elapsed().as_secs()));
+    heir.until("closed", || async { heir.export().count("unknown") == 4 })
+        .await;
+    softhsm_tests::tell(&format!(
+        "4 orphans of a killed daemon: closed by another after {} s",
+        died.elapsed().as_secs()
+    ));
     heir.call(&csrs[0], &ask).await.expect("it serves on");
     let ledger = heir.check_with(&[&dead]);
-    assert_eq!((ledger.count("chain_ended"), heir.open_intents(&ledger)), (1, 0));
+    assert_eq!(
+        (ledger.count("chain_ended"), heir.open_intents(&ledger)),
+        (1, 0)
+    );
     dead.command_faults("");
     dead.restart().await;
-    dead.call(&csrs[0], &ask).await.expect("and the killed one is back");
+    dead.call(&csrs[0], &ask)
+        .await
+        .expect("and the killed one is back");
     let ledger = heir.check_with(&[&dead]);
-    assert_eq!((ledger.count("start"), ledger.count("chain_ended"), ledger.count("unknown")), (3, 1, 4), "nothing is filed twice");
+    assert_eq!(
+        (
+            ledger.count("start"),
+            ledger.count("chain_ended"),
+            ledger.count("unknown")
+        ),
+        (3, 1, 4),
+        "nothing is filed twice"
+    );
 }
 
 /// How a daemon that stands still loses its lock.
@@ -101,36 +145,72 @@ enum Loss<'a> {
     Ended(&'a dyn Fn()),
 }
 
-/// A daemon is stopped (SIGSTOP) with a call in its device, loses its lock, is declared dead by another and continued.
+/// A daemon is stopped (SIGSTOP) with a call in its device, loses its lock, is declared dead by
+/// another and continued.
 async fn stands_still_and_goes_on(database: &LedgerDatabase<'_>, loss: &Loss<'_>, paused: TestCa) {
     let heir = daemon(&database.url()).await;
-    let (csr, ask, channel) = (Csr::demo().pem, Ask::bearer(&paused.token()), paused.connect().await);
+    let (csr, ask, channel) = (
+        Csr::demo().pem,
+        Ask::bearer(&paused.token()),
+        paused.connect().await,
+    );
     paused.remember(&channel.call(&Csr::demo().pem, &ask).await.expect("issued"));
     paused.command_faults("C_Sign sleep_ms 20000 count 1");
     let interrupted = async {
-        heir.until("open", || async { heir.open_intents(&heir.export()) == 1 }).await;
+        heir.until("open", || async { heir.open_intents(&heir.export()) == 1 })
+            .await;
         paused.signal("STOP");
         let stopped = Instant::now();
         if let Loss::Ended(end) = loss {
             block_in_place(end);
         }
-        heir.until("declared dead", || async { heir.export().count("chain_ended") == 1 }).await;
-        softhsm_tests::tell(&format!("a daemon that stands still is declared dead by another after {} s", stopped.elapsed().as_secs()));
+        heir.until("declared dead", || async {
+            heir.export().count("chain_ended") == 1
+        })
+        .await;
+        softhsm_tests::tell(&format!(
+            "a daemon that stands still is declared dead by another after {} s",
+            stopped.elapsed().as_secs()
+        ));
         paused.signal("CONT");
     };
     let (answer, ()) = tokio::join!(channel.call(&csr, &ask), interrupted);
     let status = answer.expect_err("what was open is withheld");
-    softhsm_tests::tell(&format!("its caller got {:?}: {}", status.code(), status.message()));
-    assert!(matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded), "{status}");
+    softhsm_tests::tell(&format!(
+        "its caller got {:?}: {}",
+        status.code(),
+        status.message()
+    ));
+    assert!(
+        matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded),
+        "{status}"
+    );
     paused.until_ready().await;
-    paused.until("serving on", || async { paused.call(&csr, &ask).await.is_ok() }).await;
+    paused
+        .until("serving on", || async {
+            paused.call(&csr, &ask).await.is_ok()
+        })
+        .await;
     heir.call(&csr, &ask).await.expect("the other too");
     let ledger = heir.check_with(&[&paused]);
-    assert_eq!((ledger.count("unknown"), heir.open_intents(&ledger)), (1, 0));
-    assert_eq!((ledger.count("start"), ledger.count("chain_ended")), (3, 1), "the one that stood still has begun a new chain");
-    let withheld = ledger.kind("unknown")[0]["serial"].as_str().expect("a serial");
+    assert_eq!(
+        (ledger.count("unknown"), heir.open_intents(&ledger)),
+        (1, 0)
+    );
+    assert_eq!(
+        (ledger.count("start"), ledger.count("chain_ended")),
+        (3, 1),
+        "the one that stood still has begun a new chain"
+    );
+    let withheld = ledger.kind("unknown")[0]["serial"]
+        .as_str()
+        .expect("a serial");
     let lost = ledger.kind("chain_ended")[0];
-    assert_ne!(lost["chain"], chain_of(&ledger, withheld).as_str(), "declared by the other");
+    assert_ne!(
+        lost["chain"],
+        chain_of(&ledger, withheld).as_str(),
+        "declared by the other"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -145,7 +225,12 @@ async fn a_daemon_whose_session_was_ended_while_it_stood_still_withholds_and_beg
     let database = LedgerDatabase::new();
     let login = database.login();
     let paused = patient_daemon(&database.url_as(&login)).await;
-    stands_still_and_goes_on(&database, &Loss::Ended(&|| database.end_sessions(&login)), paused).await;
+    stands_still_and_goes_on(
+        &database,
+        &Loss::Ended(&|| database.end_sessions(&login)),
+        paused,
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -162,27 +247,45 @@ async fn a_daemon_whose_session_was_ended_and_whose_lock_nobody_took_goes_on_in_
     }
     load.until_issued(&ca, 30).await;
     load.stop().await;
-    ca.until("settled", || async { ca.open_intents(&ca.export()) == 0 }).await;
+    ca.until("settled", || async { ca.open_intents(&ca.export()) == 0 })
+        .await;
     let ledger = ca.check();
-    softhsm_tests::tell(&format!("{ENDED} sessions ended under load: {} certificates, refused: {:?}", load.issued(), load.refused()));
-    assert_eq!((ledger.count("start"), ledger.count("unknown")), (1, 0), "an outcome that waited is recorded");
+    softhsm_tests::tell(&format!(
+        "{ENDED} sessions ended under load: {} certificates, refused: {:?}",
+        load.issued(),
+        load.refused()
+    ));
+    assert_eq!(
+        (ledger.count("start"), ledger.count("unknown")),
+        (1, 0),
+        "an outcome that waited is recorded"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_load_a_daemon_that_stood_still_never_gives_an_intent_a_second_outcome() {
     let database = LedgerDatabase::new();
     let login = database.login();
-    let (paused, heir) = (daemon(&database.url_as(&login)).await, daemon(&database.url()).await);
+    let (paused, heir) = (
+        daemon(&database.url_as(&login)).await,
+        daemon(&database.url()).await,
+    );
     let (mut load, mut other) = (Load::on(&paused, 16), Load::on(&heir, 4));
     load.until_issued(&paused, 100).await;
     paused.signal("STOP");
     block_in_place(|| database.end_sessions(&login));
-    heir.until("declared dead", || async { heir.export().count("chain_ended") == 1 }).await;
+    heir.until("declared dead", || async {
+        heir.export().count("chain_ended") == 1
+    })
+    .await;
     paused.signal("CONT");
     load.until_issued(&paused, 100).await;
     load.stop().await;
     other.stop().await;
-    heir.until("settled", || async { heir.open_intents(&heir.export()) == 0 }).await;
+    heir.until("settled", || async {
+        heir.open_intents(&heir.export()) == 0
+    })
+    .await;
     let ledger = heir.check_with(&[&paused]);
     softhsm_tests::tell(&format!(
         "stood still under load: {} and {} certificates, {} intents unknown, refused: {:?}",
@@ -192,5 +295,8 @@ async fn under_load_a_daemon_that_stood_still_never_gives_an_intent_a_second_out
         load.refused()
     ));
     assert_eq!((heir.open_intents(&ledger), ledger.count("start")), (0, 3));
-    assert!(other.refused().is_empty() && other.unanswered().is_empty(), "the other has noticed nothing");
+    assert!(
+        other.refused().is_empty() && other.unanswered().is_empty(),
+        "the other has noticed nothing"
+    );
 }

@@ -10,17 +10,28 @@ use crate::timestamp::Timestamp;
 const MILLI: Duration = Duration::from_millis(1);
 
 fn renewal(until: i64) -> Standing {
-    Standing::Renewal { until: Timestamp::from_seconds(until) }
+    Standing::Renewal {
+        until: Timestamp::from_seconds(until),
+    }
 }
 
 /// A device that takes so many milliseconds a signature on each of its sessions.
 fn pace(sessions: usize, millis: u32) -> Pace {
-    Pace { sessions, per_signature: Some(millis * MILLI) }
+    Pace {
+        sessions,
+        per_signature: Some(millis * MILLI),
+    }
 }
 
 fn line(pace: Pace) -> Line<u32> {
     let mut line = Line::new(1024);
-    assert_eq!(line.set_pace(pace, Instant::now()), Moved { called: Vec::new(), turned_away: Vec::new() });
+    assert_eq!(
+        line.set_pace(pace, Instant::now()),
+        Moved {
+            called: Vec::new(),
+            turned_away: Vec::new()
+        }
+    );
     line
 }
 
@@ -28,7 +39,12 @@ fn line(pace: Pace) -> Line<u32> {
 fn full(pace: Pace, now: Instant) -> Line<u32> {
     let mut line = line(pace);
     while line.inside < line.window() {
-        assert_eq!(line.arrive(renewal(10_000), now + 3600 * 1000 * MILLI, now, || panic!("nobody waits")), Arrival::Enters);
+        assert_eq!(
+            line.arrive(renewal(10_000), now + 3600 * 1000 * MILLI, now, || panic!(
+                "nobody waits"
+            )),
+            Arrival::Enters
+        );
     }
     line
 }
@@ -44,27 +60,54 @@ fn turn<T>(arrival: Arrival<T>) -> Turn {
 fn the_window_is_two_a_session_and_what_the_device_signs_while_the_ledger_commits() {
     assert_eq!(line(pace(4, 20)).window(), 8 + 50);
     assert_eq!(line(pace(1, 1000)).window(), 2 + 1);
-    assert_eq!(line(Pace { sessions: 4, per_signature: None }).window(), 8, "before anything is known");
+    assert_eq!(
+        line(Pace {
+            sessions: 4,
+            per_signature: None
+        })
+        .window(),
+        8,
+        "before anything is known"
+    );
     assert_eq!(line(pace(4, 1)).window(), 8 + 1000);
     assert_eq!(
-        line(Pace { sessions: 4, per_signature: Some(Duration::from_micros(100)) }).window(),
+        line(Pace {
+            sessions: 4,
+            per_signature: Some(Duration::from_micros(100))
+        })
+        .window(),
         1024,
         "with a fast device nobody waits"
     );
     let mut slow_ledger = line(pace(4, 20));
     (0..100).for_each(|_| slow_ledger.recorded(500 * MILLI));
-    assert_eq!(slow_ledger.window(), 8 + 200, "a slow ledger is not taken for a slow device");
+    assert_eq!(
+        slow_ledger.window(),
+        8 + 200,
+        "a slow ledger is not taken for a slow device"
+    );
 }
 
 #[test]
 fn first_issuance_goes_before_renewal_then_the_soonest_end_then_whoever_came_first() {
     let now = Instant::now();
     let (mut line, later) = (full(pace(1, 10), now), now + 60_000 * MILLI);
-    let standings = [renewal(500), Standing::First, renewal(300), renewal(500), Standing::First, renewal(400)];
+    let standings = [
+        renewal(500),
+        Standing::First,
+        renewal(300),
+        renewal(500),
+        Standing::First,
+        renewal(400),
+    ];
     for (who, standing) in (0..).zip(standings) {
         turn(line.arrive(standing, later, now, || who));
     }
-    assert_eq!(line.arrive(Standing::Daemon, later, now, || 9), Arrival::Enters, "the daemon's own waits for nobody");
+    assert_eq!(
+        line.arrive(Standing::Daemon, later, now, || 9),
+        Arrival::Enters,
+        "the daemon's own waits for nobody"
+    );
     line.leave(now);
     let called: Vec<u32> = (0..6).flat_map(|_| line.leave(now).called).collect();
     assert_eq!(called, [1, 4, 2, 5, 0, 3]);
@@ -77,28 +120,60 @@ fn a_call_that_cannot_be_served_in_its_time_is_turned_away_at_once() {
     // Ten a second; the window holds five, so the first that waits is served after six tenths.
     let mut line = full(pace(1, 100), now);
     assert_eq!(line.inside, 5);
-    assert_eq!(line.arrive(Standing::First, now + 600 * MILLI, now, || 0), Arrival::TurnedAway);
+    assert_eq!(
+        line.arrive(Standing::First, now + 600 * MILLI, now, || 0),
+        Arrival::TurnedAway
+    );
     turn(line.arrive(Standing::First, now + 650 * MILLI, now, || 1));
-    assert_eq!(line.arrive(Standing::First, now + 650 * MILLI, now, || 2), Arrival::TurnedAway, "it is one further back");
+    assert_eq!(
+        line.arrive(Standing::First, now + 650 * MILLI, now, || 2),
+        Arrival::TurnedAway,
+        "it is one further back"
+    );
     turn(line.arrive(Standing::First, now + 750 * MILLI, now, || 3));
-    assert_eq!(line.leave(now), Moved { called: vec![1], turned_away: Vec::new() });
+    assert_eq!(
+        line.leave(now),
+        Moved {
+            called: vec![1],
+            turned_away: Vec::new()
+        }
+    );
     // The same five, and one of them late: nobody is called for nothing.
-    assert_eq!(line.leave(now + 300 * MILLI), Moved { called: Vec::new(), turned_away: vec![3] });
+    assert_eq!(
+        line.leave(now + 300 * MILLI),
+        Moved {
+            called: Vec::new(),
+            turned_away: vec![3]
+        }
+    );
 }
 
 #[test]
 fn whoever_goes_first_pushes_out_one_and_only_where_somebody_loses_the_chance() {
     let now = Instant::now();
     let mut line = full(pace(1, 100), now);
-    let arrive = |line: &mut Line<u32>, standing, millis: u32, who| match line.arrive(standing, now + millis * MILLI, now, || who) {
+    let arrive = |line: &mut Line<u32>, standing, millis: u32, who| match line.arrive(
+        standing,
+        now + millis * MILLI,
+        now,
+        || who,
+    ) {
         Arrival::Waits { pushed_out, .. } => pushed_out,
         other => panic!("{other:?}"),
     };
     assert_eq!(arrive(&mut line, renewal(1), 5000, 0), None);
     assert_eq!(arrive(&mut line, renewal(2), 750, 1), None);
     assert_eq!(arrive(&mut line, renewal(3), 950, 2), None);
-    assert_eq!(arrive(&mut line, Standing::First, 5000, 3), Some(1), "the one that comes too late now; the last has its place again");
-    assert_eq!(arrive(&mut line, Standing::First, 5000, 4), None, "the others have time");
+    assert_eq!(
+        arrive(&mut line, Standing::First, 5000, 3),
+        Some(1),
+        "the one that comes too late now; the last has its place again"
+    );
+    assert_eq!(
+        arrive(&mut line, Standing::First, 5000, 4),
+        None,
+        "the others have time"
+    );
     assert_eq!(arrive(&mut line, Standing::First, 5000, 5), Some(2));
     assert_eq!(line.waiting(), 4);
 }
@@ -115,7 +190,10 @@ fn whoever_would_be_overtaken_in_vain_is_turned_away_at_once() {
         line.arrive(renewal(1), now + 5000 * MILLI, now, || call);
     }
     assert!(line.waiting() > 0);
-    assert_eq!(line.arrive(renewal(2), now + 5000 * MILLI, now, || 1000), Arrival::TurnedAway);
+    assert_eq!(
+        line.arrive(renewal(2), now + 5000 * MILLI, now, || 1000),
+        Arrival::TurnedAway
+    );
     turn(line.arrive(renewal(1), now + 5000 * MILLI, now, || 1001));
     turn(line.arrive(renewal(0), now + 5000 * MILLI, now, || 1002));
     // One burst is over when it is over.
@@ -129,16 +207,32 @@ fn whoever_would_be_overtaken_in_vain_is_turned_away_at_once() {
 #[test]
 fn a_device_that_is_too_slow_for_anybody_is_still_asked_so_that_it_is_found_out_when_that_ends() {
     let now = Instant::now();
-    // So slow that no call is served in its time: one at a time goes on, so that it is known when that ends.
+    // So slow that no call is served in its time: one at a time goes on, so that it is known when
+    // that ends.
     let mut hopeless = line_of_one_inside(pace(1, 60_000), now);
-    assert_eq!(hopeless.arrive(Standing::First, now + 5000 * MILLI, now, || 1), Arrival::TurnedAway);
-    assert_eq!(hopeless.leave(now), Moved { called: Vec::new(), turned_away: Vec::new() });
-    assert_eq!(hopeless.arrive(Standing::First, now + 5000 * MILLI, now, || 2), Arrival::Enters);
+    assert_eq!(
+        hopeless.arrive(Standing::First, now + 5000 * MILLI, now, || 1),
+        Arrival::TurnedAway
+    );
+    assert_eq!(
+        hopeless.leave(now),
+        Moved {
+            called: Vec::new(),
+            turned_away: Vec::new()
+        }
+    );
+    assert_eq!(
+        hopeless.arrive(Standing::First, now + 5000 * MILLI, now, || 2),
+        Arrival::Enters
+    );
 }
 
 fn line_of_one_inside(pace: Pace, now: Instant) -> Line<u32> {
     let mut line = line(pace);
-    assert_eq!(line.arrive(Standing::First, now + 5000 * MILLI, now, || 0), Arrival::Enters);
+    assert_eq!(
+        line.arrive(Standing::First, now + 5000 * MILLI, now, || 0),
+        Arrival::Enters
+    );
     line
 }
 
@@ -166,8 +260,7 @@ enum Event {
 }
 
 fn event() -> impl Strategy<Value = Event> {
-    let standing =
-        prop_oneof![1 => Just(Standing::Daemon), 5 => Just(Standing::First), 10 => (0..4_i64).prop_map(|until| renewal(until * 1000))];
+    let standing = prop_oneof![1 => Just(Standing::Daemon), 5 => Just(Standing::First), 10 => (0..4_i64).prop_map(|until| renewal(until * 1000))];
     let known = (1..5_usize, 1..300_u32).prop_map(|(sessions, millis)| pace(sessions, millis));
     prop_oneof![
         10 => (standing, 1..3000_u32).prop_map(|(standing, time_left)| Event::Arrive { standing, time_left }),
@@ -191,15 +284,24 @@ struct Model {
 
 impl Model {
     fn in_time(&self, ahead: usize, deadline: Instant, now: Instant) -> bool {
-        let Some(each) = self.pace.per_signature else { return deadline > now };
+        let Some(each) = self.pace.per_signature else {
+            return deadline > now;
+        };
         let rounds = 1.0 + (self.inside + ahead) as f64 / self.pace.sessions as f64;
         deadline > now + each.mul_f64(rounds) + 2 * self.commit + 25 * MILLI
     }
 
-    /// What others who will go first leave to one who waits behind so many; they come as they came within two seconds before the last.
+    /// What others who will go first leave to one who waits behind so many; they come as they came
+    /// within two seconds before the last.
     fn really_ahead(&self, standing: Standing, ahead: usize, now: Instant) -> Option<usize> {
-        let (Some((last, _)), Some(each)) = (self.accepted.last(), self.pace.per_signature) else { return Some(ahead) };
-        let lately: Vec<_> = self.accepted.iter().filter(|(at, _)| *last - *at <= Duration::from_secs(2)).collect();
+        let (Some((last, _)), Some(each)) = (self.accepted.last(), self.pace.per_signature) else {
+            return Some(ahead);
+        };
+        let lately: Vec<_> = self
+            .accepted
+            .iter()
+            .filter(|(at, _)| *last - *at <= Duration::from_secs(2))
+            .collect();
         let time = (now - lately[0].0).as_secs_f64().max(1.0);
         let better = lately.iter().filter(|(_, other)| *other < standing).count() as f64;
         let share = better / (time * (self.pace.sessions as f64 / each.as_secs_f64())).max(8.0);
@@ -207,7 +309,10 @@ impl Model {
     }
 
     fn window(&self) -> usize {
-        let rate = self.pace.per_signature.map_or(0.0, |each| self.pace.sessions as f64 / each.as_secs_f64());
+        let rate = self
+            .pace
+            .per_signature
+            .map_or(0.0, |each| self.pace.sessions as f64 / each.as_secs_f64());
         let meanwhile = rate * (250 * MILLI).max(2 * self.commit).as_secs_f64();
         (2 * self.pace.sessions + meanwhile.ceil() as usize).clamp(1, 64)
     }
@@ -216,7 +321,9 @@ impl Model {
         let (mut called, mut away) = (Vec::new(), Vec::new());
         while self.inside < self.window() && !self.list.is_empty() {
             let (_, who, deadline) = self.list.remove(0);
-            if self.in_time(0, deadline, now) || (self.inside < self.pace.sessions && deadline > now) {
+            if self.in_time(0, deadline, now)
+                || (self.inside < self.pace.sessions && deadline > now)
+            {
                 self.inside += 1;
                 called.push(who);
             } else {
@@ -293,7 +400,8 @@ proptest! {
     }
 }
 
-/// A device of so many sessions behind a ledger that takes ten milliseconds to commit, and what became of the calls to it.
+/// A device of so many sessions behind a ledger that takes ten milliseconds to commit, and what
+/// became of the calls to it.
 struct Simulation {
     sessions: usize,
     each: Duration,
@@ -325,7 +433,13 @@ impl Simulation {
     fn run(&self) -> Seen {
         const COMMITS: Duration = Duration::from_millis(10);
         let begun = Instant::now();
-        let (mut line, mut seen) = (line(Pace { sessions: self.sessions, per_signature: Some(self.each) }), Seen::default());
+        let (mut line, mut seen) = (
+            line(Pace {
+                sessions: self.sessions,
+                per_signature: Some(self.each),
+            }),
+            Seen::default(),
+        );
         let mut next: BinaryHeap<std::cmp::Reverse<(Duration, Happens)>> = BinaryHeap::new();
         let gap = Duration::from_secs(1) / self.calls;
         let calls = u32::try_from(self.lasts.as_micros() / gap.as_micros()).expect("few");
@@ -339,10 +453,16 @@ impl Simulation {
             match what {
                 Happens::Call(call) => {
                     seen.first += u32::from(is_first(call));
-                    let standing = if is_first(call) { Standing::First } else { renewal(i64::from(call % 7)) };
+                    let standing = if is_first(call) {
+                        Standing::First
+                    } else {
+                        renewal(i64::from(call % 7))
+                    };
                     match line.arrive(standing, deadline(call), now, || call) {
                         Arrival::Enters => entered.push(call),
-                        Arrival::Waits { pushed_out, .. } => seen.refused_later += u32::from(pushed_out.is_some()),
+                        Arrival::Waits { pushed_out, .. } => {
+                            seen.refused_later += u32::from(pushed_out.is_some())
+                        }
                         Arrival::TurnedAway => seen.refused_at_once += 1,
                     }
                 }
@@ -361,7 +481,9 @@ impl Simulation {
                     entered = moved.called;
                 }
             }
-            entered.into_iter().for_each(|call| next.push(std::cmp::Reverse((at + COMMITS, Happens::Recorded(call)))));
+            entered.into_iter().for_each(|call| {
+                next.push(std::cmp::Reverse((at + COMMITS, Happens::Recorded(call))))
+            });
             while free > 0
                 && let Some(call) = queue.pop_front()
             {
@@ -370,14 +492,25 @@ impl Simulation {
             }
         }
         assert_eq!(line.waiting(), 0);
-        assert_eq!(seen.signed + seen.refused_at_once + seen.refused_later, calls, "each once");
+        assert_eq!(
+            seen.signed + seen.refused_at_once + seen.refused_later,
+            calls,
+            "each once"
+        );
         seen
     }
 }
 
 #[test]
 fn a_device_at_its_limit_is_kept_busy_signs_nothing_late_and_serves_whoever_has_nothing() {
-    for (sessions, millis, overload) in [(1, 20, 2), (2, 20, 3), (4, 20, 2), (4, 50, 3), (1, 200, 3), (4, 5, 3)] {
+    for (sessions, millis, overload) in [
+        (1, 20, 2),
+        (2, 20, 3),
+        (4, 20, 2),
+        (4, 50, 3),
+        (1, 200, 3),
+        (4, 5, 3),
+    ] {
         let raw = sessions as u32 * 1000 / millis;
         // One in five has no certificate: less than the device can do.
         let lasts = Duration::from_secs(20);
@@ -391,9 +524,18 @@ fn a_device_at_its_limit_is_kept_busy_signs_nothing_late_and_serves_whoever_has_
         };
         let seen = simulation.run();
         assert_eq!(seen.late, 0, "{sessions} × {millis} ms: {seen:?}");
-        assert_eq!(seen.first_signed, seen.first, "{sessions} × {millis} ms: {seen:?}");
-        assert!(100 * seen.signed >= 97 * raw * 20, "{sessions} × {millis} ms: {seen:?}");
-        assert!(seen.refused_at_once > 4 * seen.refused_later, "{sessions} × {millis} ms: {seen:?}");
+        assert_eq!(
+            seen.first_signed, seen.first,
+            "{sessions} × {millis} ms: {seen:?}"
+        );
+        assert!(
+            100 * seen.signed >= 97 * raw * 20,
+            "{sessions} × {millis} ms: {seen:?}"
+        );
+        assert!(
+            seen.refused_at_once > 4 * seen.refused_later,
+            "{sessions} × {millis} ms: {seen:?}"
+        );
     }
 }
 
@@ -408,5 +550,13 @@ fn below_its_limit_nobody_is_refused() {
         lasts: Duration::from_secs(20),
     };
     let seen = simulation.run();
-    assert_eq!((seen.signed, seen.late, seen.refused_at_once, seen.refused_later), (3800, 0, 0, 0));
+    assert_eq!(
+        (
+            seen.signed,
+            seen.late,
+            seen.refused_at_once,
+            seen.refused_later
+        ),
+        (3800, 0, 0, 0)
+    );
 }

@@ -21,13 +21,15 @@ pub(super) struct ExportArgs {
     /// Only rows before this time.
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
-    /// Only what this identity asked for: spiffe://…, its intents, each followed by its outcome, its repeats and its refusals.
+    /// Only what this identity asked for: spiffe://…, its intents, each followed by its outcome,
+    /// its repeats and its refusals.
     #[arg(long, value_name = "IDENTITY")]
     identity: Option<String>,
     /// Only intents that name this issuer by its id, their outcomes, and the issuer's own rows.
     #[arg(long, value_name = "ID")]
     issuer: Option<String>,
-    /// Only rows of this kind (intent, issued, failed, unknown, repeated, refused, …); may be given more than once.
+    /// Only rows of this kind (intent, issued, failed, unknown, repeated, refused, …); may be given
+    /// more than once.
     #[arg(long = "kind", value_name = "KIND")]
     kinds: Vec<String>,
 }
@@ -44,8 +46,14 @@ enum Written {
 impl ExportArgs {
     /// What is to be written, and how.
     pub(super) fn selection(self) -> Result<(Selection, Format), Exit> {
-        if let Some(identity) = self.identity.as_deref().filter(|identity| SpiffeId::parse(identity).is_none()) {
-            return Err(Exit::config(format_args!("{identity} is not an identity of the form spiffe://…/ns/…/sa/…")));
+        if let Some(identity) = self
+            .identity
+            .as_deref()
+            .filter(|identity| SpiffeId::parse(identity).is_none())
+        {
+            return Err(Exit::config(format_args!(
+                "{identity} is not an identity of the form spiffe://…/ns/…/sa/…"
+            )));
         }
         let selection = Selection {
             since: self.since.as_deref().map(time_of).transpose()?,
@@ -62,7 +70,11 @@ impl ExportArgs {
     }
 }
 
-pub(super) async fn export(reader: &mut LedgerReader, selection: &Selection, format: Format) -> Result<(), Exit> {
+pub(super) async fn export(
+    reader: &mut LedgerReader,
+    selection: &Selection,
+    format: Format,
+) -> Result<(), Exit> {
     let mut out = BufWriter::new(output::writer());
     let mut count = 0_u64;
     let mut passed_over = |error: ReadError| {
@@ -71,9 +83,14 @@ pub(super) async fn export(reader: &mut LedgerReader, selection: &Selection, for
             output::complain(format_args!("ca-server: passed over: {error}"));
         }
     };
-    let written = reader.export(selection, format, &mut out, &mut passed_over).await;
+    let written = reader
+        .export(selection, format, &mut out, &mut passed_over)
+        .await;
     if count > NAMED {
-        output::complain(format_args!("ca-server: passed over: {} more rows that cannot be read", count - NAMED));
+        output::complain(format_args!(
+            "ca-server: passed over: {} more rows that cannot be read",
+            count - NAMED
+        ));
     }
     match written.and_then(|()| out.flush().map_err(ReadError::from)) {
         Err(ReadError::Output(error)) => Err(Exit::unwritten(error)),

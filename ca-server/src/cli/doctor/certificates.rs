@@ -1,4 +1,5 @@
-//! Certificates: whether each issuer's chain fits, and how long it lasts; and the names that the serving certificate carries.
+//! Certificates: whether each issuer's chain fits, and how long it lasts; and the names that the
+//! serving certificate carries.
 
 use std::time::Duration;
 
@@ -29,7 +30,14 @@ pub(super) fn examine(examined: &Examination, now: Timestamp) -> Findings {
                 );
             }
             // A config in which nobody signs is refused.
-            (Ok(chain), None) => of_chain(&mut findings, issuer, chain, examined.refused.is_none(), longest, now),
+            (Ok(chain), None) => of_chain(
+                &mut findings,
+                issuer,
+                chain,
+                examined.refused.is_none(),
+                longest,
+                now,
+            ),
         }
     }
     serving(&mut findings, &examined.names);
@@ -47,16 +55,32 @@ fn of_chain(
     let name = chain.subject_text();
     let renew = "hold a ceremony for a new issuing certificate, add it as an [[issuer]], and let the old one retire";
     if chain.ends() <= now {
-        let what = format!("{name} and its chain were valid until {}, {} ago", chain.ends(), span(now.since(chain.ends())));
+        let what = format!(
+            "{name} and its chain were valid until {}, {} ago",
+            chain.ends(),
+            span(now.since(chain.ends()))
+        );
         match issuer.active {
-            true if beside_a_good_one => findings.warning("chain", format!("{what}: it signs nothing, others do"), renew),
+            true if beside_a_good_one => findings.warning(
+                "chain",
+                format!("{what}: it signs nothing, others do"),
+                renew,
+            ),
             true => findings.problem("chain", format!("{what}: nothing can be issued"), renew),
-            false => findings.warning("chain", what, "take the retired [[issuer]] out of the config; its roots leave the bundle with it"),
+            false => findings.warning(
+                "chain",
+                what,
+                "take the retired [[issuer]] out of the config; its roots leave the bundle with it",
+            ),
         }
         return;
     }
     if now < chain.begins() {
-        findings.problem("chain", format!("{name} is valid only from {} on", chain.begins()), "set the clock, or wait");
+        findings.problem(
+            "chain",
+            format!("{name} is valid only from {} on", chain.begins()),
+            "set the clock, or wait",
+        );
         return;
     }
     let left = chain.ends().since(now);
@@ -65,13 +89,19 @@ fn of_chain(
     match () {
         // A retiring issuer signs nothing; what it has signed ends before it does.
         () if !issuer.active => findings.ok("chain", format!("{what}; {root}; retiring")),
-        () if !chain.may_sign_at(now) => findings.problem("chain", format!("{what}: too little for a signature"), renew),
+        () if !chain.may_sign_at(now) => findings.problem(
+            "chain",
+            format!("{what}: too little for a signature"),
+            renew,
+        ),
         () if left < SOON => findings.warning("chain", format!("{what}; {root}"), renew),
         () => findings.ok("chain", format!("{what}; {root}")),
     }
     if let Some(longest) = longest.filter(|longest| issuer.active && left < *longest) {
-        let what =
-            format!("less is left than profile.maximum allows a certificate ({}): longer ones are cut to the issuer's end", span(longest));
+        let what = format!(
+            "less is left than profile.maximum allows a certificate ({}): longer ones are cut to the issuer's end",
+            span(longest)
+        );
         findings.warning("lifetime", what, renew);
     }
 }
@@ -80,6 +110,9 @@ fn of_chain(
 fn serving(findings: &mut Findings, names: &[ServingName]) {
     if !names.is_empty() {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-        findings.about("serving").ok("names", format!("the daemon's own certificate carries {}", names.join(", ")));
+        findings.about("serving").ok(
+            "names",
+            format!("the daemon's own certificate carries {}", names.join(", ")),
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! One finding, the findings of an area, and the report of all. The names of areas and checks, and the fields of the JSON document, are
-//! what machines rely on: they do not change.
+//! One finding, the findings of an area, and the report of all. The names of areas and checks, and
+//! the fields of the JSON document, are what machines rely on: they do not change.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -56,7 +56,11 @@ pub(super) struct Findings {
 impl Findings {
     /// None yet.
     pub(super) fn in_area(area: &'static str) -> Self {
-        Self { area, subject: None, list: Vec::new() }
+        Self {
+            area,
+            subject: None,
+            list: Vec::new(),
+        }
     }
 
     /// Those of a report that another process printed as JSON, as far as they are of this area.
@@ -66,7 +70,15 @@ impl Findings {
             findings: Vec<Finding>,
         }
         let told: Told = serde_json::from_slice(report)?;
-        Ok(Self { area, subject: None, list: told.findings.into_iter().filter(|finding| finding.area == area).collect() })
+        Ok(Self {
+            area,
+            subject: None,
+            list: told
+                .findings
+                .into_iter()
+                .filter(|finding| finding.area == area)
+                .collect(),
+        })
     }
 
     /// Those of this one, too.
@@ -92,22 +104,47 @@ impl Findings {
     }
 
     /// It works, and somebody should look.
-    pub(super) fn warning(&mut self, check: &'static str, what: impl Into<String>, remedy: impl Into<String>) {
+    pub(super) fn warning(
+        &mut self,
+        check: &'static str,
+        what: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
         self.add(check, Severity::Warning, what.into(), Some(remedy.into()));
     }
 
     /// Something is wrong.
-    pub(super) fn problem(&mut self, check: &'static str, what: impl Into<String>, remedy: impl Into<String>) {
+    pub(super) fn problem(
+        &mut self,
+        check: &'static str,
+        what: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
         self.add(check, Severity::Problem, what.into(), Some(remedy.into()));
     }
 
     /// Whether one of these checks found a problem.
     pub(super) fn has_problem(&self, checks: &[&str]) -> bool {
-        self.list.iter().any(|finding| finding.severity == Severity::Problem && checks.contains(&&*finding.check))
+        self.list.iter().any(|finding| {
+            finding.severity == Severity::Problem && checks.contains(&&*finding.check)
+        })
     }
 
-    fn add(&mut self, check: &'static str, severity: Severity, what: String, remedy: Option<String>) {
-        self.list.push(Finding { area: self.area.into(), subject: self.subject.clone(), check: check.into(), severity, what, remedy });
+    fn add(
+        &mut self,
+        check: &'static str,
+        severity: Severity,
+        what: String,
+        remedy: Option<String>,
+    ) {
+        self.list.push(Finding {
+            area: self.area.into(),
+            subject: self.subject.clone(),
+            check: check.into(),
+            severity,
+            what,
+            remedy,
+        });
     }
 
     /// The area's heading and a line or two for each finding.
@@ -117,20 +154,32 @@ impl Findings {
         }
         writeln!(out, "{}", self.area)?;
         for finding in &self.list {
-            let subject = finding.subject.as_ref().map(|subject| format!("{subject}: ")).unwrap_or_default();
-            writeln!(out, "  {:<7}  {subject}{}", finding.severity.mark(), one_line(&finding.what))?;
+            let subject = finding
+                .subject
+                .as_ref()
+                .map(|subject| format!("{subject}: "))
+                .unwrap_or_default();
+            writeln!(
+                out,
+                "  {:<7}  {subject}{}",
+                finding.severity.mark(),
+                one_line(&finding.what)
+            )?;
             if let Some(remedy) = &finding.remedy {
                 writeln!(out, "           remedy: {}", one_line(remedy))?;
             }
         }
-        // Seen at once: the next area may take a while, or bring the process down with a device's library.
+        // Seen at once: the next area may take a while, or bring the process down with a device's
+        // library.
         out.flush()
     }
 }
 
 /// Databases and libraries may answer several lines, or control characters for a terminal.
 fn one_line(text: &str) -> String {
-    text.chars().map(|sign| if sign.is_control() { ' ' } else { sign }).collect()
+    text.chars()
+        .map(|sign| if sign.is_control() { ' ' } else { sign })
+        .collect()
 }
 
 /// Everything that was found.
@@ -148,13 +197,25 @@ impl Report {
     /// None yet.
     pub(super) fn new(config: &Path, now: Timestamp) -> Self {
         let (version, config) = (env!("CARGO_PKG_VERSION"), config.display().to_string());
-        Self { version, config, time: now.rfc3339(), problems: 0, warnings: 0, findings: Vec::new() }
+        Self {
+            version,
+            config,
+            time: now.rfc3339(),
+            problems: 0,
+            warnings: 0,
+            findings: Vec::new(),
+        }
     }
 
     /// Takes an area's findings.
     pub(super) fn add(&mut self, findings: Findings) {
         self.findings.extend(findings.list);
-        let count = |severity| self.findings.iter().filter(|finding| finding.severity == severity).count();
+        let count = |severity| {
+            self.findings
+                .iter()
+                .filter(|finding| finding.severity == severity)
+                .count()
+        };
         (self.problems, self.warnings) = (count(Severity::Problem), count(Severity::Warning));
     }
 
@@ -165,9 +226,18 @@ impl Report {
 
     /// One line about all.
     pub(super) fn print_summary(&self, out: &mut impl Write) -> io::Result<()> {
-        let counted = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
-        let (problems, warnings) = (counted(self.problems, "problem"), counted(self.warnings, "warning"));
-        writeln!(out, "\n{} looked at: {problems}, {warnings}.", counted(self.findings.len(), "thing"))
+        let counted = |count: usize, what: &str| {
+            format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+        };
+        let (problems, warnings) = (
+            counted(self.problems, "problem"),
+            counted(self.warnings, "warning"),
+        );
+        writeln!(
+            out,
+            "\n{} looked at: {problems}, {warnings}.",
+            counted(self.findings.len(), "thing")
+        )
     }
 
     /// The document: version, config, time, problems, warnings, findings.
@@ -198,7 +268,11 @@ pub(super) fn size(octets: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if unit == 0 { format!("{octets} bytes") } else { format!("{value:.1} {}", units[unit]) }
+    if unit == 0 {
+        format!("{octets} bytes")
+    } else {
+        format!("{value:.1} {}", units[unit])
+    }
 }
 
 #[cfg(test)]
@@ -207,8 +281,14 @@ mod tests {
 
     #[test]
     fn spans_and_sizes_read_as_people_say_them() {
-        assert_eq!(["1 second", "59 minutes", "47 hours", "2 days"], [1, 3_599, 172_799, 172_800].map(|s| span(Duration::from_secs(s))));
-        assert_eq!(["1023 bytes", "1.0 KiB", "3.5 GiB"], [1_023, 1_024, 3_758_096_384].map(size));
+        assert_eq!(
+            ["1 second", "59 minutes", "47 hours", "2 days"],
+            [1, 3_599, 172_799, 172_800].map(|s| span(Duration::from_secs(s)))
+        );
+        assert_eq!(
+            ["1023 bytes", "1.0 KiB", "3.5 GiB"],
+            [1_023, 1_024, 3_758_096_384].map(size)
+        );
     }
 
     #[test]
@@ -218,6 +298,9 @@ mod tests {
         let mut out = Vec::new();
         findings.print(&mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
-        assert_eq!(text, "device\n  PROBLEM  two lines  [2J\n           remedy: a b\n");
+        assert_eq!(
+            text,
+            "device\n  PROBLEM  two lines  [2J\n           remedy: a b\n"
+        );
     }
 }

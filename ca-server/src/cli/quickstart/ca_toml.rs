@@ -1,5 +1,6 @@
-//! The two files that quickstart writes for people to read: the ceremony's spec and the daemon's config. `ca.toml` comes last of all:
-//! a directory without it is half made. One that is there is the operator's and is never touched.
+//! The two files that quickstart writes for people to read: the ceremony's spec and the daemon's
+//! config. `ca.toml` comes last of all: a directory without it is half made. One that is there is
+//! the operator's and is never touched.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -55,7 +56,8 @@ path_length = 0
     )
 }
 
-/// The device environment of the config that is there. Nothing else of it is looked at: what is wrong with it is said when it is loaded.
+/// The device environment of the config that is there. Nothing else of it is looked at: what is
+/// wrong with it is said when it is loaded.
 pub(super) fn environment(directory: &Path) -> BTreeMap<String, String> {
     #[derive(Default, serde::Deserialize)]
     struct Only {
@@ -69,23 +71,44 @@ pub(super) fn environment(directory: &Path) -> BTreeMap<String, String> {
     }
     let text = std::fs::read_to_string(directory.join(FILE)).unwrap_or_default();
     let only: Only = toml::from_str(&text).unwrap_or_default();
-    let legal = |(name, value): &(String, String)| !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
-    only.device.into_values().flat_map(|device| device.env).filter(legal).collect()
+    let legal = |(name, value): &(String, String)| {
+        !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0')
+    };
+    only.device
+        .into_values()
+        .flat_map(|device| device.env)
+        .filter(legal)
+        .collect()
 }
 
-/// Writes the config unless there is one. `ledger`: the section's keys where it is not the usual file.
-pub(super) fn ready(directory: &Path, module: &Path, ports: Ports, ledger: Option<&str>) -> Result<(), Exit> {
+/// Writes the config unless there is one. `ledger`: the section's keys where it is not the usual
+/// file.
+pub(super) fn ready(
+    directory: &Path,
+    module: &Path,
+    ports: Ports,
+    ledger: Option<&str>,
+) -> Result<(), Exit> {
     let path = directory.join(FILE);
     if path.exists() {
         return Ok(());
     }
-    let text = config(directory, module, &ports, ledger.unwrap_or("url = \"sqlite:ledger.db\"\n"));
-    files::create(&path, text.as_bytes(), files::PUBLIC).map_err(|error| Exit::missing(format!("{}: {error}", path.display())))
+    let text = config(
+        directory,
+        module,
+        &ports,
+        ledger.unwrap_or("url = \"sqlite:ledger.db\"\n"),
+    );
+    files::create(&path, text.as_bytes(), files::PUBLIC)
+        .map_err(|error| Exit::missing(format!("{}: {error}", path.display())))
 }
 
 /// The key of that label in the token of the same label.
 fn key_uri(label: &str, module: &Path) -> String {
-    format!("pkcs11:token={label};object={label}?module-path={}&pin-source=file:{label}.pin", module.display())
+    format!(
+        "pkcs11:token={label};object={label}?module-path={}&pin-source=file:{label}.pin",
+        module.display()
+    )
 }
 
 fn config(directory: &Path, module: &Path, ports: &Ports, ledger: &str) -> String {

@@ -1,4 +1,5 @@
-//! What quickstart says at its end: what runs where, the certificate, and the exact commands to go on with.
+//! What quickstart says at its end: what runs where, the certificate, and the exact commands to go
+//! on with.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -34,23 +35,70 @@ pub(super) fn print(facts: &Facts<'_>) {
 
 fn text(facts: &Facts<'_>) -> Result<String, std::fmt::Error> {
     let mut out = String::new();
-    let Facts { directory, csr, monitoring, outcome, issued, .. } = facts;
-    let program = format!("{} --config {}", program(), shell(&directory.join(ca_toml::FILE).display().to_string()));
-    let address = if facts.csr_is_configured { String::new() } else { format!(" --address {csr}") };
+    let Facts {
+        directory,
+        csr,
+        monitoring,
+        outcome,
+        issued,
+        ..
+    } = facts;
+    let program = format!(
+        "{} --config {}",
+        program(),
+        shell(&directory.join(ca_toml::FILE).display().to_string())
+    );
+    let address = if facts.csr_is_configured {
+        String::new()
+    } else {
+        format!(" --address {csr}")
+    };
     let root = if outcome.root.now { "new" } else { "kept" };
     writeln!(out)?;
-    writeln!(out, "  A workload certificate, asked for over Istio's CSR call and verified:")?;
+    writeln!(
+        out,
+        "  A workload certificate, asked for over Istio's CSR call and verified:"
+    )?;
     writeln!(out)?;
     writeln!(out, "    identity    {}", issued.identity)?;
-    writeln!(out, "    lifetime    {}, until {}", left(issued.not_after, facts.now), until(issued.not_after))?;
+    writeln!(
+        out,
+        "    lifetime    {}, until {}",
+        left(issued.not_after, facts.now),
+        until(issued.not_after)
+    )?;
     writeln!(out, "    serial      {}", issued.serial)?;
-    writeln!(out, "    files       {}", directory.join("demo").join("{key,cert-chain,root-cert}.pem").display())?;
+    writeln!(
+        out,
+        "    files       {}",
+        directory
+            .join("demo")
+            .join("{key,cert-chain,root-cert}.pem")
+            .display()
+    )?;
     writeln!(out)?;
-    writeln!(out, "  Its issuing key is in the SoftHSM token \"issuing\" and can never leave it.")?;
+    writeln!(
+        out,
+        "  Its issuing key is in the SoftHSM token \"issuing\" and can never leave it."
+    )?;
     writeln!(out)?;
-    writeln!(out, "    root        {} ({root}), until {}", outcome.root.subject, until(outcome.root.not_after))?;
-    writeln!(out, "    issuing     {}, until {}", outcome.issuing.subject, until(outcome.issuing.not_after))?;
-    writeln!(out, "    transcript  {}", directory.join(crate::ceremony::TRANSCRIPT_FILE).display())?;
+    writeln!(
+        out,
+        "    root        {} ({root}), until {}",
+        outcome.root.subject,
+        until(outcome.root.not_after)
+    )?;
+    writeln!(
+        out,
+        "    issuing     {}, until {}",
+        outcome.issuing.subject,
+        until(outcome.issuing.not_after)
+    )?;
+    writeln!(
+        out,
+        "    transcript  {}",
+        directory.join(crate::ceremony::TRANSCRIPT_FILE).display()
+    )?;
     writeln!(
         out,
         "    PINs        {}; the security officer's were random and are thrown away",
@@ -61,7 +109,10 @@ fn text(facts: &Facts<'_>) -> Result<String, std::fmt::Error> {
         writeln!(out, "  Serving until Ctrl-C:")?;
         writeln!(out)?;
         writeln!(out, "    CSR call    {csr}, for agents: CA_ADDR")?;
-        writeln!(out, "    monitoring  http://{monitoring}/metrics, /healthz/ready, /root-cert.pem")?;
+        writeln!(
+            out,
+            "    monitoring  http://{monitoring}/metrics, /healthz/ready, /root-cert.pem"
+        )?;
         writeln!(out)?;
         writeln!(out, "  Ask for another certificate:")?;
         writeln!(out)?;
@@ -88,11 +139,19 @@ fn until(at: Timestamp) -> String {
 
 /// This program as it was called.
 fn program() -> String {
-    shell(&std::env::args().next().unwrap_or_else(|| "ca-server".to_owned()))
+    shell(
+        &std::env::args()
+            .next()
+            .unwrap_or_else(|| "ca-server".to_owned()),
+    )
 }
 
 /// A word that a shell reads as one.
 fn shell(word: &str) -> String {
     let plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-+:@%".contains(letter);
-    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }

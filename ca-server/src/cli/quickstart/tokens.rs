@@ -1,5 +1,6 @@
-//! The two SoftHSM tokens and their PINs. The user PINs are random and kept in files of mode 0600; the security officer's PINs are
-//! random and thrown away, so that nobody can ever reset a user PIN: a forgotten one means a new token.
+//! The two SoftHSM tokens and their PINs. The user PINs are random and kept in files of mode 0600;
+//! the security officer's PINs are random and thrown away, so that nobody can ever reset a user
+//! PIN: a forgotten one means a new token.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,14 +14,18 @@ use crate::cli::Exit;
 /// The two tokens; each has its PIN file `<label>.pin`.
 const LABELS: [&str; 2] = ["root", "issuing"];
 
-/// Stands from before the tokens are made until the ceremony has ended. SoftHSM writes tokens and keys in many small steps, and what a
-/// kill leaves of them is of no use. While this stands and there is no root certificate, no key in the tokens has vouched for anything,
-/// so they may be made anew. The ceremony makes both keys before its first certificate.
+/// Stands from before the tokens are made until the ceremony has ended. SoftHSM writes tokens and
+/// keys in many small steps, and what a kill leaves of them is of no use. While this stands and
+/// there is no root certificate, no key in the tokens has vouched for anything, so they may be made
+/// anew. The ceremony makes both keys before its first certificate.
 pub(super) const MAKING: &str = ".tokens-are-being-made";
 
 /// What SoftHSM reads when it is loaded.
 pub(super) fn environment(directory: &Path) -> BTreeMap<String, String> {
-    BTreeMap::from([("SOFTHSM2_CONF".to_owned(), directory.join("softhsm2.conf").display().to_string())])
+    BTreeMap::from([(
+        "SOFTHSM2_CONF".to_owned(),
+        directory.join("softhsm2.conf").display().to_string(),
+    )])
 }
 
 /// Makes configuration, PINs and tokens, or recognises them.
@@ -32,8 +37,13 @@ pub(super) fn ready(directory: &Path, module: &Path) -> Result<(), Exit> {
     let found = directories(&tokens).map_err(failed)?;
     // Fewer than all are what a reset or a removal that was cut short has left.
     let all_there = found.len() >= LABELS.len();
-    if making.exists() && !exists(ROOT_FILE) || !(all_there || exists(ROOT_FILE) || exists(TRANSCRIPT_FILE)) {
-        found.iter().try_for_each(fs::remove_dir_all).map_err(failed)?;
+    if making.exists() && !exists(ROOT_FILE)
+        || !(all_there || exists(ROOT_FILE) || exists(TRANSCRIPT_FILE))
+    {
+        found
+            .iter()
+            .try_for_each(fs::remove_dir_all)
+            .map_err(failed)?;
     } else if all_there {
         return check_pins(directory);
     } else {
@@ -50,8 +60,11 @@ pub(super) fn ready(directory: &Path, module: &Path) -> Result<(), Exit> {
         files::replace(&pin, random_pin()?.as_bytes(), files::PRIVATE).map_err(failed)?;
         let user_pin = signers::read_pin(&pin).map_err(Exit::missing)?;
         let officer_pin = random_pin()?.to_string().into();
-        signers::pkcs11::init_token(module, label, &officer_pin, &user_pin)
-            .map_err(|error| Exit::missing(format!("SoftHSM could not make the token {label:?}: {error}")))?;
+        signers::pkcs11::init_token(module, label, &officer_pin, &user_pin).map_err(|error| {
+            Exit::missing(format!(
+                "SoftHSM could not make the token {label:?}: {error}"
+            ))
+        })?;
     }
     Ok(())
 }
@@ -60,7 +73,9 @@ pub(super) fn ready(directory: &Path, module: &Path) -> Result<(), Exit> {
 pub(super) fn keep(directory: &Path) -> Result<(), Exit> {
     let making = directory.join(MAKING);
     match fs::remove_file(&making).and_then(|()| files::sync_directory(&making)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Exit::missing(format!("{}: {error}", making.display()))),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Exit::missing(format!("{}: {error}", making.display())))
+        }
         _ => Ok(()),
     }
 }
@@ -85,15 +100,24 @@ fn check_pins(directory: &Path) -> Result<(), Exit> {
     for label in LABELS {
         let pin = directory.join(format!("{label}.pin"));
         if !pin.exists() {
-            return Err(Exit::missing(format!("{} is gone: put it back from a backup, or start anew with --reset", pin.display())));
+            return Err(Exit::missing(format!(
+                "{} is gone: put it back from a backup, or start anew with --reset",
+                pin.display()
+            )));
         }
     }
     Ok(())
 }
 
-/// The directories that SoftHSM made in `tokens`, one a token, each with a UUID for its name; whatever else is there is not ours.
+/// The directories that SoftHSM made in `tokens`, one a token, each with a UUID for its name;
+/// whatever else is there is not ours.
 pub(super) fn directories(tokens: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let is_uuid = |name: &str| name.len() == 36 && name.chars().all(|letter| letter.is_ascii_hexdigit() || letter == '-');
+    let is_uuid = |name: &str| {
+        name.len() == 36
+            && name
+                .chars()
+                .all(|letter| letter.is_ascii_hexdigit() || letter == '-')
+    };
     let mut found = Vec::new();
     match fs::read_dir(tokens) {
         Ok(entries) => {
@@ -113,6 +137,7 @@ pub(super) fn directories(tokens: &Path) -> std::io::Result<Vec<PathBuf>> {
 /// 128 random bits as text.
 fn random_pin() -> Result<Zeroizing<String>, Exit> {
     let mut bytes = Zeroizing::new([0_u8; 16]);
-    getrandom::fill(&mut *bytes).map_err(|error| Exit::missing(format!("the system has no random numbers: {error}")))?;
+    getrandom::fill(&mut *bytes)
+        .map_err(|error| Exit::missing(format!("the system has no random numbers: {error}")))?;
     Ok(Zeroizing::new(hex::encode(*bytes)))
 }

@@ -1,5 +1,5 @@
-//! Many calls at once, measured. Keys, CSRs and connections are made before the clock starts, and answers are verified after it
-//! stops, so that the figures are the CA's and not this client's.
+//! Many calls at once, measured. Keys, CSRs and connections are made before the clock starts, and
+//! answers are verified after it stops, so that the figures are the CA's and not this client's.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,12 +28,19 @@ struct Call {
     answer: Result<Vec<String>, tonic::Status>,
 }
 
-pub(super) fn run(runtime: &Runtime, plan: &Plan, count: u32, concurrency: u32) -> Result<(), Exit> {
+pub(super) fn run(
+    runtime: &Runtime,
+    plan: &Plan,
+    count: u32,
+    concurrency: u32,
+) -> Result<(), Exit> {
     let (count, concurrency) = (count as usize, concurrency.min(count) as usize);
     let requests = Arc::new(requests(plan, count)?);
     if requests.len() < count {
         let keys = requests.len();
-        cli::print(format_args!("{keys} keys are used in turn; a CSR that a CA has just answered may get the same certificate again\n"))?;
+        cli::print(format_args!(
+            "{keys} keys are used in turn; a CSR that a CA has just answered may get the same certificate again\n"
+        ))?;
     }
     let connections = runtime.block_on(dial(plan, concurrency.div_ceil(CALLS_PER_CONNECTION)))?;
     let bar = bar(count, "calling");
@@ -41,7 +48,14 @@ pub(super) fn run(runtime: &Runtime, plan: &Plan, count: u32, concurrency: u32) 
     let calls = runtime.block_on(all(plan, &requests, &connections, count, concurrency, &bar));
     let took = begin.elapsed();
     bar.finish_and_clear();
-    report(plan, &requests, &calls, took, concurrency, connections.len())
+    report(
+        plan,
+        &requests,
+        &calls,
+        took,
+        concurrency,
+        connections.len(),
+    )
 }
 
 fn requests(plan: &Plan, count: usize) -> Result<Vec<(WorkloadKey, String)>, Exit> {
@@ -56,10 +70,17 @@ fn requests(plan: &Plan, count: usize) -> Result<Vec<(WorkloadKey, String)>, Exi
         let workers: Vec<_> = (0..threads)
             .map(|thread| {
                 let (own, bar) = (share.min(wanted.saturating_sub(thread * share)), &bar);
-                scope.spawn(move || (0..own).map(|_| plan.key_and_csr().inspect(|_| bar.inc(1))).collect())
+                scope.spawn(move || {
+                    (0..own)
+                        .map(|_| plan.key_and_csr().inspect(|_| bar.inc(1)))
+                        .collect()
+                })
             })
             .collect();
-        workers.into_iter().map(|worker| worker.join().expect("making a key does not panic")).collect()
+        workers
+            .into_iter()
+            .map(|worker| worker.join().expect("making a key does not panic"))
+            .collect()
     });
     bar.finish_and_clear();
     Ok(made?.into_iter().flatten().collect())
@@ -68,7 +89,11 @@ fn requests(plan: &Plan, count: usize) -> Result<Vec<(WorkloadKey, String)>, Exi
 async fn dial(plan: &Plan, count: usize) -> Result<Vec<Connection>, Exit> {
     let mut connections = Vec::with_capacity(count);
     for _ in 0..count {
-        connections.push(Connection::open(&plan.target).await.map_err(Exit::missing)?);
+        connections.push(
+            Connection::open(&plan.target)
+                .await
+                .map_err(Exit::missing)?,
+        );
     }
     Ok(connections)
 }
@@ -85,7 +110,10 @@ async fn all(
     let workers: Vec<_> = (0..concurrency)
         .map(|worker| {
             let (next, requests, bar) = (Arc::clone(&next), Arc::clone(requests), bar.clone());
-            let (connection, ask) = (connections[worker % connections.len()].clone(), plan.ask.clone());
+            let (connection, ask) = (
+                connections[worker % connections.len()].clone(),
+                plan.ask.clone(),
+            );
             tokio::spawn(async move {
                 let mut calls = Vec::new();
                 loop {
@@ -96,7 +124,11 @@ async fn all(
                     let csr = turn % requests.len();
                     let begin = Instant::now();
                     let answer = connection.create_certificate(&requests[csr].1, &ask).await;
-                    calls.push(Call { csr, time: begin.elapsed(), answer });
+                    calls.push(Call {
+                        csr,
+                        time: begin.elapsed(),
+                        answer,
+                    });
                     bar.inc(1);
                 }
             })
@@ -126,34 +158,53 @@ fn report(
         let _ = latency.record(u64::try_from(call.time.as_micros()).unwrap_or(u64::MAX));
         let failure = match &call.answer {
             Err(status) => Some((format!("{:?}", status.code()), status.message().to_owned())),
-            Ok(answer) => Issued::verify(answer, &plan.target.roots, requests[call.csr].0.spki_der(), &plan.expected, now)
-                .err()
-                .map(|error| ("wrong answer".to_owned(), error.to_string())),
+            Ok(answer) => Issued::verify(
+                answer,
+                &plan.target.roots,
+                requests[call.csr].0.spki_der(),
+                &plan.expected,
+                now,
+            )
+            .err()
+            .map(|error| ("wrong answer".to_owned(), error.to_string())),
         };
         match failure {
             None => issued += 1,
             Some((code, text)) => errors.entry(code).or_insert((0, text)).0 += 1,
         }
     }
-    let millis = |quantile: f64| Duration::from_micros(latency.value_at_quantile(quantile)).as_secs_f64() * 1000.0;
+    let millis = |quantile: f64| {
+        Duration::from_micros(latency.value_at_quantile(quantile)).as_secs_f64() * 1000.0
+    };
     let all = calls.len();
-    let mut text =
-        format!("{issued} of {all} certificates issued and verified, {concurrency} calls at once on {connections} connections\n");
-    text += &format!("rate      {:.0}/s over {:.2} s\n", all as f64 / took.as_secs_f64(), took.as_secs_f64());
+    let mut text = format!(
+        "{issued} of {all} certificates issued and verified, {concurrency} calls at once on {connections} connections\n"
+    );
+    text += &format!(
+        "rate      {:.0}/s over {:.2} s\n",
+        all as f64 / took.as_secs_f64(),
+        took.as_secs_f64()
+    );
     let [p50, p90, p99, max] = [0.5, 0.9, 0.99, 1.0].map(millis);
-    text += &format!("latency   p50 {p50:.2} ms, p90 {p90:.2} ms, p99 {p99:.2} ms, max {max:.2} ms\n");
+    text +=
+        &format!("latency   p50 {p50:.2} ms, p90 {p90:.2} ms, p99 {p99:.2} ms, max {max:.2} ms\n");
     for (code, (times, example)) in &errors {
         text += &format!("errors    {times} × {code}, such as: {example}\n");
     }
     cli::print(text)?;
     match all - issued {
         0 => Ok(()),
-        failed => Err(Exit::refused(format!("{failed} of {all} calls gave no certificate"))),
+        failed => Err(Exit::refused(format!(
+            "{failed} of {all} calls gave no certificate"
+        ))),
     }
 }
 
 /// A bar at a terminal, nothing elsewhere.
 fn bar(length: usize, what: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg} {bar:40} {pos}/{len} {per_sec}").expect("a fixed template");
-    ProgressBar::new(length as u64).with_style(style).with_message(what.to_owned())
+    let style = ProgressStyle::with_template("{msg} {bar:40} {pos}/{len} {per_sec}")
+        .expect("a fixed template");
+    ProgressBar::new(length as u64)
+        .with_style(style)
+        .with_message(what.to_owned())
 }

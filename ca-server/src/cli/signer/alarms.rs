@@ -1,6 +1,7 @@
-//! What a signer's operator must see: each refusal of the guard, and whoever else comes or comes with something else than he may. One line of
-//! JSON each, synced, beside a line in the log. A flood writes fifty lines a second and a count; a file that has grown too large keeps what
-//! came first and takes no more.
+//! What a signer's operator must see: each refusal of the guard, and whoever else comes or comes
+//! with something else than he may. One line of JSON each, synced, beside a line in the log. A
+//! flood writes fifty lines a second and a count; a file that has grown too large keeps what came
+//! first and takes no more.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -91,7 +92,11 @@ struct Second {
 impl Alarms {
     /// Makes the file if it is not there; what is there stays.
     pub(super) fn open(path: &Path, clock: Clock) -> io::Result<Self> {
-        let alarms = Self { path: path.to_owned(), clock, second: Mutex::default() };
+        let alarms = Self {
+            path: path.to_owned(),
+            clock,
+            second: Mutex::default(),
+        };
         alarms.file()?;
         Ok(alarms)
     }
@@ -107,16 +112,46 @@ impl Alarms {
         }
         // Cut as refusals are: some of it is a stranger's.
         let why = Refusal::new(Reason::GuardRefused, why);
-        let (alarm, why, uri) = (kind.as_str(), why.detail(), asked.map(|asked| asked.uri.as_str()));
+        let (alarm, why, uri) = (
+            kind.as_str(),
+            why.detail(),
+            asked.map(|asked| asked.uri.as_str()),
+        );
         let purpose = asked.map(|asked| asked.purpose);
         match kind {
-            Kind::Guard => tracing::error!(alarm, uri, purpose, peer.uid, peer.pid, why, "refused to sign"),
-            Kind::Peer => tracing::error!(alarm, peer.uid, peer.gid, peer.pid, why, "refused a connection"),
+            Kind::Guard => tracing::error!(
+                alarm,
+                uri,
+                purpose,
+                peer.uid,
+                peer.pid,
+                why,
+                "refused to sign"
+            ),
+            Kind::Peer => tracing::error!(
+                alarm,
+                peer.uid,
+                peer.gid,
+                peer.pid,
+                why,
+                "refused a connection"
+            ),
             Kind::Setup => tracing::error!(alarm, peer.uid, peer.pid, why, "refused a daemon"),
-            Kind::Protocol => tracing::error!(alarm, peer.uid, peer.pid, why, "closed a connection"),
+            Kind::Protocol => {
+                tracing::error!(alarm, peer.uid, peer.pid, why, "closed a connection")
+            }
         }
         let to_be_signed_sha256 = asked.map(|asked| hex::encode(asked.to_be_signed));
-        let line = Line { time: now.to_string(), alarm, why, peer: Some(peer), key: uri, purpose, to_be_signed_sha256, count: None };
+        let line = Line {
+            time: now.to_string(),
+            alarm,
+            why,
+            peer: Some(peer),
+            key: uri,
+            purpose,
+            to_be_signed_sha256,
+            count: None,
+        };
         self.write(&line);
     }
 
@@ -131,12 +166,27 @@ impl Alarms {
             return;
         }
         let more = second.raised.saturating_sub(A_SECOND);
-        *second = Second { begins: now.seconds(), raised: 0 };
+        *second = Second {
+            begins: now.seconds(),
+            raised: 0,
+        };
         if more > 0 {
-            let (alarm, why) = ("more", "alarms of one second that have no line of their own");
+            let (alarm, why) = (
+                "more",
+                "alarms of one second that have no line of their own",
+            );
             tracing::error!(alarm, count = more, "{why}");
             let count = Some(more);
-            self.write(&Line { time: now.to_string(), alarm, why, peer: None, key: None, purpose: None, to_be_signed_sha256: None, count });
+            self.write(&Line {
+                time: now.to_string(),
+                alarm,
+                why,
+                peer: None,
+                key: None,
+                purpose: None,
+                to_be_signed_sha256: None,
+                count,
+            });
         }
     }
 
@@ -156,7 +206,9 @@ impl Alarms {
     fn append(&self, line: &[u8]) -> io::Result<()> {
         let (mut file, length) = self.file()?;
         if length + line.len() as u64 > LARGEST {
-            return Err(io::Error::other(format!("it has grown to {LARGEST} bytes; move it away, another is made")));
+            return Err(io::Error::other(format!(
+                "it has grown to {LARGEST} bytes; move it away, another is made"
+            )));
         }
         file.write_all(line)?;
         file.sync_data()
@@ -165,15 +217,25 @@ impl Alarms {
     /// Opened anew each time, so that it can be moved away.
     fn file(&self) -> io::Result<(File, u64)> {
         let mut options = OpenOptions::new();
-        options.append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        options
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
         let file = options.open(&self.path)?;
         let found = file.metadata()?;
         if !found.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "it is no regular file",
+            ));
         }
         let length = found.len();
         if length == 0
-            && let Some(directory) = self.path.parent().filter(|parent| !parent.as_os_str().is_empty())
+            && let Some(directory) = self
+                .path
+                .parent()
+                .filter(|parent| !parent.as_os_str().is_empty())
         {
             File::open(directory)?.sync_all()?;
         }
@@ -188,10 +250,18 @@ mod tests {
 
     use super::*;
 
-    const PEER: Peer = Peer { uid: 7, gid: 8, pid: Some(9) };
+    const PEER: Peer = Peer {
+        uid: 7,
+        gid: 8,
+        pid: Some(9),
+    };
 
     fn lines(path: &Path) -> Vec<serde_json::Value> {
-        std::fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        std::fs::read_to_string(path)
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     #[test]
@@ -200,7 +270,11 @@ mod tests {
         let (path, shown) = (directory.path().join("alarms"), time.clone());
         let clock = Clock::from_fn(move || Timestamp::from_seconds(shown.load(Ordering::Relaxed)));
         let alarms = Alarms::open(&path, clock).unwrap();
-        let asked = Asked { uri: "pkcs11:object=a".to_owned(), purpose: "leaf", to_be_signed: [1; 32] };
+        let asked = Asked {
+            uri: "pkcs11:object=a".to_owned(),
+            purpose: "leaf",
+            to_be_signed: [1; 32],
+        };
         (0..120).for_each(|_| alarms.raise(Kind::Guard, PEER, Some(&asked), "no"));
         assert_eq!(lines(&path).len(), 50);
         alarms.settle();
@@ -210,9 +284,19 @@ mod tests {
         alarms.settle();
         alarms.raise(Kind::Peer, PEER, None, &"ü".repeat(100_000));
         let lines = lines(&path);
-        assert_eq!((lines.len(), &lines[50]["alarm"], &lines[50]["count"]), (52, &"more".into(), &70.into()));
-        assert_eq!((&lines[0]["uid"], &lines[0]["to_be_signed_sha256"]), (&7.into(), &"01".repeat(32).into()));
-        assert!(lines[51]["alarm"] == "peer" && lines[51]["why"].as_str().unwrap().len() < 600, "{}", lines[51]);
+        assert_eq!(
+            (lines.len(), &lines[50]["alarm"], &lines[50]["count"]),
+            (52, &"more".into(), &70.into())
+        );
+        assert_eq!(
+            (&lines[0]["uid"], &lines[0]["to_be_signed_sha256"]),
+            (&7.into(), &"01".repeat(32).into())
+        );
+        assert!(
+            lines[51]["alarm"] == "peer" && lines[51]["why"].as_str().unwrap().len() < 600,
+            "{}",
+            lines[51]
+        );
     }
 
     #[test]
@@ -223,8 +307,16 @@ mod tests {
         alarms.raise(Kind::Setup, PEER, None, "first");
         std::fs::rename(&path, directory.path().join("old")).unwrap();
         alarms.raise(Kind::Setup, PEER, None, "second");
-        assert_eq!((lines(&path).len(), &lines(&path)[0]["why"]), (1, &"second".into()));
-        OpenOptions::new().write(true).open(&path).unwrap().set_len(LARGEST).unwrap();
+        assert_eq!(
+            (lines(&path).len(), &lines(&path)[0]["why"]),
+            (1, &"second".into())
+        );
+        OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(LARGEST)
+            .unwrap();
         alarms.raise(Kind::Setup, PEER, None, "third");
         assert_eq!(std::fs::metadata(&path).unwrap().len(), LARGEST);
     }

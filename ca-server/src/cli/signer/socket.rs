@@ -1,5 +1,6 @@
-//! The socket of a signer that is a service of its own: made for its owner and group, in a directory that nobody else writes to, in the place
-//! of one that nobody answers at any more, and removed at the end.
+//! The socket of a signer that is a service of its own: made for its owner and group, in a
+//! directory that nobody else writes to, in the place of one that nobody answers at any more, and
+//! removed at the end.
 
 use std::fs;
 use std::io::{ErrorKind, Result as IoResult};
@@ -24,14 +25,19 @@ pub(super) struct Socket {
 pub(super) fn path(address: &str) -> Result<PathBuf, Exit> {
     match address.strip_prefix("unix:").map(PathBuf::from) {
         Some(path) if path.file_name().is_some() => Ok(std::path::absolute(&path).unwrap_or(path)),
-        _ => Err(Exit::config(format_args!("--listen {address:?} is no socket; write such as unix:/run/ca-server-signer/socket"))),
+        _ => Err(Exit::config(format_args!(
+            "--listen {address:?} is no socket; write such as unix:/run/ca-server-signer/socket"
+        ))),
     }
 }
 
 impl Socket {
-    /// Listens at the path. Call while the process has one thread: for a moment its umask is another.
+    /// Listens at the path. Call while the process has one thread: for a moment its umask is
+    /// another.
     pub(super) fn claim(path: PathBuf) -> Result<(Self, UnixListener), Exit> {
-        let about = |error: &dyn std::fmt::Display| Exit::missing(format_args!("cannot listen at {}: {error}", path.display()));
+        let about = |error: &dyn std::fmt::Display| {
+            Exit::missing(format_args!("cannot listen at {}: {error}", path.display()))
+        };
         let directory = path.parent().unwrap_or(Path::new("/"));
         belongs_to_us_alone(directory)?;
         // Two that start at once do not take each other's socket for a stale one.
@@ -42,7 +48,10 @@ impl Socket {
         let bound = UnixListener::bind(&path);
         umask(before);
         let listener = bound.map_err(|error| match error.kind() {
-            ErrorKind::InvalidInput => Exit::config(format_args!("{}: {error}; a socket's path has at most 107 bytes", path.display())),
+            ErrorKind::InvalidInput => Exit::config(format_args!(
+                "{}: {error}; a socket's path has at most 107 bytes",
+                path.display()
+            )),
             _ => about(&error),
         })?;
         let identity = identity(&path).map_err(|error| about(&error))?;
@@ -67,8 +76,12 @@ fn identity(path: &Path) -> IoResult<(u64, u64)> {
 
 /// Whoever can write to the directory can put a socket of his own in the place of ours.
 fn belongs_to_us_alone(directory: &Path) -> Result<(), Exit> {
-    let found = fs::metadata(directory)
-        .map_err(|error| Exit::missing(format_args!("{0}: {error}; make it with: install -d -m 0750 {0}", directory.display())))?;
+    let found = fs::metadata(directory).map_err(|error| {
+        Exit::missing(format_args!(
+            "{0}: {error}; make it with: install -d -m 0750 {0}",
+            directory.display()
+        ))
+    })?;
     if ![0, geteuid().as_raw()].contains(&found.uid()) || found.mode() & 0o022 != 0 {
         return Err(Exit::config(format_args!(
             "others than its owner can write to {} (mode {:04o}), and could put another socket there; take one of your own, of mode 0750",
@@ -80,17 +93,29 @@ fn belongs_to_us_alone(directory: &Path) -> Result<(), Exit> {
 }
 
 fn remove_stale(path: &Path) -> Result<(), Exit> {
-    let about = |why: &dyn std::fmt::Display| Exit::missing(format_args!("cannot listen at {}: {why}", path.display()));
+    let about = |why: &dyn std::fmt::Display| {
+        Exit::missing(format_args!("cannot listen at {}: {why}", path.display()))
+    };
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(about(&error)),
-        Ok(found) if !found.file_type().is_socket() => return Err(about(&"something is there that is no socket; take another path")),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(about(
+                &"something is there that is no socket; take another path",
+            ));
+        }
         Ok(_) => {}
     }
     match UnixStream::connect(path) {
-        Ok(_) => Err(about(&"somebody answers there already; stop it, or take another path")),
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(|error| about(&error)),
-        Err(error) => Err(about(&format_args!("it is not known whether somebody answers there: {error}"))),
+        Ok(_) => Err(about(
+            &"somebody answers there already; stop it, or take another path",
+        )),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(|error| about(&error))
+        }
+        Err(error) => Err(about(&format_args!(
+            "it is not known whether somebody answers there: {error}"
+        ))),
     }
 }
 
@@ -112,7 +137,10 @@ mod tests {
 
     #[test]
     fn a_path_needs_its_scheme() {
-        assert_eq!(path("unix:/run/a/socket").unwrap(), Path::new("/run/a/socket"));
+        assert_eq!(
+            path("unix:/run/a/socket").unwrap(),
+            Path::new("/run/a/socket")
+        );
         for bad in ["/run/a/socket", "unix:", "tcp:127.0.0.1:1", "unix:/", ""] {
             assert_eq!(path(bad).unwrap_err().code(), 2, "{bad}");
         }
@@ -126,7 +154,8 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o660);
         assert!(refusal(path.clone()).contains("somebody answers there already"));
         drop(listener);
-        // What a process that was killed leaves behind is replaced; what somebody put in its place by hand stays.
+        // What a process that was killed leaves behind is replaced; what somebody put in its place
+        // by hand stays.
         fs::rename(&path, directory.path().join("moved")).unwrap();
         let (newer, newer_listener) = Socket::claim(path.clone()).unwrap();
         drop(socket);
@@ -147,9 +176,22 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"content");
         for mode in [0o777, 0o1777, 0o770, 0o702] {
             let directory = directory(mode);
-            assert!(refusal(directory.path().join("socket")).contains("could put another socket there"), "{mode:o}");
+            assert!(
+                refusal(directory.path().join("socket")).contains("could put another socket there"),
+                "{mode:o}"
+            );
         }
-        assert_eq!(Socket::claim(ours.path().join("none/socket")).unwrap_err().code(), 3);
-        assert_eq!(Socket::claim(ours.path().join("a".repeat(200))).unwrap_err().code(), 2);
+        assert_eq!(
+            Socket::claim(ours.path().join("none/socket"))
+                .unwrap_err()
+                .code(),
+            3
+        );
+        assert_eq!(
+            Socket::claim(ours.path().join("a".repeat(200)))
+                .unwrap_err()
+                .code(),
+            2
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! How a chain begins: with one batch that names what was found, repeats the facts, files the orphans of dead chains and declares
-//! them ended. All of it is durable or nothing, so a process that dies here leaves nothing half filed.
+//! How a chain begins: with one batch that names what was found, repeats the facts, files the
+//! orphans of dead chains and declares them ended. All of it is durable or nothing, so a process
+//! that dies here leaves nothing half filed.
 
 use super::chain::{Chain, OpenIntents};
 use super::database::Database;
@@ -25,7 +26,8 @@ pub(super) enum Begun {
     ClockApart,
 }
 
-/// Begins a chain: takes its lock, and everything that dead chains left. `free` says what a chain is whose lock is free.
+/// Begins a chain: takes its lock, and everything that dead chains left. `free` says what a chain
+/// is whose lock is free.
 pub(super) async fn begin(
     database: &mut Database,
     options: &LedgerOptions,
@@ -55,12 +57,29 @@ pub(super) async fn begin(
     let mut heads = legacy.unnamed;
     // What one row cannot hold the next start names.
     heads.truncate(NAMED);
-    let mut events =
-        vec![(Event::Start { host: options.host.clone(), version: options.version.clone(), config: options.config_digest, heads }, None)];
+    let mut events = vec![(
+        Event::Start {
+            host: options.host.clone(),
+            version: options.version.clone(),
+            config: options.config_digest,
+            heads,
+        },
+        None,
+    )];
     events.extend(overtaken.map(|recorded| (Event::Clock { recorded }, None)));
-    events.extend(options.facts.iter().cloned().map(|fact| (Event::from(fact), None)));
+    events.extend(
+        options
+            .facts
+            .iter()
+            .cloned()
+            .map(|fact| (Event::from(fact), None)),
+    );
     events.extend(legacy.dead.into_iter().flat_map(DeadChain::last_words));
-    let not_before = if overtaken.is_some() { now } else { legacy.newest.unwrap_or(now) };
+    let not_before = if overtaken.is_some() {
+        now
+    } else {
+        legacy.newest.unwrap_or(now)
+    };
     let mut chain = Chain::new(id, now, not_before);
     let mut rows = Vec::with_capacity(events.len());
     for (event, request) in events {
@@ -89,9 +108,15 @@ impl Writer {
         if !self.keeps_others_out() {
             self.lose_database(&LOCK_IS_GONE).await;
         }
-        let Some(database) = &mut self.database else { return };
+        let Some(database) = &mut self.database else {
+            return;
+        };
         // Where several processes write, those beside this one may have lost the database with it.
-        let free = if database.session().is_some() { Free::MayComeBack } else { Free::IsDead };
+        let free = if database.session().is_some() {
+            Free::MayComeBack
+        } else {
+            Free::IsDead
+        };
         match begin(database, &self.options, &self.status, &self.clock, free).await {
             Ok(Begun::Chain(chain)) => {
                 self.sessions = database.session().into_iter().collect();

@@ -1,5 +1,6 @@
-//! When the parts of the upkeep are due, and what the searches for dead processes have found so far. A chain must have been found without
-//! a session by two searches in a row: a process whose session was lost comes back to its chain in less time than lies between.
+//! When the parts of the upkeep are due, and what the searches for dead processes have found so
+//! far. A chain must have been found without a session by two searches in a row: a process whose
+//! session was lost comes back to its chain in less time than lies between.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +10,8 @@ use tokio::time::{Duration, Instant};
 use super::event::ChainId;
 use super::schema::DatabaseError;
 
-/// How often the clocks are compared; far below the silence after which the server ends the session.
+/// How often the clocks are compared; far below the silence after which the server ends the
+/// session.
 pub(super) const COMPARE: Duration = Duration::from_secs(5);
 
 /// How often dead processes are looked for.
@@ -28,10 +30,17 @@ pub(super) struct Upkeep {
 }
 
 impl Upkeep {
-    /// Everything in its full time: a connection was just opened. Those who lost theirs at the same moment may come back later.
+    /// Everything in its full time: a connection was just opened. Those who lost theirs at the same
+    /// moment may come back later.
     pub(super) fn just_connected() -> Self {
         let now = Instant::now();
-        Self { compare_at: now + COMPARE, search_at: now + SEARCH, search: JoinSet::new(), seen: BTreeSet::new(), dead: BTreeSet::new() }
+        Self {
+            compare_at: now + COMPARE,
+            search_at: now + SEARCH,
+            search: JoinSet::new(),
+            seen: BTreeSet::new(),
+            dead: BTreeSet::new(),
+        }
     }
 
     /// A search has ended.
@@ -53,11 +62,17 @@ mod tests {
         upkeep.found([one]);
         assert!(upkeep.dead.is_empty(), "its process may be on its way back");
         upkeep.found([two]);
-        assert!(upkeep.dead.is_empty(), "one was back, two is seen for the first time");
+        assert!(
+            upkeep.dead.is_empty(),
+            "one was back, two is seen for the first time"
+        );
         upkeep.found([one, two]);
         assert_eq!(upkeep.dead, BTreeSet::from([two]));
         upkeep.found([]);
         upkeep.found([one, two]);
-        assert!(upkeep.dead.is_empty(), "a search that failed is no sighting");
+        assert!(
+            upkeep.dead.is_empty(),
+            "a search that failed is no sighting"
+        );
     }
 }

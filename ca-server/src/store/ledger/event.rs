@@ -1,5 +1,5 @@
-//! What can stand in a ledger row, as values: places in chains, and the kinds of event with their own fields.
-//! `body` turns them into bytes and back; nothing here knows a database.
+//! What can stand in a ledger row, as values: places in chains, and the kinds of event with their
+//! own fields. `body` turns them into bytes and back; nothing here knows a database.
 
 use std::fmt;
 use std::sync::Arc;
@@ -49,7 +49,11 @@ pub struct RowRef {
 
 impl fmt::Display for RowRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "period {} chain {} seq {}", self.place.period, self.chain, self.place.seq)
+        write!(
+            f,
+            "period {} chain {} seq {}",
+            self.place.period, self.chain, self.place.seq
+        )
     }
 }
 
@@ -203,8 +207,8 @@ pub struct DeviceFacts {
     pub state: String,
     /// One sentence.
     pub detail: String,
-    /// Throw-away signatures that were made with the key to see whether the token is back, since the process began: signatures of
-    /// `signers::PROBE`, which no intent names.
+    /// Throw-away signatures that were made with the key to see whether the token is back, since
+    /// the process began: signatures of `signers::PROBE`, which no intent names.
     pub probes: u64,
 }
 
@@ -241,13 +245,20 @@ pub struct Why {
 impl Why {
     /// The cause of an intent that a process left behind when it died.
     pub fn process_died() -> Self {
-        Self::from(&Refusal::new(Reason::Stopping, "the process ended before the outcome was recorded"))
+        Self::from(&Refusal::new(
+            Reason::Stopping,
+            "the process ended before the outcome was recorded",
+        ))
     }
 }
 
 impl From<&Refusal> for Why {
     fn from(refusal: &Refusal) -> Self {
-        Self { reason: refusal.reason().as_str().into(), code: refusal.code().as_str().into(), detail: refusal.detail().into() }
+        Self {
+            reason: refusal.reason().as_str().into(),
+            code: refusal.code().as_str().into(),
+            detail: refusal.detail().into(),
+        }
     }
 }
 
@@ -274,20 +285,25 @@ impl From<&Evidence> for Proof {
             subject: evidence.subject.clone(),
             token: evidence.token.clone(),
             cluster: evidence.cluster.clone(),
-            pod: evidence.pod.as_ref().map(|pod| (pod.name.clone(), pod.uid.clone())),
+            pod: evidence
+                .pod
+                .as_ref()
+                .map(|pod| (pod.name.clone(), pod.uid.clone())),
             peer: evidence.peer.map(|peer| peer.to_string()),
         }
     }
 }
 
-/// Refusals that are counted together: those before authentication, and what one identity is refused beyond its first rows.
+/// Refusals that are counted together: those before authentication, and what one identity is
+/// refused beyond its first rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
     /// `Reason`, by name.
     pub reason: String,
     /// The gRPC status they were answered with.
     pub code: String,
-    /// The peers' /24 or /56; `unknown` without a peer address, `any` of an identity, `other` when there were too many groups.
+    /// The peers' /24 or /56; `unknown` without a peer address, `any` of an identity, `other` when
+    /// there were too many groups.
     pub prefix: String,
     /// Begin of the 10 seconds.
     pub from: Timestamp,
@@ -325,7 +341,9 @@ impl Event {
     /// The intent that an outcome closes.
     pub fn closes(&self) -> Option<RowRef> {
         match self {
-            Self::Issued { intent, .. } | Self::Failed { intent, .. } | Self::Unknown { intent, .. } => Some(*intent),
+            Self::Issued { intent, .. }
+            | Self::Failed { intent, .. }
+            | Self::Unknown { intent, .. } => Some(*intent),
             _ => None,
         }
     }
@@ -338,7 +356,8 @@ impl Event {
         }
     }
 
-    /// The chain that ends with a row of this event in the chain `own`: that one itself, or the one that it declares ended.
+    /// The chain that ends with a row of this event in the chain `own`: that one itself, or the one
+    /// that it declares ended.
     pub fn ends(&self, own: ChainId) -> Option<ChainId> {
         match self {
             Self::End => Some(own),
@@ -356,12 +375,20 @@ impl Event {
                 issuer: Some(&intent.issuer),
                 profile: Some(&intent.profile),
             },
-            Self::Issuer(IssuerFacts { id: issuer, .. }) | Self::Device(DeviceFacts { issuer, .. }) => {
-                Projection { issuer: Some(issuer), ..Projection::default() }
-            }
-            Self::Repeated { identity, .. } => Projection { identity: Some(identity), ..Projection::default() },
+            Self::Issuer(IssuerFacts { id: issuer, .. })
+            | Self::Device(DeviceFacts { issuer, .. }) => Projection {
+                issuer: Some(issuer),
+                ..Projection::default()
+            },
+            Self::Repeated { identity, .. } => Projection {
+                identity: Some(identity),
+                ..Projection::default()
+            },
             Self::Refused { identity, .. } | Self::RefusedGroup(Group { identity, .. }) => {
-                Projection { identity: identity.as_deref(), ..Projection::default() }
+                Projection {
+                    identity: identity.as_deref(),
+                    ..Projection::default()
+                }
             }
             _ => Projection::default(),
         }
@@ -394,7 +421,11 @@ pub struct Row {
 impl Row {
     /// How other rows name this one.
     pub fn reference(&self) -> RowRef {
-        RowRef { chain: self.header.chain, place: self.header.place, hash: self.hash }
+        RowRef {
+            chain: self.header.chain,
+            place: self.header.place,
+            hash: self.hash,
+        }
     }
 }
 
@@ -421,12 +452,24 @@ impl StoredRow {
     pub fn place(&self) -> Option<(ChainId, Place)> {
         let chain = ChainId(self.chain.as_slice().try_into().ok()?);
         let period = Period::new(u32::try_from(self.period).ok()?)?;
-        Some((chain, Place { period, seq: u64::try_from(self.seq).ok()? }))
+        Some((
+            chain,
+            Place {
+                period,
+                seq: u64::try_from(self.seq).ok()?,
+            },
+        ))
     }
 }
 
 impl fmt::Display for StoredRow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "period {} chain {} seq {}", self.period, hex::encode(&self.chain), self.seq)
+        write!(
+            f,
+            "period {} chain {} seq {}",
+            self.period,
+            hex::encode(&self.chain),
+            self.seq
+        )
     }
 }

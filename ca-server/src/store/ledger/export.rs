@@ -1,5 +1,6 @@
-//! The ledger for people and programs that do not read CBOR: JSON lines or a table, one line a row, whole or what is selected. It is
-//! written while it is read; memory holds a page, the open intents of one chain, and the places of one identity in one month.
+//! The ledger for people and programs that do not read CBOR: JSON lines or a table, one line a row,
+//! whole or what is selected. It is written while it is read; memory holds a page, the open intents
+//! of one chain, and the places of one identity in one month.
 
 mod line;
 mod table;
@@ -28,9 +29,11 @@ pub struct Selection {
     pub since: Option<Timestamp>,
     /// Rows before that time.
     pub until: Option<Timestamp>,
-    /// What an identity asked for: its intents, each followed by its outcome, its repeats and its refusals.
+    /// What an identity asked for: its intents, each followed by its outcome, its repeats and its
+    /// refusals.
     pub identity: Option<String>,
-    /// Intents that name this issuer, their outcomes and repeats, and the issuer's own rows and its tokens'.
+    /// Intents that name this issuer, their outcomes and repeats, and the issuer's own rows and its
+    /// tokens'.
     pub issuer: Option<String>,
     /// Rows of these kinds; all if empty.
     pub kinds: Vec<String>,
@@ -71,7 +74,10 @@ impl LedgerReader {
             let mut after: Option<(Vec<u8>, i64)> = None;
             loop {
                 let place = after.as_ref().map(|(chain, seq)| (chain.as_slice(), *seq));
-                let rows = self.database.page_between(period, place, (from, until), PAGE).await?;
+                let rows = self
+                    .database
+                    .page_between(period, place, (from, until), PAGE)
+                    .await?;
                 let Some(last) = rows.last() else { break };
                 after = Some((last.chain.clone(), last.seq));
                 for row in &rows {
@@ -82,8 +88,15 @@ impl LedgerReader {
         Ok(())
     }
 
-    async fn export_row(&mut self, row: &StoredRow, awaited: &mut Awaited, writer: &mut Writer<'_, impl Write>) -> Result<(), ReadError> {
-        let Some(entry) = writer.read(row) else { return Ok(()) };
+    async fn export_row(
+        &mut self,
+        row: &StoredRow,
+        awaited: &mut Awaited,
+        writer: &mut Writer<'_, impl Write>,
+    ) -> Result<(), ReadError> {
+        let Some(entry) = writer.read(row) else {
+            return Ok(());
+        };
         if let Event::Intent(intent) = &entry.event {
             awaited.add(entry.header.chain, entry.header.place, intent);
         }
@@ -98,18 +111,32 @@ impl LedgerReader {
         writer.write(entry, intent)
     }
 
-    async fn export_identity(&mut self, identity: &str, writer: &mut Writer<'_, impl Write>) -> Result<(), ReadError> {
+    async fn export_identity(
+        &mut self,
+        identity: &str,
+        writer: &mut Writer<'_, impl Write>,
+    ) -> Result<(), ReadError> {
         let (from, until) = writer.selection.window();
         // An intent from before the time may have its outcome in it.
-        for period in self.periods_between(Timestamp::from_micros(0), until).await? {
+        for period in self
+            .periods_between(Timestamp::from_micros(0), until)
+            .await?
+        {
             for (chain, place) in self.database.places_of_identity(identity, period).await? {
-                let Some(row) = self.database.row(chain, place).await? else { continue };
-                let Some(entry) = writer.read(&row) else { continue };
+                let Some(row) = self.database.row(chain, place).await? else {
+                    continue;
+                };
+                let Some(entry) = writer.read(&row) else {
+                    continue;
+                };
                 if entry.header.time >= until {
                     continue;
                 }
                 let outcome = match &entry.event {
-                    Event::Intent(intent) => self.outcome_of(&entry).await?.map(|outcome| (outcome, intent.clone())),
+                    Event::Intent(intent) => self
+                        .outcome_of(&entry)
+                        .await?
+                        .map(|outcome| (outcome, intent.clone())),
                     _ => None,
                 };
                 if entry.header.time >= from {
@@ -119,7 +146,9 @@ impl LedgerReader {
                     };
                     writer.write(entry, intent)?;
                 }
-                if let Some((outcome, intent)) = outcome.filter(|(outcome, _)| (from..until).contains(&outcome.header.time)) {
+                if let Some((outcome, intent)) =
+                    outcome.filter(|(outcome, _)| (from..until).contains(&outcome.header.time))
+                {
                     writer.write(outcome, Some(intent))?;
                 }
             }
@@ -127,23 +156,40 @@ impl LedgerReader {
         Ok(())
     }
 
-    async fn periods_between(&mut self, from: Timestamp, until: Timestamp) -> Result<Vec<Period>, ReadError> {
-        Ok(self.database.months().await?.into_iter().filter(|period| (from.period()..=until.period()).contains(period)).collect())
+    async fn periods_between(
+        &mut self,
+        from: Timestamp,
+        until: Timestamp,
+    ) -> Result<Vec<Period>, ReadError> {
+        Ok(self
+            .database
+            .months()
+            .await?
+            .into_iter()
+            .filter(|period| (from.period()..=until.period()).contains(period))
+            .collect())
     }
 }
 
 impl Selection {
     /// From when on, and before when.
     fn window(&self) -> (Timestamp, Timestamp) {
-        (self.since.unwrap_or(Timestamp::from_micros(0)), self.until.unwrap_or(Timestamp::from_micros(i64::MAX)))
+        (
+            self.since.unwrap_or(Timestamp::from_micros(0)),
+            self.until.unwrap_or(Timestamp::from_micros(i64::MAX)),
+        )
     }
 
     /// Whether a row is of the kinds and of the issuer. `intent` is the one that it closes.
     fn has(&self, entry: &Entry, intent: Option<&Intent>) -> bool {
-        let of_kind = self.kinds.is_empty() || self.kinds.iter().any(|kind| kind == entry.event.kind());
+        let of_kind =
+            self.kinds.is_empty() || self.kinds.iter().any(|kind| kind == entry.event.kind());
         of_kind
             && self.issuer.as_ref().is_none_or(|issuer| {
-                Some(issuer.as_str()) == intent.map(|intent| intent.issuer.as_str()).or(entry.event.projection().issuer)
+                Some(issuer.as_str())
+                    == intent
+                        .map(|intent| intent.issuer.as_str())
+                        .or(entry.event.projection().issuer)
             })
     }
 }
@@ -167,7 +213,11 @@ impl Awaited {
     }
 
     fn take(&mut self, chain: ChainId, place: Place) -> Option<Intent> {
-        if self.chain == Some(chain) { self.intents.remove(&place) } else { None }
+        if self.chain == Some(chain) {
+            self.intents.remove(&place)
+        } else {
+            None
+        }
     }
 }
 
@@ -184,7 +234,12 @@ enum Out<'a, W: Write> {
 }
 
 impl<'a, W: Write> Writer<'a, W> {
-    fn new(selection: &'a Selection, format: Format, out: &'a mut W, unreadable: &'a mut dyn FnMut(ReadError)) -> Result<Self, ReadError> {
+    fn new(
+        selection: &'a Selection,
+        format: Format,
+        out: &'a mut W,
+        unreadable: &'a mut dyn FnMut(ReadError),
+    ) -> Result<Self, ReadError> {
         let out = match format {
             Format::JsonLines => Out::JsonLines(out),
             Format::Csv => {
@@ -193,7 +248,11 @@ impl<'a, W: Write> Writer<'a, W> {
                 Out::Csv(Box::new(table))
             }
         };
-        Ok(Self { selection, unreadable, out })
+        Ok(Self {
+            selection,
+            unreadable,
+            out,
+        })
     }
 
     /// The row, unless it cannot be read.
@@ -211,7 +270,9 @@ impl<'a, W: Write> Writer<'a, W> {
                 serde_json::to_writer(&mut **out, &line).map_err(std::io::Error::from)?;
                 out.write_all(b"\n")?;
             }
-            Out::Csv(table) => table.write_record(table::record(line).map_err(std::io::Error::from)?).map_err(not_written)?,
+            Out::Csv(table) => table
+                .write_record(table::record(line).map_err(std::io::Error::from)?)
+                .map_err(not_written)?,
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! What the tests of the ledger stand on: a real issuer, real certificates by an independent encoder, a clock that is told, and a
-//! ledger on either database.
+//! What the tests of the ledger stand on: a real issuer, real certificates by an independent
+//! encoder, a clock that is told, and a ledger on either database.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
 
 use postgres_cluster::Cluster;
@@ -81,23 +81,35 @@ pub(super) const IDENTITY: &str = "spiffe://cluster.local/ns/default/sa/demo";
 
 impl Ca {
     pub(super) fn new() -> Self {
-        Self::with_key(KeyPair::generate().unwrap(), NOON - 5 * 31_536_000, NOON + 5 * 31_536_000)
+        Self::with_key(
+            KeyPair::generate().unwrap(),
+            NOON - 5 * 31_536_000,
+            NOON + 5 * 31_536_000,
+        )
     }
 
     /// A certificate of the same name and key, for another time.
     pub(super) fn renewed(&self, from: i64, to: i64) -> Self {
-        Self::with_key(KeyPair::try_from(self.issuer.key().serialize_der()).unwrap(), from, to)
+        Self::with_key(
+            KeyPair::try_from(self.issuer.key().serialize_der()).unwrap(),
+            from,
+            to,
+        )
     }
 
     fn with_key(key: KeyPair, from: i64, to: i64) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, "Fixture CA");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "Fixture CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.not_before = Timestamp::from_seconds(from).date_time();
         params.not_after = Timestamp::from_seconds(to).date_time();
-        Self { issuer: CertifiedIssuer::self_signed(params, key).unwrap() }
+        Self {
+            issuer: CertifiedIssuer::self_signed(params, key).unwrap(),
+        }
     }
 
     /// Its certificate, PEM.
@@ -120,7 +132,12 @@ impl Ca {
     }
 
     /// The same, with something changed.
-    pub(super) fn make_with(&self, period: Period, now: Timestamp, change: impl FnOnce(&mut CertificateParams)) -> Made {
+    pub(super) fn make_with(
+        &self,
+        period: Period,
+        now: Timestamp,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Made {
         let mut random = [0; 11];
         random[3..].copy_from_slice(&SERIALS.fetch_add(1, Ordering::SeqCst).to_be_bytes());
         let serial = Serial::new(period, now, random);
@@ -129,16 +146,27 @@ impl Ca {
         params.serial_number = Some(SerialNumber::from_slice(serial.as_bytes()));
         params.subject_alt_names = vec![SanType::URI(IDENTITY.try_into().unwrap())];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         params.is_ca = IsCa::ExplicitNoCa;
         params.use_authority_key_identifier_extension = true;
         params.not_before = now.minus(Duration::from_secs(120)).date_time();
         params.not_after = now.plus(Duration::from_secs(86_400)).date_time();
         change(&mut params);
-        let certificate = params.signed_by(&KeyPair::generate().unwrap(), &self.issuer).unwrap();
+        let certificate = params
+            .signed_by(&KeyPair::generate().unwrap(), &self.issuer)
+            .unwrap();
         let der = certificate.der().to_vec();
         let (to_be_signed, signature) = take_apart(&der);
-        Made { to_be_signed, signature, der, serial, identity: IDENTITY.into() }
+        Made {
+            to_be_signed,
+            signature,
+            der,
+            serial,
+            identity: IDENTITY.into(),
+        }
     }
 }
 
@@ -146,7 +174,10 @@ impl Ca {
 fn take_apart(der: &[u8]) -> (Vec<u8>, Vec<u8>) {
     use der::{Decode, Encode};
     let certificate = x509_cert::Certificate::from_der(der).unwrap();
-    (certificate.tbs_certificate().to_der().unwrap(), certificate.signature().raw_bytes().to_vec())
+    (
+        certificate.tbs_certificate().to_der().unwrap(),
+        certificate.signature().raw_bytes().to_vec(),
+    )
 }
 
 impl Made {
@@ -174,7 +205,10 @@ pub(super) fn evidence() -> Evidence {
         subject: Some("system:serviceaccount:default:demo".into()),
         token: Some("0b9c5a54-4c3e-4d9e-9a54-0a2f8e6c7d10".into()),
         cluster: Some("Kubernetes".into()),
-        pod: Some(Pod { name: "demo-5d8f7c9b6-x2x7q".into(), uid: "3f0f8f0e-5c1b-4f6e-8a77-1d2c3b4a5e6f".into() }),
+        pod: Some(Pod {
+            name: "demo-5d8f7c9b6-x2x7q".into(),
+            uid: "3f0f8f0e-5c1b-4f6e-8a77-1d2c3b4a5e6f".into(),
+        }),
         peer: Some("10.1.2.3:40512".parse().unwrap()),
     }
 }
@@ -198,7 +232,11 @@ pub(super) fn options(location: &Location, ca: &Ca) -> LedgerOptions {
     }
 }
 
-pub(super) async fn start(location: &Location, ca: &Ca, hands: &Hands) -> Result<Ledger, LedgerStartError> {
+pub(super) async fn start(
+    location: &Location,
+    ca: &Ca,
+    hands: &Hands,
+) -> Result<Ledger, LedgerStartError> {
     Ledger::start(options(location, ca), hands.clock()).await
 }
 
@@ -213,13 +251,20 @@ impl Ledger {
 impl Recorded<Made> {
     /// Closes it as issued.
     pub(super) async fn issue(self) -> Result<(), Refusal> {
-        let event = Event::Issued { intent: self.intent(), signature: self.draft.signature.clone(), certificate: self.draft.sha256() };
+        let event = Event::Issued {
+            intent: self.intent(),
+            signature: self.draft.signature.clone(),
+            certificate: self.draft.sha256(),
+        };
         self.close_as(event).await
     }
 
     /// Closes it as something else.
     pub(super) async fn close_as(self, event: Event) -> Result<(), Refusal> {
-        self.intent.close(event).await.unwrap_or_else(|_| Err(gone()))
+        self.intent
+            .close(event)
+            .await
+            .unwrap_or_else(|_| Err(gone()))
     }
 
     /// Keeps the call's answer: what a caller does who waits.
@@ -239,11 +284,20 @@ pub(super) struct Forged<'a> {
 impl Forged<'_> {
     /// The next row, at the time that the clock shows.
     pub(super) fn row(&mut self, event: Event) -> RowRef {
-        self.chain.append(event, None, self.world.hands.now(), &self.open, &mut self.rows);
+        self.chain.append(
+            event,
+            None,
+            self.world.hands.now(),
+            &self.open,
+            &mut self.rows,
+        );
         let row = self.rows.last().unwrap().reference();
         match &self.rows.last().unwrap().event {
             Event::Intent(_) => self.open.insert(row.place, row.hash),
-            other => other.closes().filter(|intent| intent.chain == row.chain).and_then(|intent| self.open.remove(&intent.place)),
+            other => other
+                .closes()
+                .filter(|intent| intent.chain == row.chain)
+                .and_then(|intent| self.open.remove(&intent.place)),
         };
         row
     }
@@ -252,7 +306,11 @@ impl Forged<'_> {
     pub(super) fn issue(&mut self) -> RowRef {
         let made = self.world.make_now();
         let intent = self.row(Event::Intent(made.intent()));
-        self.row(Event::Issued { intent, signature: made.signature.clone(), certificate: made.sha256() });
+        self.row(Event::Issued {
+            intent,
+            signature: made.signature.clone(),
+            certificate: made.sha256(),
+        });
         intent
     }
 
@@ -286,13 +344,18 @@ impl World {
     pub(super) async fn hold(&self) -> Held {
         match &self.location {
             Location::Sqlite(path) => {
-                let mut connection = SqliteConnection::connect(path.to_str().unwrap()).await.unwrap();
+                let mut connection = SqliteConnection::connect(path.to_str().unwrap())
+                    .await
+                    .unwrap();
                 connection.execute("BEGIN IMMEDIATE").await.unwrap();
                 Held::Sqlite(connection)
             }
             Location::Postgres(_) => {
                 let mut connection = self.superuser().await;
-                connection.execute("BEGIN; LOCK TABLE event IN SHARE ROW EXCLUSIVE MODE").await.unwrap();
+                connection
+                    .execute("BEGIN; LOCK TABLE event IN SHARE ROW EXCLUSIVE MODE")
+                    .await
+                    .unwrap();
                 Held::Postgres(connection)
             }
         }
@@ -344,7 +407,10 @@ impl World {
     pub(super) fn sqlite() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger.db");
-        Self { _dir: Some(dir), ..Self::at(Location::Sqlite(path)) }
+        Self {
+            _dir: Some(dir),
+            ..Self::at(Location::Sqlite(path))
+        }
     }
 
     /// An empty ledger on a server of this process alone, migrated.
@@ -373,7 +439,9 @@ impl World {
     }
 
     pub(super) async fn migrate(&self) -> Migrated {
-        migrate(&self.location, &Logins::default(), self.hands.now()).await.unwrap()
+        migrate(&self.location, &Logins::default(), self.hands.now())
+            .await
+            .unwrap()
     }
 
     /// The file of a SQLite ledger.
@@ -386,7 +454,12 @@ impl World {
 
     /// A world around a ledger that somebody else keeps.
     pub(super) fn at(location: Location) -> Self {
-        Self { location, _dir: None, ca: Ca::new(), hands: Hands::at(NOON) }
+        Self {
+            location,
+            _dir: None,
+            ca: Ca::new(),
+            hands: Hands::at(NOON),
+        }
     }
 
     pub(super) async fn start(&self) -> Ledger {
@@ -400,8 +473,18 @@ impl World {
 
     pub(super) fn forge_as(&self, id: ChainId, heads: Vec<RowRef>) -> Forged<'_> {
         let chain = Chain::new(id, self.hands.now(), self.hands.now());
-        let mut forged = Forged { world: self, chain, rows: Vec::new(), open: OpenIntents::new() };
-        forged.row(Event::Start { host: "ca-0".into(), version: "0.1.0".into(), config: [5; 32], heads });
+        let mut forged = Forged {
+            world: self,
+            chain,
+            rows: Vec::new(),
+            open: OpenIntents::new(),
+        };
+        forged.row(Event::Start {
+            host: "ca-0".into(),
+            version: "0.1.0".into(),
+            config: [5; 32],
+            heads,
+        });
         forged.row(Event::from(self.ca.fact()));
         forged
     }
@@ -411,7 +494,8 @@ impl World {
     }
 
     pub(super) fn make(&self, ledger: &Ledger) -> Made {
-        self.ca.make(ledger.period(self.hands.now()), self.hands.now())
+        self.ca
+            .make(ledger.period(self.hands.now()), self.hands.now())
     }
 
     pub(super) fn make_now(&self) -> Made {
@@ -432,15 +516,23 @@ impl World {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap_or_else(|_| panic!("not within 10 s: {what}"));
+        tokio::time::timeout(Duration::from_secs(10), wait)
+            .await
+            .unwrap_or_else(|_| panic!("not within 10 s: {what}"));
     }
 
     pub(super) async fn recovers(&self, ledger: &Ledger) {
-        self.until("the ledger accepts", || ledger.accepting(self.hands.now()).is_ok()).await;
+        self.until("the ledger accepts", || {
+            ledger.accepting(self.hands.now()).is_ok()
+        })
+        .await;
     }
 
     pub(super) async fn goes_down(&self, ledger: &Ledger) {
-        self.until("the ledger is down", || ledger.accepting(self.hands.now()).is_err()).await;
+        self.until("the ledger is down", || {
+            ledger.accepting(self.hands.now()).is_err()
+        })
+        .await;
     }
 
     /// Runs SQL as some other process would.
@@ -466,10 +558,24 @@ impl World {
 
     /// The same ledger for somebody who logs in as no more than a member of the role.
     pub(super) async fn as_member_of(&self, role: &str) -> Self {
-        let database: String = self.superuser().await.fetch_one("SELECT current_database()::text").await.unwrap().get(0);
+        let database: String = self
+            .superuser()
+            .await
+            .fetch_one("SELECT current_database()::text")
+            .await
+            .unwrap()
+            .get(0);
         let login = format!("{database}_member_of_{role}");
-        self.execute(&format!("CREATE ROLE \"{login}\" LOGIN IN ROLE \"{database}_{role}\"")).await.unwrap();
-        Self::at_url(&self.url().replace("postgres://postgres@", &format!("postgres://{login}@")))
+        self.execute(&format!(
+            "CREATE ROLE \"{login}\" LOGIN IN ROLE \"{database}_{role}\""
+        ))
+        .await
+        .unwrap();
+        Self::at_url(
+            &self
+                .url()
+                .replace("postgres://postgres@", &format!("postgres://{login}@")),
+        )
     }
 
     /// Runs SQL as a superuser does whom no constraint binds.
@@ -481,20 +587,30 @@ impl World {
                  AND contype = 'c' LOOP EXECUTE format('ALTER TABLE event DROP CONSTRAINT %s', name); END LOOP; END $$"
             }
         };
-        self.execute(&[&[free.to_owned()], statements].concat().join("; ")).await.unwrap();
+        self.execute(&[&[free.to_owned()], statements].concat().join("; "))
+            .await
+            .unwrap();
     }
 
     /// A connection that may do everything.
     pub(super) async fn superuser(&self) -> PgConnection {
-        let Location::Postgres(servers) = &self.location else { panic!("no server") };
-        let options = servers.options().unwrap().remove(0).options([("search_path", "ca_server")]);
+        let Location::Postgres(servers) = &self.location else {
+            panic!("no server")
+        };
+        let options = servers
+            .options()
+            .unwrap()
+            .remove(0)
+            .options([("search_path", "ca_server")]);
         PgConnection::connect_with(&options).await.unwrap()
     }
 
     /// Takes the triggers away that keep rows as they are.
     pub(super) async fn drop_triggers(&self) {
         let sql = match self.location {
-            Location::Sqlite(_) => "DROP TRIGGER event_is_never_updated; DROP TRIGGER event_is_never_deleted",
+            Location::Sqlite(_) => {
+                "DROP TRIGGER event_is_never_updated; DROP TRIGGER event_is_never_deleted"
+            }
             Location::Postgres(_) => "DROP TRIGGER event_is_never_changed ON event",
         };
         self.execute(sql).await.unwrap();
@@ -513,18 +629,31 @@ impl World {
     pub(super) async fn kinds_of_last_chain(&self) -> Vec<String> {
         let rows = self.rows().await;
         let last = rows.last().unwrap().chain.clone();
-        rows.into_iter().filter(|row| row.chain == last).map(|row| row.kind).collect()
+        rows.into_iter()
+            .filter(|row| row.chain == last)
+            .map(|row| row.kind)
+            .collect()
     }
 
     pub(super) async fn events(&self) -> Vec<Event> {
-        self.rows().await.iter().map(|row| decode(&row.body).unwrap().1).collect()
+        self.rows()
+            .await
+            .iter()
+            .map(|row| decode(&row.body).unwrap().1)
+            .collect()
     }
 
     pub(super) async fn groups(&self) -> Vec<Group> {
         self.events()
             .await
             .into_iter()
-            .filter_map(|event| if let Event::RefusedGroup(group) = event { Some(group) } else { None })
+            .filter_map(|event| {
+                if let Event::RefusedGroup(group) = event {
+                    Some(group)
+                } else {
+                    None
+                }
+            })
             .collect()
     }
 
@@ -534,13 +663,23 @@ impl World {
 
     pub(super) async fn export(&self, selection: &Selection, format: Format) -> String {
         let mut written = Vec::new();
-        self.reader().await.export(selection, format, &mut written, &mut |error| panic!("{error}")).await.unwrap();
+        self.reader()
+            .await
+            .export(selection, format, &mut written, &mut |error| {
+                panic!("{error}")
+            })
+            .await
+            .unwrap();
         String::from_utf8(written).unwrap()
     }
 
     /// What `verify` says.
     pub(super) async fn verify(&self, options: &VerifyOptions) -> (Report, Option<Checkpoint>) {
-        self.reader().await.verify(options, &AtomicBool::new(false), |_, _| {}).await.unwrap()
+        self.reader()
+            .await
+            .verify(options, &AtomicBool::new(false), |_, _| {})
+            .await
+            .unwrap()
     }
 
     /// The report of `verify`, which must have nothing to say against the ledger.
@@ -556,8 +695,21 @@ impl World {
     }
 
     pub(super) async fn findings_from(&self, begin: Begin) -> Vec<String> {
-        let (report, checkpoint) = self.verify(&VerifyOptions { begin, ..VerifyOptions::default() }).await;
-        assert_eq!(checkpoint.is_some(), report.broken.is_empty(), "a checkpoint stands on rows that hold, and on no others");
-        report.broken.into_iter().map(|broken| format!("{}: {}", broken.row, broken.what)).collect()
+        let (report, checkpoint) = self
+            .verify(&VerifyOptions {
+                begin,
+                ..VerifyOptions::default()
+            })
+            .await;
+        assert_eq!(
+            checkpoint.is_some(),
+            report.broken.is_empty(),
+            "a checkpoint stands on rows that hold, and on no others"
+        );
+        report
+            .broken
+            .into_iter()
+            .map(|broken| format!("{}: {}", broken.row, broken.what))
+            .collect()
     }
 }

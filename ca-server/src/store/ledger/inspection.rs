@@ -1,5 +1,5 @@
-//! The facts of a ledger's database that `doctor` judges: what is there, who may do what to it, and by whose clock. Nothing here writes,
-//! and nothing here decides what is good.
+//! The facts of a ledger's database that `doctor` judges: what is there, who may do what to it, and
+//! by whose clock. Nothing here writes, and nothing here decides what is good.
 
 mod postgres;
 mod sqlite;
@@ -34,7 +34,8 @@ pub struct SchemaFacts {
     pub missing: Vec<i64>,
     /// Migrations of a later program beside which this one may work.
     pub later: Vec<i64>,
-    /// Migrations of a later program that does not let this one write, and those that this program knows otherwise.
+    /// Migrations of a later program that does not let this one write, and those that this program
+    /// knows otherwise.
     pub unknown: Vec<i64>,
     /// Objects that are not as the migrations made them.
     pub differences: Vec<Difference>,
@@ -62,21 +63,49 @@ pub enum How {
     Added,
 }
 
-/// Inspects the ledger at `location`. `deep` also has a SQLite file checked for damage, which reads all of it.
+/// Inspects the ledger at `location`. `deep` also has a SQLite file checked for damage, which reads
+/// all of it.
 pub async fn inspect(location: &Location, deep: bool, clock: &Clock) -> Inspection {
     match location {
         Location::Sqlite(path) => Inspection::Sqlite(Box::new(sqlite::inspect(path, deep).await)),
-        Location::Postgres(servers) => Inspection::Postgres(Box::new(postgres::inspect(servers, clock).await)),
+        Location::Postgres(servers) => {
+            Inspection::Postgres(Box::new(postgres::inspect(servers, clock).await))
+        }
     }
 }
 
-/// The migrations that were applied, by version and checksum, and the oldest program that may write, against those of this program.
-fn schema_facts(applied: &BTreeMap<i64, Vec<u8>>, oldest_writer: Option<i64>, program: &Migrator) -> SchemaFacts {
-    let ours: BTreeMap<i64, &[u8]> = program.iter().map(|migration| (migration.version, migration.checksum.as_ref())).collect();
-    let missing = ours.keys().filter(|version| !applied.contains_key(version)).copied().collect();
-    let foreign = |(version, sum): &(&i64, &Vec<u8>)| ours.get(version).is_none_or(|known| known != &sum.as_slice());
+/// The migrations that were applied, by version and checksum, and the oldest program that may
+/// write, against those of this program.
+fn schema_facts(
+    applied: &BTreeMap<i64, Vec<u8>>,
+    oldest_writer: Option<i64>,
+    program: &Migrator,
+) -> SchemaFacts {
+    let ours: BTreeMap<i64, &[u8]> = program
+        .iter()
+        .map(|migration| (migration.version, migration.checksum.as_ref()))
+        .collect();
+    let missing = ours
+        .keys()
+        .filter(|version| !applied.contains_key(version))
+        .copied()
+        .collect();
+    let foreign = |(version, sum): &(&i64, &Vec<u8>)| {
+        ours.get(version)
+            .is_none_or(|known| known != &sum.as_slice())
+    };
     let may_write = may_write(oldest_writer.unwrap_or(0), program).is_ok();
     let is_later = |version: &i64| may_write && *version > latest(program);
-    let (later, unknown) = applied.iter().filter(foreign).map(|(version, _)| *version).partition(is_later);
-    SchemaFacts { version: applied.keys().max().copied(), missing, later, unknown, differences: Vec::new() }
+    let (later, unknown) = applied
+        .iter()
+        .filter(foreign)
+        .map(|(version, _)| *version)
+        .partition(is_later);
+    SchemaFacts {
+        version: applied.keys().max().copied(),
+        missing,
+        later,
+        unknown,
+        differences: Vec::new(),
+    }
 }

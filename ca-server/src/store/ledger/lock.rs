@@ -1,5 +1,6 @@
-//! One process writes a ledger: whoever holds the flock on `<database>.lock` knows that its former holder can commit nothing more.
-//! A lock file of its own, because SQLite's exclusive locking mode would shut out `audit`.
+//! One process writes a ledger: whoever holds the flock on `<database>.lock` knows that its former
+//! holder can commit nothing more. A lock file of its own, because SQLite's exclusive locking mode
+//! would shut out `audit`.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -31,7 +32,12 @@ impl WriterLock {
     /// Takes the lock of a resolved path; `None` if another process has it.
     pub(super) fn take(database: &Path) -> io::Result<Option<Self>> {
         let path = path(database);
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Self { file, path })),
             Err(TryLockError::WouldBlock) => Ok(None),
@@ -39,9 +45,12 @@ impl WriterLock {
         }
     }
 
-    /// Whether it still keeps others out: a lock file that was removed or replaced does not, since others lock what they find.
+    /// Whether it still keeps others out: a lock file that was removed or replaced does not, since
+    /// others lock what they find.
     pub(super) fn holds(&self) -> bool {
-        let (Ok(held), Ok(found)) = (self.file.metadata(), std::fs::metadata(&self.path)) else { return false };
+        let (Ok(held), Ok(found)) = (self.file.metadata(), std::fs::metadata(&self.path)) else {
+            return false;
+        };
         (held.dev(), held.ino()) == (found.dev(), found.ino())
     }
 }
@@ -55,14 +64,18 @@ pub enum Writer {
     Process(Option<u32>),
 }
 
-/// Who holds the lock of a resolved path. The system's list of locks is asked first, because trying the lock could meet a daemon that is
-/// about to take it; but that list leaves out other containers.
+/// Who holds the lock of a resolved path. The system's list of locks is asked first, because trying
+/// the lock could meet a daemon that is about to take it; but that list leaves out other
+/// containers.
 pub(super) fn writer(database: &Path) -> io::Result<Writer> {
     let file = match File::open(path(database)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Writer::Nobody),
         opened => opened?,
     };
-    if let Some(process) = std::fs::read_to_string("/proc/locks").ok().and_then(|list| holder(&list, file.metadata().ok()?.ino())) {
+    if let Some(process) = std::fs::read_to_string("/proc/locks")
+        .ok()
+        .and_then(|list| holder(&list, file.metadata().ok()?.ino()))
+    {
         return Ok(Writer::Process(Some(process)));
     }
     match file.try_lock_shared() {
@@ -72,12 +85,15 @@ pub(super) fn writer(database: &Path) -> io::Result<Writer> {
     }
 }
 
-/// The process that has a flock for writing on this inode, by `/proc/locks`: `1: FLOCK  ADVISORY  WRITE 4711 fe:01:131 0 EOF`. The device
-/// is not compared: some file systems show another one there.
+/// The process that has a flock for writing on this inode, by `/proc/locks`: `1: FLOCK  ADVISORY
+/// WRITE 4711 fe:01:131 0 EOF`. The device is not compared: some file systems show another one
+/// there.
 fn holder(list: &str, inode: u64) -> Option<u32> {
     list.lines().find_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let [_, "FLOCK", _, "WRITE", process, place, ..] = words[..] else { return None };
+        let [_, "FLOCK", _, "WRITE", process, place, ..] = words[..] else {
+            return None;
+        };
         let same = place.rsplit(':').next()?.parse() == Ok(inode);
         process.parse().ok().filter(|process| same && *process > 0)
     })
@@ -94,8 +110,8 @@ pub(super) fn beside(database: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// The one spelling of a database's path, so that no second spelling has a lock of its own: its directory without links, and no link
-/// itself. The file need not exist.
+/// The one spelling of a database's path, so that no second spelling has a lock of its own: its
+/// directory without links, and no link itself. The file need not exist.
 pub(super) fn resolve(database: &Path) -> io::Result<PathBuf> {
     let mut path = database.to_owned();
     for _ in 0..LINKS {
@@ -123,8 +139,13 @@ mod tests {
         let database = resolve(&directory.path().join("ledger.db")).unwrap();
         assert_eq!(writer(&database).unwrap(), Writer::Nobody);
         let lock = WriterLock::take(&database).unwrap().unwrap();
-        let Writer::Process(told) = writer(&database).unwrap() else { panic!("the lock is held") };
-        assert!(told.is_none_or(|process| process == std::process::id()), "{told:?}");
+        let Writer::Process(told) = writer(&database).unwrap() else {
+            panic!("the lock is held")
+        };
+        assert!(
+            told.is_none_or(|process| process == std::process::id()),
+            "{told:?}"
+        );
         drop(lock);
         assert_eq!(writer(&database).unwrap(), Writer::Nobody);
     }
@@ -132,6 +153,9 @@ mod tests {
     #[test]
     fn the_systems_list_of_locks_is_understood() {
         let list = "1: POSIX  ADVISORY  WRITE 11 fe:01:7 0 EOF\n2: FLOCK  ADVISORY  WRITE 12 fe:01:8 0 EOF\n3: FLOCK  ADVISORY  WRITE 0 fe:01:9 0 EOF\n";
-        assert_eq!((holder(list, 7), holder(list, 8), holder(list, 9)), (None, Some(12), None));
+        assert_eq!(
+            (holder(list, 7), holder(list, 8), holder(list, 9)),
+            (None, Some(12), None)
+        );
     }
 }

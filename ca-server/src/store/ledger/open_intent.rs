@@ -1,6 +1,7 @@
-//! The values that prove the order of an issuance: an intent that is durable (`Recorded`), what became of it (`Signed`, `Unsigned`),
-//! and a certificate whose outcome is durable (`Issued`). Each has one maker. Whatever is dropped on the way is filed *unknown*,
-//! through a place that was reserved when the intent was opened.
+//! The values that prove the order of an issuance: an intent that is durable (`Recorded`), what
+//! became of it (`Signed`, `Unsigned`), and a certificate whose outcome is durable (`Issued`). Each
+//! has one maker. Whatever is dropped on the way is filed *unknown*, through a place that was
+//! reserved when the intent was opened.
 
 use super::event::{Event, Intent, RowRef, Why};
 use super::work::OpenIntent;
@@ -10,7 +11,8 @@ use crate::timestamp::Period;
 use crate::x509::Serial;
 use crate::x509::template::{Certificate, Draft};
 
-/// A draft whose intent is durable: the only thing an issuer signs. Dropped, its intent is filed *unknown*.
+/// A draft whose intent is durable: the only thing an issuer signs. Dropped, its intent is filed
+/// *unknown*.
 #[derive(Debug)]
 pub struct Recorded<T = Draft> {
     pub(super) draft: T,
@@ -30,23 +32,42 @@ impl<T> Recorded<T> {
 
     /// The bytes provably reached no device.
     pub fn failed(self, refusal: Refusal) -> Unsigned {
-        Unsigned { intent: self.intent, refusal, reached_device: false }
+        Unsigned {
+            intent: self.intent,
+            refusal,
+            reached_device: false,
+        }
     }
 
     /// A signature may exist; none will be released.
     pub fn unknown(self, refusal: Refusal) -> Unsigned {
-        Unsigned { intent: self.intent, refusal, reached_device: true }
+        Unsigned {
+            intent: self.intent,
+            refusal,
+            reached_device: true,
+        }
     }
 }
 
 impl Recorded<Draft> {
-    /// The draft as a certificate. One whose to-be-signed bytes are not the draft's is withheld as *unknown*.
-    #[allow(clippy::result_large_err, reason = "what comes back is moved on, not handed up a stack")]
+    /// The draft as a certificate. One whose to-be-signed bytes are not the draft's is withheld as
+    /// *unknown*.
+    #[allow(
+        clippy::result_large_err,
+        reason = "what comes back is moved on, not handed up a stack"
+    )]
     pub fn signed(self, certificate: Certificate) -> Result<Signed, Unsigned> {
         if certificate.to_be_signed() != self.draft.to_be_signed() {
-            return Err(self.unknown(Refusal::new(Reason::Internal, "the certificate is not the one that was recorded")));
+            return Err(self.unknown(Refusal::new(
+                Reason::Internal,
+                "the certificate is not the one that was recorded",
+            )));
         }
-        Ok(Signed { draft: self.draft, certificate, intent: self.intent })
+        Ok(Signed {
+            draft: self.draft,
+            certificate,
+            intent: self.intent,
+        })
     }
 }
 
@@ -66,7 +87,15 @@ impl Signed {
             certificate: self.certificate.sha256(),
         };
         let intent = self.intent.row();
-        (self.intent, event, Issued { draft: self.draft, certificate: self.certificate, intent })
+        (
+            self.intent,
+            event,
+            Issued {
+                draft: self.draft,
+                certificate: self.certificate,
+                intent,
+            },
+        )
     }
 }
 
@@ -86,7 +115,11 @@ impl Unsigned {
 
     pub(super) fn into_parts(self) -> (OpenIntent, Event, Refusal) {
         let (intent, why) = (self.intent.row(), Why::from(&self.refusal));
-        let event = if self.reached_device { Event::Unknown { intent, why } } else { Event::Failed { intent, why } };
+        let event = if self.reached_device {
+            Event::Unknown { intent, why }
+        } else {
+            Event::Failed { intent, why }
+        };
         (self.intent, event, self.refusal)
     }
 }

@@ -1,4 +1,5 @@
-//! What the ledger is started with, and what it says of itself: facts, the observer's hook, health, and why it did not start.
+//! What the ledger is started with, and what it says of itself: facts, the observer's hook, health,
+//! and why it did not start.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,15 +32,18 @@ pub struct LedgerOptions {
 }
 
 impl LedgerOptions {
-    /// What was recorded since the start is what a chain that begins later must say first. Issuers are added and never left out: a
-    /// certificate drafted for a former one may still be recorded in the new chain.
+    /// What was recorded since the start is what a chain that begins later must say first. Issuers
+    /// are added and never left out: a certificate drafted for a former one may still be recorded
+    /// in the new chain.
     pub(super) fn keep(&mut self, event: &Event) {
         let fact = match event {
             Event::Reload { config } => {
                 self.config_digest = *config;
                 return;
             }
-            Event::Ceremony { transcript } => StartFact::Ceremony { digest: *transcript },
+            Event::Ceremony { transcript } => StartFact::Ceremony {
+                digest: *transcript,
+            },
             Event::Issuer(facts) => StartFact::Issuer {
                 id: facts.id.clone(),
                 chain: facts.chain.clone(),
@@ -76,7 +80,8 @@ pub enum StartFact {
 }
 
 impl StartFact {
-    /// Whether it fits into a row, which has 65,535 octets at most. An issuer with very many certificates does not.
+    /// Whether it fits into a row, which has 65,535 octets at most. An issuer with very many
+    /// certificates does not.
     pub fn fits(&self) -> bool {
         fits(&Event::from(self.clone()))
     }
@@ -86,12 +91,23 @@ impl From<StartFact> for Event {
     fn from(fact: StartFact) -> Self {
         match fact {
             StartFact::Ceremony { digest } => Self::Ceremony { transcript: digest },
-            StartFact::Issuer { id, chain, roots, key_uri } => Self::Issuer(IssuerFacts { id, chain, roots, key_uri }),
+            StartFact::Issuer {
+                id,
+                chain,
+                roots,
+                key_uri,
+            } => Self::Issuer(IssuerFacts {
+                id,
+                chain,
+                roots,
+                key_uri,
+            }),
         }
     }
 }
 
-/// What the ledger tells of itself while it works; wired to metrics by the daemon. Called from the writer: must not block.
+/// What the ledger tells of itself while it works; wired to metrics by the daemon. Called from the
+/// writer: must not block.
 pub trait LedgerObserver: Send + Sync + 'static {
     /// A batch of so many rows became durable in that time.
     fn committed(&self, rows: usize, time: Duration);
@@ -126,7 +142,8 @@ pub enum LedgerStartError {
     /// Another process holds the lock.
     #[error("the ledger {0} is in use by another process")]
     Locked(String),
-    /// The file or its directory cannot be opened, read or written, or the server does not let this login in.
+    /// The file or its directory cannot be opened, read or written, or the server does not let this
+    /// login in.
     #[error("the ledger {ledger} cannot be opened: {cause}")]
     Unavailable {
         /// The database file, or the server's URL.

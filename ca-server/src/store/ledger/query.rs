@@ -1,5 +1,5 @@
-//! Reading the ledger beside the daemon that writes it, or when none runs. A reader cannot write; what it reads is decoded, and
-//! checked only by `verify`.
+//! Reading the ledger beside the daemon that writes it, or when none runs. A reader cannot write;
+//! what it reads is decoded, and checked only by `verify`.
 
 use std::path::PathBuf;
 
@@ -49,7 +49,11 @@ pub struct Entry {
 impl Entry {
     /// How other rows name this one.
     pub fn reference(&self) -> RowRef {
-        RowRef { chain: self.header.chain, place: self.header.place, hash: self.hash }
+        RowRef {
+            chain: self.header.chain,
+            place: self.header.place,
+            hash: self.hash,
+        }
     }
 }
 
@@ -57,8 +61,15 @@ impl TryFrom<&StoredRow> for Entry {
     type Error = ReadError;
 
     fn try_from(row: &StoredRow) -> Result<Self, ReadError> {
-        let (header, event) = decode(&row.body).map_err(|cause| ReadError::Row { row: row.to_string(), cause })?;
-        Ok(Self { header, event, hash: row.hash.as_slice().try_into().unwrap_or_default() })
+        let (header, event) = decode(&row.body).map_err(|cause| ReadError::Row {
+            row: row.to_string(),
+            cause,
+        })?;
+        Ok(Self {
+            header,
+            event,
+            hash: row.hash.as_slice().try_into().unwrap_or_default(),
+        })
     }
 }
 
@@ -99,7 +110,9 @@ impl LedgerReader {
             Ok(true) => Ok(Self { database }),
             Ok(false) => Err(ReadError::Unknown(location.to_string())),
             // Of SQLite. Code 1: there is no such table. Code 26: the file is no database.
-            Err(DatabaseError::Database(error)) if matches!(error.code().as_deref(), Some("1" | "26")) => {
+            Err(DatabaseError::Database(error))
+                if matches!(error.code().as_deref(), Some("1" | "26")) =>
+            {
                 Err(ReadError::Unknown(location.to_string()))
             }
             Err(error) => Err(error.into()),
@@ -111,8 +124,13 @@ impl LedgerReader {
         self.found(Sought::Serial(serial)).await
     }
 
-    /// The newest `limit` intents, repeats and refusals of an identity, newest first; intents with their outcomes.
-    pub async fn entries_of_identity(&mut self, identity: &str, limit: u32) -> Result<Vec<Found>, ReadError> {
+    /// The newest `limit` intents, repeats and refusals of an identity, newest first; intents with
+    /// their outcomes.
+    pub async fn entries_of_identity(
+        &mut self,
+        identity: &str,
+        limit: u32,
+    ) -> Result<Vec<Found>, ReadError> {
         self.found(Sought::Identity(identity, limit)).await
     }
 
@@ -128,8 +146,14 @@ impl LedgerReader {
 
     async fn with_outcomes(&mut self, sought: Sought<'_>) -> Result<Vec<Found>, ReadError> {
         let rows = match sought {
-            Sought::Serial(serial) => self.database.intents_of_serial(serial.period(), serial.as_bytes()).await?,
-            Sought::Identity(identity, limit) => self.database.rows_of_identity(identity, limit).await?,
+            Sought::Serial(serial) => {
+                self.database
+                    .intents_of_serial(serial.period(), serial.as_bytes())
+                    .await?
+            }
+            Sought::Identity(identity, limit) => {
+                self.database.rows_of_identity(identity, limit).await?
+            }
         };
         let mut entries = Vec::with_capacity(rows.len());
         for row in &rows {
@@ -143,28 +167,51 @@ impl LedgerReader {
         Ok(entries)
     }
 
-    /// The outcome of an intent. It follows in the intent's own chain, soon; or, if that chain was found dead, in the chain that
-    /// declared it ended.
+    /// The outcome of an intent. It follows in the intent's own chain, soon; or, if that chain was
+    /// found dead, in the chain that declared it ended.
     pub(super) async fn outcome_of(&mut self, intent: &Entry) -> Result<Option<Entry>, ReadError> {
         if let Some(outcome) = outcome_in_own_chain(&mut self.database, intent.reference()).await? {
             return Ok(Some(outcome));
         }
-        let Some(ending) = self.database.ending(intent.header.chain).await? else { return Ok(None) };
-        let Ok(ending) = Entry::try_from(&ending) else { return Ok(None) };
+        let Some(ending) = self.database.ending(intent.header.chain).await? else {
+            return Ok(None);
+        };
+        let Ok(ending) = Entry::try_from(&ending) else {
+            return Ok(None);
+        };
         match ending.event {
-            Event::ChainEnded { .. } => self.outcome_before(ending.reference(), intent.reference()).await,
+            Event::ChainEnded { .. } => {
+                self.outcome_before(ending.reference(), intent.reference())
+                    .await
+            }
             _ => Ok(None),
         }
     }
 
-    /// The outcome of an intent of the chain that is declared ended there: these stand just before, one after the other.
-    async fn outcome_before(&mut self, declaration: RowRef, intent: RowRef) -> Result<Option<Entry>, ReadError> {
+    /// The outcome of an intent of the chain that is declared ended there: these stand just before,
+    /// one after the other.
+    async fn outcome_before(
+        &mut self,
+        declaration: RowRef,
+        intent: RowRef,
+    ) -> Result<Option<Entry>, ReadError> {
         let mut before = declaration.place;
         while before.seq > 0 {
-            let from = Place { seq: before.seq.saturating_sub(PAGE.into()), ..before };
+            let from = Place {
+                seq: before.seq.saturating_sub(PAGE.into()),
+                ..before
+            };
             let limit = u32::try_from(before.seq - from.seq).unwrap_or(PAGE);
-            for row in self.database.chain_page(declaration.chain, from, limit).await?.iter().rev() {
-                let Ok(entry) = Entry::try_from(row) else { continue };
+            for row in self
+                .database
+                .chain_page(declaration.chain, from, limit)
+                .await?
+                .iter()
+                .rev()
+            {
+                let Ok(entry) = Entry::try_from(row) else {
+                    continue;
+                };
                 match entry.event.closes() {
                     Some(closed) if closed == intent => return Ok(Some(entry)),
                     Some(closed) if closed.chain == intent.chain => {}
@@ -178,7 +225,9 @@ impl LedgerReader {
 
     /// The intent that an outcome or a repeat names.
     pub(super) async fn intent(&mut self, reference: RowRef) -> Result<Option<Intent>, ReadError> {
-        let Some(row) = self.database.row(reference.chain, reference.place).await? else { return Ok(None) };
+        let Some(row) = self.database.row(reference.chain, reference.place).await? else {
+            return Ok(None);
+        };
         match Entry::try_from(&row).map(|row| row.event) {
             Ok(Event::Intent(intent)) => Ok(Some(intent)),
             _ => Ok(None),
@@ -187,30 +236,58 @@ impl LedgerReader {
 }
 
 /// The outcome of an intent, if it stands in the intent's own chain.
-pub(super) async fn outcome_in_own_chain(database: &mut Database, intent: RowRef) -> Result<Option<Entry>, ReadError> {
+pub(super) async fn outcome_in_own_chain(
+    database: &mut Database,
+    intent: RowRef,
+) -> Result<Option<Entry>, ReadError> {
     let mut rows = FIRST_ROWS;
-    let mut next = Place { seq: intent.place.seq + 1, ..intent.place };
+    let mut next = Place {
+        seq: intent.place.seq + 1,
+        ..intent.place
+    };
     loop {
         let until = next.seq.saturating_add(rows);
-        for row in database.outcomes_naming(&intent.hash, intent.chain, next, until).await? {
+        for row in database
+            .outcomes_naming(&intent.hash, intent.chain, next, until)
+            .await?
+        {
             // What cannot be read is said where that row is asked for.
-            let Ok(entry) = Entry::try_from(&row) else { continue };
+            let Ok(entry) = Entry::try_from(&row) else {
+                continue;
+            };
             if entry.event.closes() == Some(intent) {
                 return Ok(Some(entry));
             }
         }
-        match database.chain_page(intent.chain, Place { seq: until, ..next }, 1).await?.first() {
-            // A later row that does not count it as open says that its outcome stands before: it was passed, or is missing.
-            Some(row) if Entry::try_from(row).is_ok_and(|row| row.header.oldest_open.is_none_or(|oldest| oldest > intent.place)) => {
+        match database
+            .chain_page(intent.chain, Place { seq: until, ..next }, 1)
+            .await?
+            .first()
+        {
+            // A later row that does not count it as open says that its outcome stands before: it
+            // was passed, or is missing.
+            Some(row)
+                if Entry::try_from(row).is_ok_and(|row| {
+                    row.header
+                        .oldest_open
+                        .is_none_or(|oldest| oldest > intent.place)
+                }) =>
+            {
                 return Ok(None);
             }
             Some(_) => next.seq = until,
-            None => match database.months().await?.into_iter().find(|period| *period > next.period) {
+            None => match database
+                .months()
+                .await?
+                .into_iter()
+                .find(|period| *period > next.period)
+            {
                 Some(period) => next = Place { period, seq: 0 },
                 None => return Ok(None),
             },
         }
-        // Before many rows are read: the chain's last one may say that it is the oldest without an outcome.
+        // Before many rows are read: the chain's last one may say that it is the oldest without an
+        // outcome.
         if rows == FIRST_ROWS && is_left_open(database, intent).await? {
             return Ok(None);
         }
@@ -219,7 +296,11 @@ pub(super) async fn outcome_in_own_chain(database: &mut Database, intent: RowRef
 }
 
 async fn is_left_open(database: &mut Database, intent: RowRef) -> Result<bool, ReadError> {
-    let Some(last) = database.last_row(intent.chain).await? else { return Ok(false) };
-    let Ok(last) = Entry::try_from(&last) else { return Ok(false) };
+    let Some(last) = database.last_row(intent.chain).await? else {
+        return Ok(false);
+    };
+    let Ok(last) = Entry::try_from(&last) else {
+        return Ok(false);
+    };
     Ok(last.header.oldest_open == Some(intent.place) && last.event.closes() != Some(intent))
 }

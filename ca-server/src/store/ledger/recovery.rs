@@ -1,7 +1,9 @@
-//! What the writer does when a commit fails: it learns from its chain's last row, on a new connection, whether the batch is durable
-//! before anybody is answered, and then tries until the database takes rows again. A chain whose last row is neither the last
-//! acknowledged one nor the batch's was tampered with or restored from a copy: then nothing is issued ever again. A process whose
-//! chain's lock another has taken was declared dead: it withholds what is open and begins a new chain.
+//! What the writer does when a commit fails: it learns from its chain's last row, on a new
+//! connection, whether the batch is durable before anybody is answered, and then tries until the
+//! database takes rows again. A chain whose last row is neither the last acknowledged one nor the
+//! batch's was tampered with or restored from a copy: then nothing is issued ever again. A process
+//! whose chain's lock another has taken was declared dead: it withholds what is open and begins a
+//! new chain.
 
 use std::fmt::Display;
 use std::io;
@@ -24,12 +26,20 @@ impl Writer {
     pub(super) async fn recover(&mut self, batch: Batch, error: &DatabaseError) -> bool {
         tracing::warn!(%error, rows = batch.rows().len(), "a commit to the ledger failed");
         self.disconnect().await;
-        let refusal = Refusal::new(Reason::LedgerDown, format_args!("the ledger cannot record: {error}"));
+        let refusal = Refusal::new(
+            Reason::LedgerDown,
+            format_args!("the ledger cannot record: {error}"),
+        );
         let expected = batch.last_hash();
         self.unsettled = Some(batch);
         match self.read_back(&refusal).await {
             Ok(()) => {
-                let durable = self.chain.as_ref().and_then(|chain| chain.head()).map(|head| head.hash) == expected;
+                let durable = self
+                    .chain
+                    .as_ref()
+                    .and_then(|chain| chain.head())
+                    .map(|head| head.hash)
+                    == expected;
                 if !durable {
                     self.go_down(error);
                 }
@@ -46,7 +56,8 @@ impl Writer {
         }
     }
 
-    /// Tries to be up again: reads back, then records what was kept, or finds out by a harmless write that rows would be taken.
+    /// Tries to be up again: reads back, then records what was kept, or finds out by a harmless
+    /// write that rows would be taken.
     pub(super) async fn attempt(&mut self) {
         let down = Refusal::new(Reason::LedgerDown, "the ledger is down");
         self.disconnect().await;
@@ -60,13 +71,18 @@ impl Writer {
             return self.begin_when_due().await;
         }
         let retained = std::mem::take(&mut self.retained);
-        let works = if retained.is_empty() { self.probe().await } else { self.record(retained).await };
+        let works = if retained.is_empty() {
+            self.probe().await
+        } else {
+            self.record(retained).await
+        };
         if works {
             self.go_up();
         }
     }
 
-    /// Opens a new connection, takes the chain's lock on it, and settles or fails the unsettled batch by what the chain's last row says.
+    /// Opens a new connection, takes the chain's lock on it, and settles or fails the unsettled
+    /// batch by what the chain's last row says.
     async fn read_back(&mut self, refusal: &Refusal) -> Result<(), SurveyError> {
         self.take_lock_again()?;
         let mut database = Database::writer_again(&self.options.location).await?;
@@ -78,7 +94,10 @@ impl Writer {
                     self.settle_by(chain, &mut database, refusal).await?;
                 }
                 Ok(Lock::OwnFormer) => {
-                    return Err(DatabaseError::from(io::Error::other("a former connection still holds the lock and is being ended")).into());
+                    return Err(DatabaseError::from(io::Error::other(
+                        "a former connection still holds the lock and is being ended",
+                    ))
+                    .into());
                 }
                 Ok(Lock::Lost) => self.was_declared_dead(refusal),
                 Err(error) => {
@@ -92,9 +111,12 @@ impl Writer {
         Ok(())
     }
 
-    /// Of a file whose lock keeps nobody out any more. Whoever took the ledger over meanwhile has declared this chain ended.
+    /// Of a file whose lock keeps nobody out any more. Whoever took the ledger over meanwhile has
+    /// declared this chain ended.
     fn take_lock_again(&mut self) -> Result<(), DatabaseError> {
-        let Location::Sqlite(path) = &self.options.location else { return Ok(()) };
+        let Location::Sqlite(path) = &self.options.location else {
+            return Ok(());
+        };
         if !self.keeps_others_out() {
             let taken = WriterLock::take(path)?;
             let taken = taken
@@ -104,13 +126,26 @@ impl Writer {
         Ok(())
     }
 
-    async fn settle_by(&mut self, chain: ChainId, database: &mut Database, refusal: &Refusal) -> Result<(), SurveyError> {
+    async fn settle_by(
+        &mut self,
+        chain: ChainId,
+        database: &mut Database,
+        refusal: &Refusal,
+    ) -> Result<(), SurveyError> {
         let declared_dead = database.is_ended(chain).await?;
-        let last = database.last_row(chain).await?.and_then(|row| Hash::try_from(row.hash.as_slice()).ok());
-        let acknowledged = self.chain.as_ref().and_then(Chain::head).map(|head| head.hash);
+        let last = database
+            .last_row(chain)
+            .await?
+            .and_then(|row| Hash::try_from(row.hash.as_slice()).ok());
+        let acknowledged = self
+            .chain
+            .as_ref()
+            .and_then(Chain::head)
+            .map(|head| head.hash);
         let expected = self.unsettled.as_ref().and_then(Batch::last_hash);
         if expected.is_some() && last == expected && !declared_dead {
-            // A row that can be read may still be on its way to a standby; a commit after it says that it has arrived.
+            // A row that can be read may still be on its way to a standby; a commit after it says
+            // that it has arrived.
             database.probe().await?;
             if let Some(batch) = self.unsettled.take() {
                 self.settle(batch);
@@ -121,24 +156,38 @@ impl Writer {
             self.was_declared_dead(refusal);
             return Ok(());
         }
-        self.retained.extend(self.unsettled.take().map(|batch| batch.fail(refusal)).unwrap_or_default());
+        self.retained.extend(
+            self.unsettled
+                .take()
+                .map(|batch| batch.fail(refusal))
+                .unwrap_or_default(),
+        );
         if last != acknowledged {
             self.went_back(refusal);
         }
         Ok(())
     }
 
-    /// Another process has closed, or will close, what is open here. Outcomes of the lost chain are refused where they would be
-    /// recorded; a new chain begins at the next attempt.
+    /// Another process has closed, or will close, what is open here. Outcomes of the lost chain are
+    /// refused where they would be recorded; a new chain begins at the next attempt.
     fn was_declared_dead(&mut self, refusal: &Refusal) {
-        tracing::warn!("another process took this one for dead: what was open is withheld, and a new chain begins");
-        self.retained.extend(self.unsettled.take().map(|batch| batch.fail(refusal)).unwrap_or_default());
+        tracing::warn!(
+            "another process took this one for dead: what was open is withheld, and a new chain begins"
+        );
+        self.retained.extend(
+            self.unsettled
+                .take()
+                .map(|batch| batch.fail(refusal))
+                .unwrap_or_default(),
+        );
         self.open.clear();
         self.chain = None;
     }
 
     async fn probe(&mut self) -> bool {
-        let Some(database) = &mut self.database else { return false };
+        let Some(database) = &mut self.database else {
+            return false;
+        };
         match database.probe().await {
             Ok(()) => true,
             Err(error) => {

@@ -1,5 +1,6 @@
-//! Refusals on their way into the ledger: after authentication one row each, as long as they are few of one identity for one reason;
-//! everything else in groups. So nobody fills the ledger by being refused. A full queue drops and counts; nothing here ever blocks a call.
+//! Refusals on their way into the ledger: after authentication one row each, as long as they are
+//! few of one identity for one reason; everything else in groups. So nobody fills the ledger by
+//! being refused. A full queue drops and counts; nothing here ever blocks a call.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -42,7 +43,8 @@ pub(super) struct Refusals {
 struct Groups {
     from: Option<Timestamp>,
     counts: HashMap<(Reason, Whose), u64>,
-    /// Rows that identities have of their own in this window; of so many identities and reasons at most.
+    /// Rows that identities have of their own in this window; of so many identities and reasons at
+    /// most.
     rows: HashMap<(Reason, Option<SpiffeId>), u32>,
 }
 
@@ -59,11 +61,19 @@ enum Whose {
 impl Refusals {
     pub(super) fn new() -> (Self, mpsc::Receiver<Item>) {
         let (queue, waiting) = mpsc::channel(QUEUE);
-        (Self { queue, dropped: AtomicU64::new(0), groups: Mutex::default() }, waiting)
+        (
+            Self {
+                queue,
+                dropped: AtomicU64::new(0),
+                groups: Mutex::default(),
+            },
+            waiting,
+        )
     }
 
-    /// One authenticated caller's refusal. False if it was dropped. Overload is counted in a group: one row each would feed it. So is what an
-    /// identity is refused for one reason after its first rows in each window; what is beyond its limits has one, which says whose limit it is.
+    /// One authenticated caller's refusal. False if it was dropped. Overload is counted in a group:
+    /// one row each would feed it. So is what an identity is refused for one reason after its first
+    /// rows in each window; what is beyond its limits has one, which says whose limit it is.
     pub(super) fn one(
         &self,
         refusal: &Refusal,
@@ -79,11 +89,18 @@ impl Refusals {
         }
         if !self.has_row(reason, identity, now) {
             let network = || Whose::network(evidence.peer.map(|peer| peer.ip()));
-            self.add(reason, identity.map_or_else(network, |identity| Whose::Identity(identity.clone())), now);
+            self.add(
+                reason,
+                identity.map_or_else(network, |identity| Whose::Identity(identity.clone())),
+                now,
+            );
             return true;
         }
-        let event =
-            Event::Refused { why: Why::from(refusal), identity: identity.map(ToString::to_string), evidence: Proof::from(evidence) };
+        let event = Event::Refused {
+            why: Why::from(refusal),
+            identity: identity.map(ToString::to_string),
+            evidence: Proof::from(evidence),
+        };
         self.keep(event, Some(request))
     }
 
@@ -93,16 +110,29 @@ impl Refusals {
     }
 
     fn keep(&self, event: Event, request: Option<RequestId>) -> bool {
-        let kept = fits(&event) && self.queue.try_send(Item { event, request, answer: Answer::Nobody }).is_ok();
+        let kept = fits(&event)
+            && self
+                .queue
+                .try_send(Item {
+                    event,
+                    request,
+                    answer: Answer::Nobody,
+                })
+                .is_ok();
         if !kept {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
         kept
     }
 
-    /// Whether this one of its identity has a row of its own; of more identities than there may be groups none has.
+    /// Whether this one of its identity has a row of its own; of more identities than there may be
+    /// groups none has.
     fn has_row(&self, reason: Reason, identity: Option<&SpiffeId>, now: Timestamp) -> bool {
-        let most = if matches!(reason, Reason::IdentityLimit | Reason::KeyLimit) { 1 } else { ROWS };
+        let most = if matches!(reason, Reason::IdentityLimit | Reason::KeyLimit) {
+            1
+        } else {
+            ROWS
+        };
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         groups.from.get_or_insert(now);
         let room = groups.rows.len() < GROUPS;
@@ -136,28 +166,52 @@ impl Refusals {
         *count = count.saturating_add(1);
     }
 
-    /// The rows of the groups whose window is over, and one for what was dropped. With `all`, of the present window too.
+    /// The rows of the groups whose window is over, and one for what was dropped. With `all`, of
+    /// the present window too.
     pub(super) fn due(&self, now: Timestamp, all: bool) -> Vec<Item> {
         let mut events = Vec::new();
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         // A clock that stepped back must not hold a window open for long.
-        if let Some(from) = groups.from.filter(|from| all || now.since(*from) >= WINDOW || now < *from) {
+        if let Some(from) = groups
+            .from
+            .filter(|from| all || now.since(*from) >= WINDOW || now < *from)
+        {
             groups.from = None;
             groups.rows.clear();
-            events.extend(groups.counts.drain().map(|((reason, whose), count)| Event::RefusedGroup(group(reason, &whose, from, count))));
+            events.extend(groups.counts.drain().map(|((reason, whose), count)| {
+                Event::RefusedGroup(group(reason, &whose, from, count))
+            }));
         }
         drop(groups);
         match self.dropped.swap(0, Ordering::Relaxed) {
             0 => {}
             count => events.push(Event::Dropped { count }),
         }
-        events.into_iter().map(|event| Item { event, request: None, answer: Answer::Nobody }).collect()
+        events
+            .into_iter()
+            .map(|event| Item {
+                event,
+                request: None,
+                answer: Answer::Nobody,
+            })
+            .collect()
     }
 }
 
 fn group(reason: Reason, whose: &Whose, from: Timestamp, count: u64) -> Group {
-    let identity = if let Whose::Identity(identity) = whose { Some(identity.to_string()) } else { None };
-    Group { reason: reason.as_str().into(), code: reason.code().as_str().into(), prefix: whose.prefix(), from, count, identity }
+    let identity = if let Whose::Identity(identity) = whose {
+        Some(identity.to_string())
+    } else {
+        None
+    };
+    Group {
+        reason: reason.as_str().into(),
+        code: reason.code().as_str().into(),
+        prefix: whose.prefix(),
+        from,
+        count,
+        identity,
+    }
 }
 
 impl Whose {

@@ -1,4 +1,5 @@
-//! A certificate that goes out again: what is kept of it meanwhile, and the durable row without which it does not leave a second time.
+//! A certificate that goes out again: what is kept of it meanwhile, and the durable row without
+//! which it does not leave a second time.
 
 use std::sync::Arc;
 
@@ -14,7 +15,8 @@ use crate::timestamp::Timestamp;
 use crate::x509::Serial;
 use crate::x509::chain::IssuerChain;
 
-/// What is kept of a workload's certificate, so that it can go out again: as little as an answer needs. Only an `Issued` makes one.
+/// What is kept of a workload's certificate, so that it can go out again: as little as an answer
+/// needs. Only an `Issued` makes one.
 #[derive(Debug)]
 pub struct Remembered {
     certificate: Box<[u8]>,
@@ -47,7 +49,8 @@ impl Issued {
     }
 }
 
-/// A certificate that may leave once more: that it does is durable. Only `Ledger::repeat` makes one.
+/// A certificate that may leave once more: that it does is durable. Only `Ledger::repeat` makes
+/// one.
 #[derive(Clone, Debug)]
 pub struct Repeated(Arc<Remembered>);
 
@@ -69,13 +72,26 @@ impl Repeated {
 }
 
 impl Ledger {
-    /// Records that a certificate goes to its identity again, on this evidence, and waits until that is durable.
-    pub async fn repeat(&self, certificate: Arc<Remembered>, evidence: &Evidence, request: RequestId) -> Result<Repeated, Refusal> {
-        self.file_repeat(certificate.intent, certificate.identity.clone(), evidence, request).await?;
+    /// Records that a certificate goes to its identity again, on this evidence, and waits until
+    /// that is durable.
+    pub async fn repeat(
+        &self,
+        certificate: Arc<Remembered>,
+        evidence: &Evidence,
+        request: RequestId,
+    ) -> Result<Repeated, Refusal> {
+        self.file_repeat(
+            certificate.intent,
+            certificate.identity.clone(),
+            evidence,
+            request,
+        )
+        .await?;
         Ok(Repeated(certificate))
     }
 
-    /// The row of `repeat`. It is recorded now or refused, and never later: nothing was signed that an outcome is owed for.
+    /// The row of `repeat`. It is recorded now or refused, and never later: nothing was signed that
+    /// an outcome is owed for.
     pub(super) async fn file_repeat(
         &self,
         intent: RowRef,
@@ -85,8 +101,16 @@ impl Ledger {
     ) -> Result<(), Refusal> {
         self.accepting(self.clock.now())?;
         let (reply, answered) = oneshot::channel();
-        let event = row_of(Event::Repeated { intent, identity, evidence: Proof::from(evidence) })?;
-        let item = Item { event, request: Some(request), answer: Answer::Repeat(Some(reply)) };
+        let event = row_of(Event::Repeated {
+            intent,
+            identity,
+            evidence: Proof::from(evidence),
+        })?;
+        let item = Item {
+            event,
+            request: Some(request),
+            answer: Answer::Repeat(Some(reply)),
+        };
         self.queue.send(Work::Record(item)).map_err(|_| gone())?;
         answered.await.unwrap_or_else(|_| Err(gone()))
     }

@@ -1,5 +1,6 @@
-//! The ledger on SQLite. What goes in and out are rows; what they mean is decided elsewhere, so that another database needs another file
-//! like this and nothing more. The SQL stands in `statements`.
+//! The ledger on SQLite. What goes in and out are rows; what they mean is decided elsewhere, so
+//! that another database needs another file like this and nothing more. The SQL stands in
+//! `statements`.
 
 mod audit;
 mod log;
@@ -13,8 +14,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sqlx::migrate::MigrateError;
-use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous};
-use sqlx::{Arguments, AssertSqlSafe, ConnectOptions, Connection, Executor, Row as _, SqliteConnection};
+use sqlx::sqlite::{
+    SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous,
+};
+use sqlx::{
+    Arguments, AssertSqlSafe, ConnectOptions, Connection, Executor, Row as _, SqliteConnection,
+};
 
 use super::event::{ChainId, Place, Row, StoredRow};
 use super::schema::{SQLITE, SchemaError, may_write};
@@ -23,7 +28,8 @@ use crate::timestamp::Period;
 /// How long a statement waits for another process that holds the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Pages in the write-ahead log before a commit also copies them into the database: rare enough to be cheap, and bounded.
+/// Pages in the write-ahead log before a commit also copies them into the database: rare enough to
+/// be cheap, and bounded.
 const CHECKPOINT_PAGES: &str = "8000";
 
 /// Rows of one statement. Each number of rows is a statement of its own in the connection's cache.
@@ -75,21 +81,36 @@ impl Database {
         let path = options.get_filename().to_owned();
         let connection = options.connect().await?;
         let file = inode(&path);
-        Ok(Self { connection, path, file })
+        Ok(Self {
+            connection,
+            path,
+            file,
+        })
     }
 
-    /// Brings the schema up to this program's; one that asks for a later program is refused, before anything is changed.
+    /// Brings the schema up to this program's; one that asks for a later program is refused, before
+    /// anything is changed.
     pub(super) async fn prepare_schema(&mut self) -> Result<(), SchemaError> {
-        may_write(oldest_writer(&mut self.connection).await?.unwrap_or(0), &SQLITE)?;
-        SQLITE.run(&mut self.connection).await.map_err(|error| match error {
-            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => SchemaError::Database(error),
-            other => SchemaError::Unknown(other.to_string()),
-        })
+        may_write(
+            oldest_writer(&mut self.connection).await?.unwrap_or(0),
+            &SQLITE,
+        )?;
+        SQLITE
+            .run(&mut self.connection)
+            .await
+            .map_err(|error| match error {
+                MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => {
+                    SchemaError::Database(error)
+                }
+                other => SchemaError::Unknown(other.to_string()),
+            })
     }
 
     /// Whether there is a ledger that this program may work on.
     pub(super) async fn schema_is_known(&mut self) -> sqlx::Result<bool> {
-        Ok(oldest_writer(&mut self.connection).await?.is_some_and(|oldest| may_write(oldest, &SQLITE).is_ok()))
+        Ok(oldest_writer(&mut self.connection)
+            .await?
+            .is_some_and(|oldest| may_write(oldest, &SQLITE).is_ok()))
     }
 
     /// Commits all rows or none. One statement commits by itself; more stand in one transaction.
@@ -106,25 +127,39 @@ impl Database {
         self.is_where_it_was()
     }
 
-    /// A file that was removed or replaced still takes rows, which nobody would ever find: that is no commit.
+    /// A file that was removed or replaced still takes rows, which nobody would ever find: that is
+    /// no commit.
     fn is_where_it_was(&self) -> sqlx::Result<()> {
         let same = self.file.is_some() && inode(&self.path) == self.file;
-        if same { Ok(()) } else { Err(io::Error::other("the database file was removed or replaced").into()) }
+        if same {
+            Ok(())
+        } else {
+            Err(io::Error::other("the database file was removed or replaced").into())
+        }
     }
 
     async fn insert_statement(&mut self, rows: &[Row]) -> sqlx::Result<()> {
-        let mut sql = String::with_capacity(statements::INSERT.len() + rows.len() * (2 * COLUMNS + 2));
+        let mut sql =
+            String::with_capacity(statements::INSERT.len() + rows.len() * (2 * COLUMNS + 2));
         sql.push_str(statements::INSERT);
         let mut arguments = SqliteArguments::default();
         arguments.reserve(rows.len() * COLUMNS, 0);
         for (at, row) in rows.iter().enumerate() {
-            sql.push_str(if at == 0 { "(?,?,?,?,?,?,?,?,?,?,?,?)" } else { ",(?,?,?,?,?,?,?,?,?,?,?,?)" });
+            sql.push_str(if at == 0 {
+                "(?,?,?,?,?,?,?,?,?,?,?,?)"
+            } else {
+                ",(?,?,?,?,?,?,?,?,?,?,?,?)"
+            });
             bind(&mut arguments, row).map_err(sqlx::Error::Encode)?;
         }
-        self.connection.execute(sqlx::query_with(AssertSqlSafe(sql), arguments)).await.map(drop)
+        self.connection
+            .execute(sqlx::query_with(AssertSqlSafe(sql), arguments))
+            .await
+            .map(drop)
     }
 
-    /// Whether a commit reaches the disk at present. Writes a number that means nothing, outside the ledger's table.
+    /// Whether a commit reaches the disk at present. Writes a number that means nothing, outside
+    /// the ledger's table.
     pub(super) async fn probe(&mut self) -> sqlx::Result<()> {
         self.execute(statements::PROBE).await?;
         self.is_where_it_was()
@@ -142,19 +177,31 @@ impl Database {
 
     /// The chains that have begun and not ended.
     pub(super) async fn unended(&mut self) -> sqlx::Result<Vec<ChainId>> {
-        let listed = sqlx::query(statements::UNENDED).fetch_all(&mut self.connection).await?;
+        let listed = sqlx::query(statements::UNENDED)
+            .fetch_all(&mut self.connection)
+            .await?;
         listed.iter().map(|row| chain_of(row.try_get(0)?)).collect()
     }
 
     /// Whether a chain has ended, or was declared ended.
     pub(super) async fn is_ended(&mut self, chain: ChainId) -> sqlx::Result<bool> {
-        sqlx::query(statements::IS_ENDED).bind(chain.0.as_slice()).fetch_one(&mut self.connection).await?.try_get(0)
+        sqlx::query(statements::IS_ENDED)
+            .bind(chain.0.as_slice())
+            .fetch_one(&mut self.connection)
+            .await?
+            .try_get(0)
     }
 
     /// The newest `limit` rows of one of the kinds `start`, `end` and `chain_ended`, newest first.
-    pub(super) async fn newest_marks(&mut self, kind: &str, limit: u32) -> sqlx::Result<Vec<StoredRow>> {
+    pub(super) async fn newest_marks(
+        &mut self,
+        kind: &str,
+        limit: u32,
+    ) -> sqlx::Result<Vec<StoredRow>> {
         let mut key = SqliteArguments::default();
-        key.add(kind).and_then(|()| key.add(limit)).map_err(sqlx::Error::Encode)?;
+        key.add(kind)
+            .and_then(|()| key.add(limit))
+            .map_err(sqlx::Error::Encode)?;
         self.rows(statements::NEWEST_MARKS, key).await
     }
 
@@ -162,7 +209,9 @@ impl Database {
     pub(super) async fn last_row(&mut self, chain: ChainId) -> sqlx::Result<Option<StoredRow>> {
         let mut before = i64::MAX;
         while let Some(period) = self.period_before(before).await? {
-            let rows = self.rows(statements::LAST_ROW, key(period, &[&chain.0], &[])).await?;
+            let rows = self
+                .rows(statements::LAST_ROW, key(period, &[&chain.0], &[]))
+                .await?;
             if let Some(row) = rows.into_iter().next() {
                 return Ok(Some(row));
             }
@@ -172,7 +221,11 @@ impl Database {
     }
 
     async fn period_before(&mut self, period: i64) -> sqlx::Result<Option<i64>> {
-        sqlx::query(statements::PERIOD_BEFORE).bind(period).fetch_one(&mut self.connection).await?.try_get(0)
+        sqlx::query(statements::PERIOD_BEFORE)
+            .bind(period)
+            .fetch_one(&mut self.connection)
+            .await?
+            .try_get(0)
     }
 
     /// The periods that hold rows, in order.
@@ -188,55 +241,90 @@ impl Database {
     }
 
     /// One row by its place.
-    pub(super) async fn row(&mut self, chain: ChainId, place: Place) -> sqlx::Result<Option<StoredRow>> {
+    pub(super) async fn row(
+        &mut self,
+        chain: ChainId,
+        place: Place,
+    ) -> sqlx::Result<Option<StoredRow>> {
         let key = key(yyyymm(place.period), &[&chain.0], &[seq(place)]);
         let rows = self.rows(statements::ROW, key).await?;
         Ok(rows.into_iter().next())
     }
 
     /// Up to `limit` rows of a chain in one period, from `from` on.
-    pub(super) async fn chain_page(&mut self, chain: ChainId, from: Place, limit: u32) -> sqlx::Result<Vec<StoredRow>> {
+    pub(super) async fn chain_page(
+        &mut self,
+        chain: ChainId,
+        from: Place,
+        limit: u32,
+    ) -> sqlx::Result<Vec<StoredRow>> {
         let key = key(yyyymm(from.period), &[&chain.0], &[seq(from), limit.into()]);
         self.rows(statements::CHAIN_PAGE, key).await
     }
 
-    /// Up to `limit` rows of one period after (chain, seq), in that order; from the period's first row if `after` is `None`.
-    pub(super) async fn page(&mut self, period: i64, after: Option<(&[u8], i64)>, limit: u32) -> sqlx::Result<Vec<StoredRow>> {
+    /// Up to `limit` rows of one period after (chain, seq), in that order; from the period's first
+    /// row if `after` is `None`.
+    pub(super) async fn page(
+        &mut self,
+        period: i64,
+        after: Option<(&[u8], i64)>,
+        limit: u32,
+    ) -> sqlx::Result<Vec<StoredRow>> {
         let (chain, seq) = after.unwrap_or((&[], i64::MIN));
         let key = key(period, &[chain], &[seq, limit.into()]);
         self.rows(statements::PAGE, key).await
     }
 
     /// The intents with this serial (at most one, unless the index was removed).
-    pub(super) async fn intents_of_serial(&mut self, period: Period, serial: &[u8]) -> sqlx::Result<Vec<StoredRow>> {
+    pub(super) async fn intents_of_serial(
+        &mut self,
+        period: Period,
+        serial: &[u8],
+    ) -> sqlx::Result<Vec<StoredRow>> {
         let key = key(yyyymm(period), &[serial], &[]);
         self.rows(statements::INTENTS_OF_SERIAL, key).await
     }
 
     /// The newest `limit` rows that name this identity, newest first.
-    pub(super) async fn rows_of_identity(&mut self, identity: &str, limit: u32) -> sqlx::Result<Vec<StoredRow>> {
+    pub(super) async fn rows_of_identity(
+        &mut self,
+        identity: &str,
+        limit: u32,
+    ) -> sqlx::Result<Vec<StoredRow>> {
         let mut key = SqliteArguments::default();
-        key.add(identity).and_then(|()| key.add(limit)).map_err(sqlx::Error::Encode)?;
+        key.add(identity)
+            .and_then(|()| key.add(limit))
+            .map_err(sqlx::Error::Encode)?;
         self.rows(statements::ROWS_OF_IDENTITY, key).await
     }
 
     /// How many rows there are.
     pub(super) async fn row_count(&mut self) -> sqlx::Result<u64> {
-        let count: i64 = sqlx::query(statements::ROW_COUNT).fetch_one(&mut self.connection).await?.try_get(0)?;
+        let count: i64 = sqlx::query(statements::ROW_COUNT)
+            .fetch_one(&mut self.connection)
+            .await?
+            .try_get(0)?;
         Ok(u64::try_from(count).unwrap_or(0))
     }
 
     #[cfg(test)]
     pub(super) async fn in_order_of_writing(&mut self) -> sqlx::Result<Vec<StoredRow>> {
-        self.rows(statements::IN_ORDER_OF_WRITING, SqliteArguments::default()).await
+        self.rows(statements::IN_ORDER_OF_WRITING, SqliteArguments::default())
+            .await
     }
 
     async fn execute(&mut self, sql: &'static str) -> sqlx::Result<()> {
         self.connection.execute(sql).await.map(drop)
     }
 
-    async fn rows(&mut self, sql: &'static str, arguments: SqliteArguments) -> sqlx::Result<Vec<StoredRow>> {
-        let rows = sqlx::query_with(sql, arguments).fetch_all(&mut self.connection).await?;
+    async fn rows(
+        &mut self,
+        sql: &'static str,
+        arguments: SqliteArguments,
+    ) -> sqlx::Result<Vec<StoredRow>> {
+        let rows = sqlx::query_with(sql, arguments)
+            .fetch_all(&mut self.connection)
+            .await?;
         rows.iter().map(stored).collect()
     }
 
@@ -248,11 +336,20 @@ impl Database {
 
 /// What every connection has that only reads.
 pub(super) fn reading(path: &Path) -> SqliteConnectOptions {
-    SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT).disable_statement_logging()
+    SqliteConnectOptions::new()
+        .filename(path)
+        .read_only(true)
+        .busy_timeout(BUSY_TIMEOUT)
+        .disable_statement_logging()
 }
 
 pub(super) async fn has_table(connection: &mut SqliteConnection, name: &str) -> sqlx::Result<bool> {
-    Ok(sqlx::query(statements::HAS_TABLE).bind(name).fetch_one(connection).await?.try_get::<i64, _>(0)? > 0)
+    Ok(sqlx::query(statements::HAS_TABLE)
+        .bind(name)
+        .fetch_one(connection)
+        .await?
+        .try_get::<i64, _>(0)?
+        > 0)
 }
 
 /// The oldest program that may write; `None` in a file that holds no ledger.
@@ -260,13 +357,21 @@ pub(super) async fn oldest_writer(connection: &mut SqliteConnection) -> sqlx::Re
     if !has_table(connection, "oldest_writer").await? {
         return Ok(None);
     }
-    sqlx::query(statements::OLDEST_WRITER).fetch_one(connection).await?.try_get(0)
+    sqlx::query(statements::OLDEST_WRITER)
+        .fetch_one(connection)
+        .await?
+        .try_get(0)
 }
 
-/// Makes an empty file, which SQLite takes for a new database, if there is none. What was issued to whom is for its owner alone;
-/// SQLite gives the files beside it the same mode.
+/// Makes an empty file, which SQLite takes for a new database, if there is none. What was issued to
+/// whom is for its owner alone; SQLite gives the files beside it the same mode.
 fn make(path: &Path) -> io::Result<()> {
-    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+    match OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+    {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
     }
@@ -278,7 +383,10 @@ fn inode(path: &Path) -> Option<(u64, u64)> {
 }
 
 fn chain_of(octets: &[u8]) -> sqlx::Result<ChainId> {
-    octets.try_into().map(ChainId).map_err(|_| sqlx::Error::Decode("a chain is not of 16 octets".into()))
+    octets
+        .try_into()
+        .map(ChainId)
+        .map_err(|_| sqlx::Error::Decode("a chain is not of 16 octets".into()))
 }
 
 /// The values of a key in their order: period, octets, numbers.
@@ -286,7 +394,9 @@ fn key(period: i64, octets: &[&[u8]], numbers: &[i64]) -> SqliteArguments {
     let mut arguments = SqliteArguments::default();
     let added = arguments.add(period);
     let added = added.and_then(|()| octets.iter().try_for_each(|octets| arguments.add(*octets)));
-    added.and_then(|()| numbers.iter().try_for_each(|number| arguments.add(*number))).expect("numbers and octets always encode");
+    added
+        .and_then(|()| numbers.iter().try_for_each(|number| arguments.add(*number)))
+        .expect("numbers and octets always encode");
     arguments
 }
 
@@ -309,7 +419,11 @@ fn bind(arguments: &mut SqliteArguments, row: &Row) -> Result<(), sqlx::error::B
     arguments.add(projection.identity)?;
     arguments.add(projection.issuer)?;
     arguments.add(projection.profile)?;
-    arguments.add(row.event.ends(row.header.chain).map(|chain| chain.0.to_vec()))?;
+    arguments.add(
+        row.event
+            .ends(row.header.chain)
+            .map(|chain| chain.0.to_vec()),
+    )?;
     arguments.add(row.hash.as_slice())?;
     arguments.add(row.body.as_ref())
 }

@@ -1,5 +1,6 @@
-//! How a ledger starts, in two steps. First it is looked at and its lock is taken, which writes no row; then a chain begins. What lies
-//! between, such as devices that do not open, leaves nothing in the ledger however often it fails.
+//! How a ledger starts, in two steps. First it is looked at and its lock is taken, which writes no
+//! row; then a chain begins. What lies between, such as devices that do not open, leaves nothing in
+//! the ledger however often it fails.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -31,17 +32,27 @@ pub struct Prepared {
 }
 
 impl Ledger {
-    /// Takes the lock and brings a file's schema up to date, or looks whether a server's is. A server that cannot be reached at present is
-    /// no error.
-    pub async fn prepare(mut options: LedgerOptions, clock: Clock) -> Result<Prepared, LedgerStartError> {
+    /// Takes the lock and brings a file's schema up to date, or looks whether a server's is. A
+    /// server that cannot be reached at present is no error.
+    pub async fn prepare(
+        mut options: LedgerOptions,
+        clock: Clock,
+    ) -> Result<Prepared, LedgerStartError> {
         if !options.facts.iter().all(StartFact::fits) {
-            return Err(LedgerStartError::Corrupt { ledger: options.location.to_string(), cause: TOO_LONG.into() });
+            return Err(LedgerStartError::Corrupt {
+                ledger: options.location.to_string(),
+                cause: TOO_LONG.into(),
+            });
         }
         let mut lock = None;
         if let Location::Sqlite(path) = &mut options.location {
             let ledger = path.display().to_string();
-            let unavailable = |error: std::io::Error| LedgerStartError::Unavailable { ledger: ledger.clone(), cause: error.to_string() };
-            // The lock and the database go by the same spelling, also when a link on the way to them is changed later.
+            let unavailable = |error: std::io::Error| LedgerStartError::Unavailable {
+                ledger: ledger.clone(),
+                cause: error.to_string(),
+            };
+            // The lock and the database go by the same spelling, also when a link on the way to
+            // them is changed later.
             *path = lock::resolve(path).map_err(unavailable)?;
             lock = WriterLock::take(path).map_err(unavailable)?;
             if lock.is_none() {
@@ -52,7 +63,12 @@ impl Ledger {
                 return Err(LedgerStartError::Corrupt { ledger, cause });
             }
         }
-        let mut prepared = Prepared { options, clock, lock, database: None };
+        let mut prepared = Prepared {
+            options,
+            clock,
+            lock,
+            database: None,
+        };
         let looked = prepared.look().await;
         if let Err(SurveyError::Database(error)) = &looked
             && database::passes(&prepared.options.location, error)
@@ -85,12 +101,16 @@ impl Prepared {
         let ledger = self.options.location.to_string();
         match error {
             SurveyError::Corrupt(cause) => LedgerStartError::Corrupt { ledger, cause },
-            SurveyError::Database(error) => LedgerStartError::Unavailable { ledger, cause: error.to_string() },
+            SurveyError::Database(error) => LedgerStartError::Unavailable {
+                ledger,
+                cause: error.to_string(),
+            },
         }
     }
 
-    /// Files what dead processes left open, and begins a chain. With a clock that is wrong, or a server that cannot be reached at present,
-    /// the ledger starts too, but refuses until that has passed.
+    /// Files what dead processes left open, and begins a chain. With a clock that is wrong, or a
+    /// server that cannot be reached at present, the ledger starts too, but refuses until that has
+    /// passed.
     pub async fn begin(mut self) -> Result<Ledger, LedgerStartError> {
         let status = Arc::new(Status::new(self.options.clock_tolerance));
         let mut chain = None;
@@ -106,14 +126,25 @@ impl Prepared {
                 status.set(State::ClockBehind(newest));
             }
             Ok(Begun::ClockApart) => {
-                let cause = status.clock_apart(self.clock.now()).map(|refusal| refusal.detail().to_owned());
+                let cause = status
+                    .clock_apart(self.clock.now())
+                    .map(|refusal| refusal.detail().to_owned());
                 tracing::error!(cause, "nothing is issued until the clocks agree");
                 status.set(State::ClockApart);
             }
-            Err(SurveyError::Database(error)) if database::passes(&self.options.location, &error) => down(&status, &error),
+            Err(SurveyError::Database(error))
+                if database::passes(&self.options.location, &error) =>
+            {
+                down(&status, &error)
+            }
             Err(error) => return Err(self.refused(error)),
         }
-        let Self { options, clock, lock, database } = self;
+        let Self {
+            options,
+            clock,
+            lock,
+            database,
+        } = self;
         options.observer.up(chain.is_some());
         let (refusals, refused) = Refusals::new();
         let (queue, work) = mpsc::unbounded_channel();
@@ -133,7 +164,11 @@ impl Prepared {
             work,
             refused,
             more_refused: false,
-            sessions: database.as_ref().and_then(Database::session).into_iter().collect(),
+            sessions: database
+                .as_ref()
+                .and_then(Database::session)
+                .into_iter()
+                .collect(),
             upkeep: Upkeep::just_connected(),
             database,
             chain,
@@ -151,11 +186,21 @@ impl Prepared {
             Some(database) => database,
             None => Database::writer(&self.options.location).await?,
         };
-        // A lock file that was removed while the devices were opened keeps nobody out: then a living process would be taken for dead.
+        // A lock file that was removed while the devices were opened keeps nobody out: then a
+        // living process would be taken for dead.
         if self.lock.as_ref().is_some_and(|lock| !lock.holds()) {
-            return Err(SurveyError::Database(std::io::Error::other(LOCK_IS_GONE).into()));
+            return Err(SurveyError::Database(
+                std::io::Error::other(LOCK_IS_GONE).into(),
+            ));
         }
-        let begun = begin(&mut database, &self.options, status, &self.clock, Free::IsDead).await;
+        let begun = begin(
+            &mut database,
+            &self.options,
+            status,
+            &self.clock,
+            Free::IsDead,
+        )
+        .await;
         self.database = Some(database);
         begun
     }

@@ -1,5 +1,6 @@
-//! How the SQL of a database is listed: each statement once, with what it may read. The code takes its SQL from the list alone (a test in
-//! `tests/rooms.rs` walks the sources), and another test reads the plan of every statement on it.
+//! How the SQL of a database is listed: each statement once, with what it may read. The code takes
+//! its SQL from the list alone (a test in `tests/rooms.rs` walks the sources), and another test
+//! reads the plan of every statement on it.
 
 /// What a statement may read of the ledger's tables and indexes.
 #[cfg(test)]
@@ -7,7 +8,8 @@
 pub(super) enum Reads {
     /// As many rows as it returns or writes, and a page or two to find them.
     Few,
-    /// The indexes of marks from end to end: a few entries for each process life, and none for an issuance.
+    /// The indexes of marks from end to end: a few entries for each process life, and none for an
+    /// issuance.
     Marks,
     /// More, for this reason. Only readers ask such a statement, never a connection that writes.
     Much(#[allow(dead_code, reason = "for whoever reads the list")] &'static str),
@@ -23,7 +25,8 @@ pub(super) struct Statement {
     pub(super) reads: Reads,
 }
 
-/// `NAME(values): reads = sql;` for each statement makes a constant of the name, and `ALL` for the tests.
+/// `NAME(values): reads = sql;` for each statement makes a constant of the name, and `ALL` for the
+/// tests.
 macro_rules! statements {
     ($($(#[$doc:meta])* $name:ident($values:literal): $reads:expr, $sql:expr;)*) => {
         $($(#[$doc])* pub(in crate::store::ledger) const $name: &str = $sql;)*

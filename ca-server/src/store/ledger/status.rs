@@ -1,4 +1,5 @@
-//! What every call may know of the writer without asking it: whether it records, where its clock and period stand.
+//! What every call may know of the writer without asking it: whether it records, where its clock
+//! and period stand.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
@@ -49,11 +50,13 @@ pub(super) struct Status {
     period: AtomicU32,
     /// When the commit in flight began, milliseconds after `epoch` plus one; 0 without one.
     commit_began: AtomicU64,
-    /// The database's time less the age of this process, microseconds; `NO_CLOCK` where there is no such clock.
+    /// The database's time less the age of this process, microseconds; `NO_CLOCK` where there is no
+    /// such clock.
     database_epoch: AtomicI64,
     /// How far the clock may be from the database's.
     tolerance: Duration,
-    /// The last month with a partition; 0 where there is none yet, `NO_PARTITIONS_NEEDED` on SQLite.
+    /// The last month with a partition; 0 where there is none yet, `NO_PARTITIONS_NEEDED` on
+    /// SQLite.
     partitioned_until: AtomicU32,
     epoch: Instant,
 }
@@ -87,16 +90,21 @@ impl Status {
 
     pub(super) fn chain_stands_at(&self, chain: &Chain) {
         self.time.store(chain.time().micros(), Ordering::Relaxed);
-        self.period.store(chain.period(chain.time()).yyyymm(), Ordering::Relaxed);
+        self.period
+            .store(chain.period(chain.time()).yyyymm(), Ordering::Relaxed);
     }
 
     /// The database's time was just read.
     pub(super) fn clock_is(&self, database: Option<Timestamp>) {
         let age = i64::try_from(self.epoch.elapsed().as_micros()).unwrap_or(i64::MAX);
-        self.database_epoch.store(database.map_or(NO_CLOCK, |time| time.micros() - age), Ordering::Relaxed);
+        self.database_epoch.store(
+            database.map_or(NO_CLOCK, |time| time.micros() - age),
+            Ordering::Relaxed,
+        );
     }
 
-    /// What keeps anything from being recorded if `now` is too far from what the database's clock must show.
+    /// What keeps anything from being recorded if `now` is too far from what the database's clock
+    /// must show.
     pub(super) fn clock_apart(&self, now: Timestamp) -> Option<Refusal> {
         let epoch = self.database_epoch.load(Ordering::Relaxed);
         if epoch == NO_CLOCK {
@@ -104,12 +112,15 @@ impl Status {
         }
         let database = Timestamp::from_micros(epoch).plus(self.epoch.elapsed());
         let apart = now.since(database).max(database.since(now));
-        let sentence = format_args!("the clock is not the database's (clock {now}, database {database}); correct the one that is wrong");
+        let sentence = format_args!(
+            "the clock is not the database's (clock {now}, database {database}); correct the one that is wrong"
+        );
         (apart > self.tolerance).then(|| Refusal::new(Reason::Clock, sentence))
     }
 
     pub(super) fn partitioned_until(&self, period: Option<Period>) {
-        self.partitioned_until.store(period.map_or(0, Period::yyyymm), Ordering::Relaxed);
+        self.partitioned_until
+            .store(period.map_or(0, Period::yyyymm), Ordering::Relaxed);
     }
 
     /// What readiness adds when partitions run out.
@@ -118,7 +129,9 @@ impl Status {
             NO_PARTITIONS_NEEDED => return None,
             until => Period::new(until),
         };
-        let Some(until) = until else { return Some("there are no partitions: run `ca-server migrate`".into()) };
+        let Some(until) = until else {
+            return Some("there are no partitions: run `ca-server migrate`".into());
+        };
         let few = until.months_after(now.period()) < FEW_MONTHS;
         few.then(|| format!("there are partitions until {until} only: run `ca-server migrate`"))
     }
@@ -136,20 +149,33 @@ impl Status {
     fn commit_age(&self) -> Duration {
         match self.commit_began.load(Ordering::Relaxed) {
             0 => Duration::ZERO,
-            began => self.epoch.elapsed().saturating_sub(Duration::from_millis(began - 1)),
+            began => self
+                .epoch
+                .elapsed()
+                .saturating_sub(Duration::from_millis(began - 1)),
         }
     }
 
     /// What a call that has run out of time was waiting for, if it is the ledger.
     pub(super) fn answering(&self, now: Timestamp) -> Result<(), Refusal> {
         self.accepting(now)?;
-        let late = || Refusal::new(Reason::LedgerDown, "the ledger did not answer within the call's time limit");
-        if self.commit_age() > LATE_COMMIT { Err(late()) } else { Ok(()) }
+        let late = || {
+            Refusal::new(
+                Reason::LedgerDown,
+                "the ledger did not answer within the call's time limit",
+            )
+        };
+        if self.commit_age() > LATE_COMMIT {
+            Err(late())
+        } else {
+            Ok(())
+        }
     }
 
     /// The chain's period, or the month of `now` if that is later.
     pub(super) fn period(&self, now: Timestamp) -> Period {
-        Period::new(self.period.load(Ordering::Relaxed)).map_or(now.period(), |period| period.max(now.period()))
+        Period::new(self.period.load(Ordering::Relaxed))
+            .map_or(now.period(), |period| period.max(now.period()))
     }
 
     /// Whether an intent would be accepted now.
@@ -157,22 +183,44 @@ impl Status {
         match &**self.state.load() {
             State::Up => {}
             State::ClockApart => {
-                let compared = || Refusal::new(Reason::Clock, "the clock was not the database's and is being compared anew");
+                let compared = || {
+                    Refusal::new(
+                        Reason::Clock,
+                        "the clock was not the database's and is being compared anew",
+                    )
+                };
                 return Err(self.clock_apart(now).unwrap_or_else(compared));
             }
             State::ClockBehind(recorded) => return Err(behind(now, *recorded)),
-            State::Down(cause) => return Err(Refusal::new(Reason::LedgerDown, format_args!("the ledger is down: {cause}"))),
-            State::WentBack(cause) => return Err(Refusal::new(Reason::LedgerDown, format_args!("the ledger went back: {cause}"))),
+            State::Down(cause) => {
+                return Err(Refusal::new(
+                    Reason::LedgerDown,
+                    format_args!("the ledger is down: {cause}"),
+                ));
+            }
+            State::WentBack(cause) => {
+                return Err(Refusal::new(
+                    Reason::LedgerDown,
+                    format_args!("the ledger went back: {cause}"),
+                ));
+            }
             State::Stopped => return Err(Refusal::new(Reason::Stopping, "the ledger is closed")),
         }
         if self.commit_age() > SLOW_COMMIT {
-            return Err(Refusal::new(Reason::LedgerDown, "the ledger is down: a commit has been waiting for more than 2 s"));
+            return Err(Refusal::new(
+                Reason::LedgerDown,
+                "the ledger is down: a commit has been waiting for more than 2 s",
+            ));
         }
         if let Some(refusal) = self.clock_apart(now) {
             return Err(refusal);
         }
         let recorded = Timestamp::from_micros(self.time.load(Ordering::Relaxed));
-        if is_behind(now, recorded) { Err(behind(now, recorded)) } else { Ok(()) }
+        if is_behind(now, recorded) {
+            Err(behind(now, recorded))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -181,6 +229,10 @@ pub(super) fn is_behind(now: Timestamp, recorded: Timestamp) -> bool {
 }
 
 pub(super) fn behind(now: Timestamp, recorded: Timestamp) -> Refusal {
-    let sentence = "the clock is behind the ledger; correct it, or accept it once with `serve --accept-clock`";
-    Refusal::new(Reason::Clock, format_args!("{sentence} (clock {now}, newest row {recorded})"))
+    let sentence =
+        "the clock is behind the ledger; correct it, or accept it once with `serve --accept-clock`";
+    Refusal::new(
+        Reason::Clock,
+        format_args!("{sentence} (clock {now}, newest row {recorded})"),
+    )
 }

@@ -1,8 +1,10 @@
-//! Everything that the ledger alone can prove (invariants 2, 4–7, 9, and 8 by the list in `x509::lint`), row by row in one snapshot.
+//! Everything that the ledger alone can prove (invariants 2, 4–7, 9, and 8 by the list in
+//! `x509::lint`), row by row in one snapshot.
 //!
-//! One reader hands pages of rows, in the order (period, chain, seq), to as many threads as there are cores; they do what costs
-//! (`judge`). What they answer is taken in the order of the pages, and the chains are followed through it (`pass`). Queues are bounded, and
-//! memory holds a few pages, open intents and the serials of one period.
+//! One reader hands pages of rows, in the order (period, chain, seq), to as many threads as there
+//! are cores; they do what costs (`judge`). What they answer is taken in the order of the pages,
+//! and the chains are followed through it (`pass`). Queues are bounded, and memory holds a few
+//! pages, open intents and the serials of one period.
 
 mod checkpoint;
 mod crew;
@@ -91,8 +93,8 @@ pub struct Report {
     pub failed: u64,
     /// Intents of which a signature may exist that was not released.
     pub unknown: u64,
-    /// Intents without an outcome: in flight, or left by a dead process that no other has succeeded yet. One in a chain that
-    /// has ended is broken and is not among these.
+    /// Intents without an outcome: in flight, or left by a dead process that no other has succeeded
+    /// yet. One in a chain that has ended is broken and is not among these.
     pub open: u64,
     /// Times that a certificate was given out again.
     pub repeated: u64,
@@ -115,8 +117,9 @@ pub struct Report {
 }
 
 impl LedgerReader {
-    /// Checks one snapshot of the ledger. `progress` hears how many rows of how many are done. Soon after `stop` is set it ends, with what
-    /// was found by then. The checkpoint to go on from is there if nothing is broken.
+    /// Checks one snapshot of the ledger. `progress` hears how many rows of how many are done. Soon
+    /// after `stop` is set it ends, with what was found by then. The checkpoint to go on from is
+    /// there if nothing is broken.
     pub async fn verify(
         &mut self,
         options: &VerifyOptions,
@@ -150,8 +153,13 @@ async fn verify(
     let total = row_count.saturating_sub(before.rows);
     let mut reading = Reading::after(&before, database).await?;
     let mut pass = Pass::after(&before, &reading, database).await?;
-    believed.findings(options.roots.as_deref()).for_each(|finding| pass.findings.add(finding));
-    let checks = Checks { signatures: options.signatures, roots: options.roots.clone() };
+    believed
+        .findings(options.roots.as_deref())
+        .for_each(|finding| pass.findings.add(finding));
+    let checks = Checks {
+        signatures: options.signatures,
+        roots: options.roots.clone(),
+    };
     let crew = Crew::start(options.threads, &checks)?;
     let waiting = 2 * options.threads.get() + 2;
     let (hand_over, mut pages) = mpsc::channel(waiting);
@@ -181,8 +189,10 @@ async fn verify(
     pass.look_up_repeats(database).await?;
     if !interrupted {
         if pass.report.rows != total {
-            let what =
-                format!("it holds {total} rows that are to be read, of which {} are found by their months and chains", pass.report.rows);
+            let what = format!(
+                "it holds {total} rows that are to be read, of which {} are found by their months and chains",
+                pass.report.rows
+            );
             pass.findings.add(Finding::of_ledger(what));
         }
         pass.finish(resumed, database).await?;
@@ -194,16 +204,24 @@ async fn verify(
         broken: pass.findings.into_listed(),
         broken_count,
         issuers: reading.take_named(),
-        earlier: if matches!(options.begin, Begin::Checkpoint(_)) { before.rows } else { 0 },
+        earlier: if matches!(options.begin, Begin::Checkpoint(_)) {
+            before.rows
+        } else {
+            0
+        },
         since: standing.since,
         signatures_skipped: standing.signatures_skipped,
         interrupted,
         ..pass.report
     };
-    Ok((report, (broken_count == 0).then_some(Checkpoint { standing })))
+    Ok((
+        report,
+        (broken_count == 0).then_some(Checkpoint { standing }),
+    ))
 }
 
-/// Reads pages and has them judged, not more at once than `hand_over` holds. Whether it was stopped.
+/// Reads pages and has them judged, not more at once than `hand_over` holds. Whether it was
+/// stopped.
 async fn hand_out(
     reading: &mut Reading,
     database: &mut Database,
@@ -215,7 +233,9 @@ async fn hand_out(
         if stop.load(Ordering::Relaxed) {
             return Ok(true);
         }
-        let Some(page) = reading.next(database).await? else { return Ok(false) };
+        let Some(page) = reading.next(database).await? else {
+            return Ok(false);
+        };
         if hand_over.send(crew.judge(page)).await.is_err() {
             return Ok(false);
         }
@@ -223,11 +243,16 @@ async fn hand_out(
 }
 
 async fn answered<T>(answer: oneshot::Receiver<T>) -> T {
-    answer.await.expect("a thread that judges rows does not end before it has answered")
+    answer
+        .await
+        .expect("a thread that judges rows does not end before it has answered")
 }
 
 async fn add(pass: &mut Pass, findings: Option<oneshot::Receiver<Vec<Finding>>>) {
     if let Some(findings) = findings {
-        answered(findings).await.into_iter().for_each(|finding| pass.findings.add(finding));
+        answered(findings)
+            .await
+            .into_iter()
+            .for_each(|finding| pass.findings.add(finding));
     }
 }

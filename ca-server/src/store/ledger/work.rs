@@ -1,5 +1,6 @@
-//! What calls hand to the writer and what they get back. An open intent is part of it: the writer makes it for the call that waits,
-//! and it sends its own outcome back, whatever becomes of the call.
+//! What calls hand to the writer and what they get back. An open intent is part of it: the writer
+//! makes it for the call that waits, and it sends its own outcome back, whatever becomes of the
+//! call.
 
 use std::fmt;
 
@@ -11,7 +12,10 @@ use crate::refusal::{Reason, Refusal};
 use crate::timestamp::Period;
 
 /// What calls ask of the writer.
-#[allow(clippy::large_enum_variant, reason = "nearly every message is an event to record")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "nearly every message is an event to record"
+)]
 pub(super) enum Work {
     /// An event to record.
     Record(Item),
@@ -33,16 +37,26 @@ pub(super) type Reply = oneshot::Sender<Result<(), Refusal>>;
 /// Who waits for a row, and what they hold meanwhile.
 pub(super) enum Answer {
     /// A call that wants to sign.
-    Intent { reply: oneshot::Sender<Result<OpenIntent, NotFiled>>, queue: mpsc::UnboundedSender<Work>, permit: OwnedSemaphorePermit },
+    Intent {
+        reply: oneshot::Sender<Result<OpenIntent, NotFiled>>,
+        queue: mpsc::UnboundedSender<Work>,
+        permit: OwnedSemaphorePermit,
+    },
     /// A call that has signed, or not. Its permit comes back when the row is durable.
-    Outcome { intent: Place, reply: Option<Reply>, permit: OwnedSemaphorePermit },
+    Outcome {
+        intent: Place,
+        reply: Option<Reply>,
+        permit: OwnedSemaphorePermit,
+    },
     /// An intent that was refused while nobody could say whether its row is durable.
     Withheld { permit: OwnedSemaphorePermit },
-    /// Nobody. The row is about a chain that this connection has claimed, and is worth nothing once the claim is lost.
+    /// Nobody. The row is about a chain that this connection has claimed, and is worth nothing once
+    /// the claim is lost.
     WhileClaimed,
     /// A reload; the reply stands with its last row.
     Fact(Option<Reply>),
-    /// A call that is to get a certificate again, if the row is recorded now; none once it was refused.
+    /// A call that is to get a certificate again, if the row is recorded now; none once it was
+    /// refused.
     Repeat(Option<Reply>),
     /// Nobody; the row is kept until it is recorded.
     Nobody,
@@ -55,8 +69,8 @@ pub(super) enum NotFiled {
     Refused(Refusal),
 }
 
-/// A durable intent without an outcome. The permit is its reserved place: the queue to the writer has no other bound, so an
-/// outcome never waits for room.
+/// A durable intent without an outcome. The permit is its reserved place: the queue to the writer
+/// has no other bound, so an outcome never waits for room.
 pub(super) struct OpenIntent {
     row: RowRef,
     request: Option<RequestId>,
@@ -67,8 +81,18 @@ pub(super) struct OpenIntent {
 
 impl OpenIntent {
     /// Only the writer makes one, and only for a row that is committed.
-    pub(super) fn new(row: RowRef, request: Option<RequestId>, queue: mpsc::UnboundedSender<Work>, permit: OwnedSemaphorePermit) -> Self {
-        Self { row, request, queue, permit: Some(permit) }
+    pub(super) fn new(
+        row: RowRef,
+        request: Option<RequestId>,
+        queue: mpsc::UnboundedSender<Work>,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
+        Self {
+            row,
+            request,
+            queue,
+            permit: Some(permit),
+        }
     }
 
     pub(super) fn row(&self) -> RowRef {
@@ -83,17 +107,36 @@ impl OpenIntent {
     }
 
     fn send(&mut self, outcome: Event, reply: Option<Reply>) {
-        let Some(permit) = self.permit.take() else { return };
-        let answer = Answer::Outcome { intent: self.row.place, reply, permit };
+        let Some(permit) = self.permit.take() else {
+            return;
+        };
+        let answer = Answer::Outcome {
+            intent: self.row.place,
+            reply,
+            permit,
+        };
         // A writer that is gone leaves the intent to the next start, which files it as an orphan.
-        let _ = self.queue.send(Work::Record(Item { event: outcome, request: self.request, answer }));
+        let _ = self.queue.send(Work::Record(Item {
+            event: outcome,
+            request: self.request,
+            answer,
+        }));
     }
 }
 
 impl Drop for OpenIntent {
     fn drop(&mut self) {
-        let why = Why::from(&Refusal::new(Reason::Internal, "the call was dropped before its outcome was known"));
-        self.send(Event::Unknown { intent: self.row, why }, None);
+        let why = Why::from(&Refusal::new(
+            Reason::Internal,
+            "the call was dropped before its outcome was known",
+        ));
+        self.send(
+            Event::Unknown {
+                intent: self.row,
+                why,
+            },
+            None,
+        );
     }
 }
 

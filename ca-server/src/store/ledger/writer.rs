@@ -1,7 +1,8 @@
-//! The one task that writes: it gathers what many calls want recorded, commits it as one batch, and answers when that is durable.
+//! The one task that writes: it gathers what many calls want recorded, commits it as one batch, and
+//! answers when that is durable.
 //!
-//! One batch is in flight at a time, and the next is hashed only when the last is known to be committed or known not to be. What
-//! happens after an error stands in `recovery`.
+//! One batch is in flight at a time, and the next is hashed only when the last is known to be
+//! committed or known not to be. What happens after an error stands in `recovery`.
 
 use std::io;
 use std::sync::Arc;
@@ -32,10 +33,12 @@ const REFUSALS: usize = 256;
 /// How often the writer looks for refusals that are due.
 const TICK: Duration = Duration::from_millis(250);
 
-/// How often calls that were just answered may run before a batch is closed, so that their outcomes are in it.
+/// How often calls that were just answered may run before a batch is closed, so that their outcomes
+/// are in it.
 const YIELDS: usize = 4;
 
-/// The pause between attempts while the database does not take rows. An attempt itself may wait a second for another process.
+/// The pause between attempts while the database does not take rows. An attempt itself may wait a
+/// second for another process.
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// Why a ledger that could be written is not.
@@ -48,13 +51,16 @@ pub(super) struct Writer {
     pub(super) refusals: Arc<Refusals>,
     pub(super) work: mpsc::UnboundedReceiver<Work>,
     pub(super) refused: mpsc::Receiver<Item>,
-    /// The last batch took as many refusals as one may, so more are waiting: they must not wait for the tick.
+    /// The last batch took as many refusals as one may, so more are waiting: they must not wait for
+    /// the tick.
     pub(super) more_refused: bool,
     /// `None` after an error, until it is opened anew.
     pub(super) database: Option<Database>,
-    /// `None` while no chain may begin: the clock is wrong, the database was never reached, or this process was declared dead.
+    /// `None` while no chain may begin: the clock is wrong, the database was never reached, or this
+    /// process was declared dead.
     pub(super) chain: Option<Chain>,
-    /// The server's numbers of the sessions that may hold the chain's lock: the last that did, and those of which nobody knows.
+    /// The server's numbers of the sessions that may hold the chain's lock: the last that did, and
+    /// those of which nobody knows.
     pub(super) sessions: Vec<i32>,
     pub(super) upkeep: Upkeep,
     pub(super) open: OpenIntents,
@@ -102,7 +108,8 @@ impl Writer {
         }
     }
 
-    /// Takes what is waiting and records it. Returns who waits for the shutdown, if somebody asked for it.
+    /// Takes what is waiting and records it. Returns who waits for the shutdown, if somebody asked
+    /// for it.
     async fn turn(&mut self, first: Option<Work>) -> Option<oneshot::Sender<()>> {
         let mut items = std::mem::take(&mut self.retained);
         let mut done = None;
@@ -116,7 +123,11 @@ impl Writer {
                 Work::Reload { events, reply } => items.extend(facts(events, reply)),
                 Work::Shutdown { done: asked } => done = Some(asked),
             }
-            next = if items.len() < BATCH && done.is_none() { self.work.try_recv().ok() } else { None };
+            next = if items.len() < BATCH && done.is_none() {
+                self.work.try_recv().ok()
+            } else {
+                None
+            };
         }
         self.options.observer.queue_depth(self.work.len());
         self.more_refused = false;
@@ -146,7 +157,8 @@ impl Writer {
         done
     }
 
-    /// Lets calls run on whose outcomes are owed, so that this batch has them. A pause without effect costs a wake-up of an idle processor.
+    /// Lets calls run on whose outcomes are owed, so that this batch has them. A pause without
+    /// effect costs a wake-up of an idle processor.
     async fn let_others_come(&self) {
         for _ in 0..YIELDS {
             // One has been taken out of the queue already.
@@ -184,10 +196,18 @@ impl Writer {
         let began = Instant::now();
         self.status.commit_begins();
         let inserted = database.insert(batch.rows()).await;
-        match inserted.and_then(|()| if self.keeps_others_out() { Ok(()) } else { Err(io::Error::other(LOCK_IS_GONE).into()) }) {
+        match inserted.and_then(|()| {
+            if self.keeps_others_out() {
+                Ok(())
+            } else {
+                Err(io::Error::other(LOCK_IS_GONE).into())
+            }
+        }) {
             Ok(()) => {
                 self.status.commit_ended();
-                self.options.observer.committed(batch.rows().len(), began.elapsed());
+                self.options
+                    .observer
+                    .committed(batch.rows().len(), began.elapsed());
                 self.settle(batch);
                 true
             }
@@ -200,14 +220,18 @@ impl Writer {
         }
     }
 
-    /// Whether nobody else can have taken the ledger over. On a server the connection itself says so.
+    /// Whether nobody else can have taken the ledger over. On a server the connection itself says
+    /// so.
     pub(super) fn keeps_others_out(&self) -> bool {
         self.lock.as_ref().is_none_or(WriterLock::holds)
     }
 
     /// The batch is durable: the chain moves on, and every waiting call is answered.
     pub(super) fn settle(&mut self, batch: Batch) {
-        batch.rows().iter().for_each(|row| self.options.keep(&row.event));
+        batch
+            .rows()
+            .iter()
+            .for_each(|row| self.options.keep(&row.event));
         let (chain, retained) = batch.settle(&mut self.open);
         self.status.chain_stands_at(&chain);
         self.chain = Some(chain);
@@ -217,7 +241,8 @@ impl Writer {
     /// Nothing is recorded at present: intents are refused, outcomes kept.
     pub(super) fn hold(&mut self, items: Vec<Item>) {
         let refusal = self.status.accepting(self.clock.now()).err();
-        let refusal = refusal.unwrap_or_else(|| Refusal::new(Reason::LedgerDown, "the ledger is down"));
+        let refusal =
+            refusal.unwrap_or_else(|| Refusal::new(Reason::LedgerDown, "the ledger is down"));
         if matches!(*self.status.state(), State::WentBack(_) | State::Stopped) {
             refuse_for_ever(items, &refusal);
         } else {
@@ -225,7 +250,8 @@ impl Writer {
         }
     }
 
-    /// Files what is left: what is queued, *unknown* for every intent that is still open, and `end`.
+    /// Files what is left: what is queued, *unknown* for every intent that is still open, and
+    /// `end`.
     async fn shut_down(&mut self) {
         self.work.close();
         if matches!(*self.status.state(), State::Down(_)) {
@@ -243,16 +269,32 @@ impl Writer {
         let mut items = refuse(items, &stopping);
         items.extend(self.refusals.due(self.clock.now(), true));
         items.extend(std::iter::from_fn(|| self.refused.try_recv().ok()));
-        if matches!(*self.status.state(), State::Up) && self.record(items).await && self.retained_recorded().await {
-            let why = Why::from(&Refusal::new(Reason::Stopping, "the daemon shut down before the outcome was known"));
+        if matches!(*self.status.state(), State::Up)
+            && self.record(items).await
+            && self.retained_recorded().await
+        {
+            let why = Why::from(&Refusal::new(
+                Reason::Stopping,
+                "the daemon shut down before the outcome was known",
+            ));
             let left = self.open_intents();
-            let mut rest: Vec<Item> = left.into_iter().map(|intent| unanswered(Event::Unknown { intent, why: why.clone() })).collect();
+            let mut rest: Vec<Item> = left
+                .into_iter()
+                .map(|intent| {
+                    unanswered(Event::Unknown {
+                        intent,
+                        why: why.clone(),
+                    })
+                })
+                .collect();
             rest.push(unanswered(Event::End));
             if self.record(rest).await {
                 self.open.clear();
             }
         } else if self.chain.is_some() {
-            tracing::error!("the ledger is down at the shutdown: open intents are filed at the next start");
+            tracing::error!(
+                "the ledger is down at the shutdown: open intents are filed at the next start"
+            );
         }
         self.status.set(State::Stopped);
         if let Some(database) = self.database.take()
@@ -268,17 +310,37 @@ impl Writer {
     }
 
     fn open_intents(&self) -> Vec<RowRef> {
-        let Some(chain) = &self.chain else { return Vec::new() };
-        self.open.iter().map(|(place, hash)| RowRef { chain: chain.id(), place: *place, hash: *hash }).collect()
+        let Some(chain) = &self.chain else {
+            return Vec::new();
+        };
+        self.open
+            .iter()
+            .map(|(place, hash)| RowRef {
+                chain: chain.id(),
+                place: *place,
+                hash: *hash,
+            })
+            .collect()
     }
 }
 
 fn unanswered(event: Event) -> Item {
-    Item { event, request: None, answer: Answer::Nobody }
+    Item {
+        event,
+        request: None,
+        answer: Answer::Nobody,
+    }
 }
 
 fn facts(events: Vec<Event>, reply: Reply) -> Vec<Item> {
-    let mut items: Vec<Item> = events.into_iter().map(|event| Item { event, request: None, answer: Answer::Fact(None) }).collect();
+    let mut items: Vec<Item> = events
+        .into_iter()
+        .map(|event| Item {
+            event,
+            request: None,
+            answer: Answer::Fact(None),
+        })
+        .collect();
     if let Some(last) = items.last_mut() {
         last.answer = Answer::Fact(Some(reply));
     }

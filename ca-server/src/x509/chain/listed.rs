@@ -1,4 +1,5 @@
-//! One certificate of an issuer's files, with the file, its place and its line, by which every sentence names it.
+//! One certificate of an issuer's files, with the file, its place and its line, by which every
+//! sentence names it.
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Display};
@@ -30,7 +31,14 @@ impl Deref for Listed {
 
 impl Display for Listed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}`, certificate {} (line {}), {}", self.file, self.place, self.line, name_text(self.subject()))
+        write!(
+            f,
+            "`{}`, certificate {} (line {}), {}",
+            self.file,
+            self.place,
+            self.line,
+            name_text(self.subject())
+        )
     }
 }
 
@@ -45,7 +53,8 @@ impl Listed {
         self.subject() == [0x30, 0]
     }
 
-    /// Whether `issuer` has signed it, by name and by key. Names are compared octet by octet, as Go and rustls do.
+    /// Whether `issuer` has signed it, by name and by key. Names are compared octet by octet, as Go
+    /// and rustls do.
     pub fn signed_by(&self, issuer: &Self) -> Result<(), BadPath> {
         if self.issuer() != issuer.subject() {
             return Err(BadPath::UnknownIssuer);
@@ -55,13 +64,26 @@ impl Listed {
 }
 
 /// Every certificate of a file, at least one; one that stands there twice is taken once.
-pub(super) fn read_all(file: &'static str, text: &[u8], warnings: &mut Vec<String>) -> Result<Vec<Listed>, BadChain> {
+pub(super) fn read_all(
+    file: &'static str,
+    text: &[u8],
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Listed>, BadChain> {
     let blocks = pem::certificates(text).map_err(|error| bad(format_args!("`{file}`: {error}")))?;
     let (mut members, mut seen) = (Vec::new(), BTreeSet::new());
     for (at, block) in blocks.into_iter().enumerate() {
         let (place, line) = (at + 1, block.line);
-        let not = |error| bad(format_args!("`{file}`: what stands in line {line} is not a certificate: {error}"));
-        let listed = Listed { file, place, line, certificate: Certificate::read(&block.der).map_err(not)? };
+        let not = |error| {
+            bad(format_args!(
+                "`{file}`: what stands in line {line} is not a certificate: {error}"
+            ))
+        };
+        let listed = Listed {
+            file,
+            place,
+            line,
+            certificate: Certificate::read(&block.der).map_err(not)?,
+        };
         if seen.insert(block.der) {
             members.push(listed);
         } else {
@@ -81,7 +103,9 @@ pub(super) fn unsigned<'a>(one: &Listed, others: impl Iterator<Item = &'a Listed
                 Err(BadPath::Algorithm) => format!(
                     "{one}: it is signed with an algorithm that is not accepted, such as SHA-1; have its issuer, {other}, sign it with another"
                 ),
-                _ => format!("{one}: it is not signed by the key of {other}, though it names that as its issuer"),
+                _ => format!(
+                    "{one}: it is not signed by the key of {other}, though it names that as its issuer"
+                ),
             };
         }
         let similar = name_text(other.subject()).eq_ignore_ascii_case(&issuer);

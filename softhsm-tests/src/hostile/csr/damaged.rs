@@ -1,4 +1,5 @@
-//! What an attacker makes of somebody's good request without its key: bits, bytes, lengths, signatures and armour.
+//! What an attacker makes of somebody's good request without its key: bits, bytes, lengths,
+//! signatures and armour.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -11,7 +12,10 @@ impl Csrs {
     pub(super) fn bits_flipped(&mut self) -> String {
         let mut der = self.damaged();
         // Each further flip has a byte of its own, so that none undoes another.
-        for at in (self.random.usize(1..64)..der.len()).step_by(64).take(self.random.usize(..4)) {
+        for at in (self.random.usize(1..64)..der.len())
+            .step_by(64)
+            .take(self.random.usize(..4))
+        {
             der[at] ^= 1 << self.random.u32(..8);
         }
         // The first flip may have been undone after all.
@@ -68,7 +72,8 @@ impl Csrs {
                 3 => sequence(&[&name, &sequence(&[&oid("2.16.840.1.101.3.4.2.1")])]),
                 _ => sequence(&[&name, &name]),
             };
-            // RSA's NULL may be there or not (RFC 4055 §5): with the same name that is the same algorithm.
+            // RSA's NULL may be there or not (RFC 4055 §5): with the same name that is the same
+            // algorithm.
             let same_name = algorithm.windows(name.len()).any(|part| part == name);
             let harmless = [sequence(&[&name]), sequence(&[&name, &[0x05, 0x00]])].contains(&other);
             if !(same_name && harmless) {
@@ -86,14 +91,21 @@ impl Csrs {
         let der = match self.random.u8(..3) {
             _ if one == two => {
                 let mut renamed = self.parts();
-                renamed.subject = sequence(&[&value(0x31, &sequence(&[&oid("2.5.4.3"), &value(0x0c, b"another")]))]);
+                renamed.subject = sequence(&[&value(
+                    0x31,
+                    &sequence(&[&oid("2.5.4.3"), &value(0x0c, b"another")]),
+                )]);
                 sequence(&[&renamed.info(), algorithm, signature])
             }
             0 => sequence(&[info, algorithm, other]),
             1 => sequence(&[info, other_algorithm, other]),
             _ => {
                 let mine = self.own.sign(&[info, b"\0"].concat());
-                sequence(&[info, &sequence(&[&oid(ED25519)]), &bit_string(mine.as_ref())])
+                sequence(&[
+                    info,
+                    &sequence(&[&oid(ED25519)]),
+                    &bit_string(mine.as_ref()),
+                ])
             }
         };
         pem(&der)
@@ -102,9 +114,20 @@ impl Csrs {
     pub(super) fn degenerate_signature(&mut self) -> String {
         let der = self.some_good();
         let (info, algorithm, signature) = cut(&der);
-        let order = hex::decode("ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551").expect("hex");
-        let numbers = [vec![], vec![1], order.clone(), vec![0xff; 32], vec![0xff; 48], bytes(&mut self.random, 32)];
-        let (r, s) = (pick(&mut self.random, &numbers), pick(&mut self.random, &numbers));
+        let order = hex::decode("ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551")
+            .expect("hex");
+        let numbers = [
+            vec![],
+            vec![1],
+            order.clone(),
+            vec![0xff; 32],
+            vec![0xff; 48],
+            bytes(&mut self.random, 32),
+        ];
+        let (r, s) = (
+            pick(&mut self.random, &numbers),
+            pick(&mut self.random, &numbers),
+        );
         let content = match self.random.u8(..7) {
             0 => vec![],
             1 => vec![0; signature.len()],
@@ -132,12 +155,30 @@ impl Csrs {
             1 => format!("{inside}\n{END}\n"),
             2 => format!("{}{inside}\n{END}\n", format!("{BEGIN}\n").repeat(count)),
             3 => format!("{BEGIN}\n{inside}\n{}", format!("{END}\n").repeat(count)),
-            4 => format!("{BEGIN}\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\n{inside}\n{END}\n"),
-            5 => format!("{BEGIN}\n{}\n{END}\n", inside.replace('A', "-").replace('B', "_")),
+            4 => format!(
+                "{BEGIN}\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\n{inside}\n{END}\n"
+            ),
+            5 => format!(
+                "{BEGIN}\n{}\n{END}\n",
+                inside.replace('A', "-").replace('B', "_")
+            ),
             6 => format!("{BEGIN}\r{inside}\r{END}\r"),
-            7 => format!("{}\n{inside}\n{END}\n", BEGIN.replace("CERTIFICATE", "NEW CERTIFICATE")),
-            8 => format!("{}\n{inside}\n{}\n", BEGIN.replace('E', "\u{415}"), END.replace('E', "\u{415}")),
-            9 => format!("{BEGIN}\n{}\n{END}\n", inside.chars().map(|letter| format!("{letter}\n")).collect::<String>()),
+            7 => format!(
+                "{}\n{inside}\n{END}\n",
+                BEGIN.replace("CERTIFICATE", "NEW CERTIFICATE")
+            ),
+            8 => format!(
+                "{}\n{inside}\n{}\n",
+                BEGIN.replace('E', "\u{415}"),
+                END.replace('E', "\u{415}")
+            ),
+            9 => format!(
+                "{BEGIN}\n{}\n{END}\n",
+                inside
+                    .chars()
+                    .map(|letter| format!("{letter}\n"))
+                    .collect::<String>()
+            ),
             10 => format!("{BEGIN}\n{inside}{END}\n"),
             11 => format!("{BEGIN} {inside} {END}"),
             12 => format!("{BEGIN}\n{}\0{}\n{END}\n", &inside[..8], &inside[8..]),
@@ -149,7 +190,8 @@ impl Csrs {
         }
     }
 
-    /// One letter of the armoured text becomes another letter of base64, where every bit of it counts.
+    /// One letter of the armoured text becomes another letter of base64, where every bit of it
+    /// counts.
     pub(super) fn pem_edited(&mut self) -> String {
         const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
         let der = self.some_good();
@@ -162,7 +204,11 @@ impl Csrs {
                 break letter;
             }
         };
-        inside[at] = if self.random.u8(..4) == 0 { pick(&mut self.random, b"!@#$%^&*()~`|;") } else { other };
+        inside[at] = if self.random.u8(..4) == 0 {
+            pick(&mut self.random, b"!@#$%^&*()~`|;")
+        } else {
+            other
+        };
         armoured(&String::from_utf8(inside).expect("ASCII"))
     }
 }

@@ -1,6 +1,7 @@
-//! The devices of a section are examined in a process of their own, which gives up what a signer process gives up before it loads a library,
-//! and has the section's environment. A library that crashes or hangs there costs what was not yet asked; one that prints, prints to standard
-//! error. What was found comes back line by line on standard output, each line all that is known by then.
+//! The devices of a section are examined in a process of their own, which gives up what a signer
+//! process gives up before it loads a library, and has the section's environment. A library that
+//! crashes or hangs there costs what was not yet asked; one that prints, prints to standard error.
+//! What was found comes back line by line on standard output, each line all that is known by then.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -12,12 +13,18 @@ use crate::cli::{self, Exit};
 use crate::config::{ExaminedKey, Isolation};
 use crate::{hardening, output};
 
-/// Has another process of this program look at the devices of `[device.NAME]`, or of no section where the name is empty.
+/// Has another process of this program look at the devices of `[device.NAME]`, or of no section
+/// where the name is empty.
 pub(super) fn ask(device: &str, all: &[ExaminedKey], args: &Args, path: &Path) -> Findings {
     let mut findings = Findings::in_area("device");
     let failed = |findings: &mut Findings, why: &str| {
-        let of = if device.is_empty() { "the device".to_owned() } else { format!("[device.{device}]") };
-        let what = format!("the process that looked at {of} {why}; what it has found by then is above");
+        let of = if device.is_empty() {
+            "the device".to_owned()
+        } else {
+            format!("[device.{device}]")
+        };
+        let what =
+            format!("the process that looked at {of} {why}; what it has found by then is above");
         findings.problem(
             "answers",
             what,
@@ -25,9 +32,16 @@ pub(super) fn ask(device: &str, all: &[ExaminedKey], args: &Args, path: &Path) -
         );
     };
     let mut command = Command::new("/proc/self/exe");
-    command.args(["doctor", "--apart", device, "--config"]).arg(path);
-    command.args(args.try_pin.then_some("--try-pin")).args(args.no_rate.then_some("--no-rate"));
-    command.envs(super::environment(device, all).unwrap_or_default()).stdin(Stdio::null()).stdout(Stdio::piped());
+    command
+        .args(["doctor", "--apart", device, "--config"])
+        .arg(path);
+    command
+        .args(args.try_pin.then_some("--try-pin"))
+        .args(args.no_rate.then_some("--no-rate"));
+    command
+        .envs(super::environment(device, all).unwrap_or_default())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
     let mut process = match command.spawn() {
         Ok(process) => process,
         Err(error) => {
@@ -51,11 +65,18 @@ pub(super) fn ask(device: &str, all: &[ExaminedKey], args: &Args, path: &Path) -
 }
 
 /// The other process: examines the keys of that section, tells what it finds, and ends.
-pub(in crate::cli::doctor) fn answer(device: &str, all: &[ExaminedKey], args: &Args) -> Result<(), Exit> {
+pub(in crate::cli::doctor) fn answer(
+    device: &str,
+    all: &[ExaminedKey],
+    args: &Args,
+) -> Result<(), Exit> {
     let failed = |error: std::io::Error| Exit::missing(format_args!("standard output: {error}"));
     // From here on what a library prints is no part of the answer.
     let mut out = output::take_from_libraries().map_err(failed)?;
-    let keys: Vec<&ExaminedKey> = all.iter().filter(|key| super::section(key) == device).collect();
+    let keys: Vec<&ExaminedKey> = all
+        .iter()
+        .filter(|key| super::section(key) == device)
+        .collect();
     // Before any thread starts. What the kernel does not let it give up, the daemon's own log says.
     let opened = keys.iter().find_map(|key| key.device.as_ref());
     if opened.is_none_or(|device| device.isolation == Isolation::Process) {

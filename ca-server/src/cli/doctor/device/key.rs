@@ -1,5 +1,5 @@
-//! The issuer's key: whether it is there, is the certificate's, and can leave its token. Its attributes are read, and it signs the one
-//! text that certifies nothing.
+//! The issuer's key: whether it is there, is the certificate's, and can leave its token. Its
+//! attributes are read, and it signs the one text that certifies nothing.
 
 use signers::{KeyFacts, PROBE, PublicKey, SignError, Vault, open_device_of};
 
@@ -7,23 +7,34 @@ use super::{Case, remedy};
 use crate::cli::doctor::finding::Findings;
 
 /// Judges the key; what was found of it, if it was found.
-pub(super) fn judge(findings: &mut Findings, case: &Case, vault: &mut dyn Vault) -> Option<PublicKey> {
+pub(super) fn judge(
+    findings: &mut Findings,
+    case: &Case,
+    vault: &mut dyn Vault,
+) -> Option<PublicKey> {
     let facts = match vault.describe(&case.uri) {
         Ok(Some(facts)) => facts,
         Ok(None) => {
             let remedy = "correct object=… or id=… in the key's URI, restore the token from its backup, or hold a ceremony for a new key";
-            findings.problem("key", format!("there is no private key that {} names", case.uri), remedy);
+            findings.problem(
+                "key",
+                format!("there is no private key that {} names", case.uri),
+                remedy,
+            );
             return None;
         }
         Err(error) => return unnamed(findings, &error),
     };
     let public_key = match (&case.expected, facts.told_public_key(&case.uri)) {
         (None, Err(untold)) => return unnamed(findings, &untold),
-        // Where the token tells no public key, the certificate's is believed once a signature has shown it.
+        // Where the token tells no public key, the certificate's is believed once a signature has
+        // shown it.
         (Some(expected), Err(_)) => {
             if signs(findings, case) {
-                let what =
-                    format!("the certificate's, {}: the token tells no public key, a signature has shown it", expected.fingerprint());
+                let what = format!(
+                    "the certificate's, {}: the token tells no public key, a signature has shown it",
+                    expected.fingerprint()
+                );
                 findings.ok("key", what);
             }
             expected
@@ -41,7 +52,8 @@ pub(super) fn judge(findings: &mut Findings, case: &Case, vault: &mut dyn Vault)
 }
 
 fn unnamed(findings: &mut Findings, error: &SignError) -> Option<PublicKey> {
-    let remedy = remedy::of(error).unwrap_or("correct object=… and id=… in the key's URI until they name one key");
+    let remedy = remedy::of(error)
+        .unwrap_or("correct object=… and id=… in the key's URI until they name one key");
     findings.problem("key", error.cause(), remedy);
     None
 }
@@ -57,15 +69,21 @@ fn compare(findings: &mut Findings, expected: Option<&PublicKey>, told: &PublicK
             );
             findings.problem("key", what, "name the key that the certificate was made for, or the certificate that was made for this key");
         }
-        Some(_) => findings.ok("key", format!("{algorithm}, the certificate's: {fingerprint}")),
+        Some(_) => findings.ok(
+            "key",
+            format!("{algorithm}, the certificate's: {fingerprint}"),
+        ),
         None => {
-            let what = format!("{algorithm}, {fingerprint}; without a certificate nothing can be compared");
+            let what = format!(
+                "{algorithm}, {fingerprint}; without a certificate nothing can be compared"
+            );
             findings.warning("key", what, "correct the issuer's certificates first");
         }
     }
 }
 
-/// Has the key sign the one text that certifies nothing, as the daemon does with a token that was away. Whether that was well.
+/// Has the key sign the one text that certifies nothing, as the daemon does with a token that was
+/// away. Whether that was well.
 fn signs(findings: &mut Findings, case: &Case) -> bool {
     let signed = open_device_of(&case.uri, case.expected.as_ref()).and_then(|mut device| {
         let signature = device.sign(PROBE)?;
@@ -73,12 +91,20 @@ fn signs(findings: &mut Findings, case: &Case) -> bool {
     });
     match signed {
         Ok(true) => {
-            findings.ok("signs", "it has signed a text that certifies nothing, and the signature verifies");
+            findings.ok(
+                "signs",
+                "it has signed a text that certifies nothing, and the signature verifies",
+            );
             true
         }
         Ok(false) => {
-            let what = "it has signed a text that certifies nothing, and the signature does not verify";
-            findings.problem("signs", what, "take the device out of service until its maker has looked at it");
+            let what =
+                "it has signed a text that certifies nothing, and the signature does not verify";
+            findings.problem(
+                "signs",
+                what,
+                "take the device out of service until its maker has looked at it",
+            );
             false
         }
         Err(error) => {
@@ -104,10 +130,21 @@ fn protection(findings: &mut Findings, facts: &KeyFacts) {
         findings.warning("protection", what, another);
     }
     if !facts.other_uses.is_empty() {
-        let what = format!("it may be used for more than signing: {}", facts.other_uses.join(", "));
-        findings.warning("protection", what, "take these uses from it with the maker's tool, where the token allows it");
+        let what = format!(
+            "it may be used for more than signing: {}",
+            facts.other_uses.join(", ")
+        );
+        findings.warning(
+            "protection",
+            what,
+            "take these uses from it with the maker's tool, where the token allows it",
+        );
     }
     if !facts.local {
-        findings.warning("protection", "it was not made inside the token (CKA_LOCAL is not set): copies may lie elsewhere", another);
+        findings.warning(
+            "protection",
+            "it was not made inside the token (CKA_LOCAL is not set): copies may lie elsewhere",
+            another,
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Signatures per second, with throw-away keys of the issuer's kind: on one session, and on as many as the daemon uses.
+//! Signatures per second, with throw-away keys of the issuer's kind: on one session, and on as many
+//! as the daemon uses.
 
 use std::time::Duration;
 
@@ -15,7 +16,10 @@ pub(super) fn measure(telling: &mut Telling, case: &Case, found: Option<&PublicK
         return;
     }
     let Some(kind) = case.expected.as_ref().or(found).and_then(PublicKey::kind) else {
-        telling.findings.ok("rate", "not measured: no throw-away key of this kind is made");
+        telling.findings.ok(
+            "rate",
+            "not measured: no throw-away key of this kind is made",
+        );
         return;
     };
     telling.pass_on();
@@ -29,8 +33,15 @@ pub(super) fn measure(telling: &mut Telling, case: &Case, found: Option<&PublicK
             telling.findings.ok("rate", format!("{one} signatures a second on one session, {many} on {pool} ({kind}, throw-away keys)"));
         }
         Err(error) => {
-            let what = format!("the rate of signatures could not be measured with a throw-away {kind} key: {}", error.cause());
-            telling.findings.warning("rate", what, "nothing, if the token allows no keys of a session; else look after the device");
+            let what = format!(
+                "the rate of signatures could not be measured with a throw-away {kind} key: {}",
+                error.cause()
+            );
+            telling.findings.warning(
+                "rate",
+                what,
+                "nothing, if the token allows no keys of a session; else look after the device",
+            );
         }
     }
 }

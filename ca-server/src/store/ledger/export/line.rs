@@ -151,11 +151,18 @@ pub(super) fn line(entry: Entry, intent: Option<Intent>) -> Line {
     let closes = entry.event.closes();
     match entry.event {
         Event::Intent(intent) => line.certificate = Some(certificate_line(intent, None)),
-        Event::Issued { signature, certificate: digest, .. } => {
+        Event::Issued {
+            signature,
+            certificate: digest,
+            ..
+        } => {
             if let Some(intent) = intent {
                 let der = lint::certificate(&intent.to_be_signed, &signature);
                 let certificate = der.map(|der| pem::certificate(&der)).unwrap_or_default();
-                line.issued = Some(IssuedLine { certificate_sha256: hex::encode(digest), certificate });
+                line.issued = Some(IssuedLine {
+                    certificate_sha256: hex::encode(digest),
+                    certificate,
+                });
                 line.certificate = Some(certificate_line(intent, closes));
             }
         }
@@ -163,19 +170,52 @@ pub(super) fn line(entry: Entry, intent: Option<Intent>) -> Line {
             line.certificate = intent.map(|intent| certificate_line(intent, closes));
             line.refused = Some(refused_line(why));
         }
-        Event::Repeated { intent: reference, identity, evidence } => {
+        Event::Repeated {
+            intent: reference,
+            identity,
+            evidence,
+        } => {
             // The evidence is what proved the identity this time.
-            line.certificate =
-                intent.map(|intent| certificate_line(Intent { identity: Some(identity), evidence, ..intent }, Some(reference)));
+            line.certificate = intent.map(|intent| {
+                certificate_line(
+                    Intent {
+                        identity: Some(identity),
+                        evidence,
+                        ..intent
+                    },
+                    Some(reference),
+                )
+            });
         }
-        Event::Refused { why, identity, evidence } => {
+        Event::Refused {
+            why,
+            identity,
+            evidence,
+        } => {
             line.refused = Some(refused_line(why));
-            line.own = Some(OwnLine::Refused { identity, evidence: evidence_line(evidence) });
+            line.own = Some(OwnLine::Refused {
+                identity,
+                evidence: evidence_line(evidence),
+            });
         }
         Event::RefusedGroup(group) => {
-            line.refused = Some(RefusedLine { reason: group.reason, code: group.code, detail: None });
-            let (prefix, from, count, identity) = (group.prefix, group.from.rfc3339(), group.count, group.identity);
-            line.own = Some(OwnLine::Group { prefix, from, count, identity });
+            line.refused = Some(RefusedLine {
+                reason: group.reason,
+                code: group.code,
+                detail: None,
+            });
+            let (prefix, from, count, identity) = (
+                group.prefix,
+                group.from.rfc3339(),
+                group.count,
+                group.identity,
+            );
+            line.own = Some(OwnLine::Group {
+                prefix,
+                from,
+                count,
+                identity,
+            });
         }
         other => line.own = own_line(other),
     }
@@ -184,24 +224,62 @@ pub(super) fn line(entry: Entry, intent: Option<Intent>) -> Line {
 
 fn own_line(event: Event) -> Option<OwnLine> {
     Some(match event {
-        Event::Start { host, version, config, heads } => {
-            OwnLine::Start { host, version, config: hex::encode(config), heads: heads.into_iter().map(reference_line).collect() }
-        }
-        Event::Period { previous } => OwnLine::Previous { previous: reference_line(previous) },
-        Event::ChainEnded { head } => OwnLine::Head { head: reference_line(head) },
-        Event::Ceremony { transcript } => OwnLine::Ceremony { transcript: hex::encode(transcript) },
+        Event::Start {
+            host,
+            version,
+            config,
+            heads,
+        } => OwnLine::Start {
+            host,
+            version,
+            config: hex::encode(config),
+            heads: heads.into_iter().map(reference_line).collect(),
+        },
+        Event::Period { previous } => OwnLine::Previous {
+            previous: reference_line(previous),
+        },
+        Event::ChainEnded { head } => OwnLine::Head {
+            head: reference_line(head),
+        },
+        Event::Ceremony { transcript } => OwnLine::Ceremony {
+            transcript: hex::encode(transcript),
+        },
         Event::Issuer(facts) => OwnLine::Issuer {
             issuer: facts.id,
-            certificates: facts.chain.iter().map(|der| pem::certificate(der)).collect(),
-            roots: facts.roots.iter().map(|der| pem::certificate(der)).collect(),
+            certificates: facts
+                .chain
+                .iter()
+                .map(|der| pem::certificate(der))
+                .collect(),
+            roots: facts
+                .roots
+                .iter()
+                .map(|der| pem::certificate(der))
+                .collect(),
             key_uri: facts.key_uri,
         },
-        Event::Reload { config } => OwnLine::Reload { config: hex::encode(config) },
-        Event::Clock { recorded } => OwnLine::Clock { recorded: recorded.rfc3339() },
+        Event::Reload { config } => OwnLine::Reload {
+            config: hex::encode(config),
+        },
+        Event::Clock { recorded } => OwnLine::Clock {
+            recorded: recorded.rfc3339(),
+        },
         Event::Dropped { count } => OwnLine::Dropped { count },
-        Event::Device(DeviceFacts { issuer, token, key_uri, state, detail, probes }) => {
-            OwnLine::Device { issuer, token, key_uri, state, detail, probes }
-        }
+        Event::Device(DeviceFacts {
+            issuer,
+            token,
+            key_uri,
+            state,
+            detail,
+            probes,
+        }) => OwnLine::Device {
+            issuer,
+            token,
+            key_uri,
+            state,
+            detail,
+            probes,
+        },
         _ => return None,
     })
 }
@@ -220,7 +298,11 @@ fn certificate_line(intent: Intent, named: Option<RowRef>) -> CertificateLine {
 }
 
 fn refused_line(why: Why) -> RefusedLine {
-    RefusedLine { reason: why.reason, code: why.code, detail: Some(why.detail) }
+    RefusedLine {
+        reason: why.reason,
+        code: why.code,
+        detail: Some(why.detail),
+    }
 }
 
 fn evidence_line(proof: Proof) -> EvidenceLine {
@@ -236,5 +318,10 @@ fn evidence_line(proof: Proof) -> EvidenceLine {
 }
 
 fn reference_line(row: RowRef) -> ReferenceLine {
-    ReferenceLine { chain: row.chain.to_string(), period: row.place.period.yyyymm(), seq: row.place.seq, hash: hex::encode(row.hash) }
+    ReferenceLine {
+        chain: row.chain.to_string(),
+        period: row.place.period.yyyymm(),
+        seq: row.place.seq,
+        hash: hex::encode(row.hash),
+    }
 }

@@ -1,4 +1,5 @@
-//! The facts of a SQLite ledger: its file, its lock, and what stands in it. The file's facts are there also when it cannot be opened.
+//! The facts of a SQLite ledger: its file, its lock, and what stands in it. The file's facts are
+//! there also when it cannot be opened.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
@@ -29,7 +30,8 @@ pub struct SqliteFacts {
     pub writer: io::Result<Writer>,
     /// Octets that may still be written to its file system.
     pub free: io::Result<u64>,
-    /// Whether the file system is a network's, where SQLite's locks and shared memory cannot be relied upon.
+    /// Whether the file system is a network's, where SQLite's locks and shared memory cannot be
+    /// relied upon.
     pub on_network: bool,
     /// What stands in it, or one sentence why that could not be read; `None` if there is no file.
     pub content: Option<Result<Content, String>>,
@@ -59,7 +61,8 @@ pub struct Content {
     pub rows: u64,
     /// The time of the row that was written last.
     pub newest: Option<Timestamp>,
-    /// What is wrong with its structure or with the log beside it; `None` if it is too large to be read through, and that was not asked for.
+    /// What is wrong with its structure or with the log beside it; `None` if it is too large to be
+    /// read through, and that was not asked for.
     pub damage: Option<Vec<String>>,
 }
 
@@ -67,23 +70,44 @@ pub struct Content {
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// f_type of NFS, SMB in three versions, 9p and Ceph (statfs(2)).
-const NETWORK_FILE_SYSTEMS: [u32; 6] = [0x6969, 0x517b, 0xff53_4d42, 0xfe53_4d42, 0x0102_1997, 0x00c3_6400];
+const NETWORK_FILE_SYSTEMS: [u32; 6] = [
+    0x6969,
+    0x517b,
+    0xff53_4d42,
+    0xfe53_4d42,
+    0x0102_1997,
+    0x00c3_6400,
+];
 
 pub(super) async fn inspect(location: &Path, deep: bool) -> SqliteFacts {
     let resolved = lock::resolve(location);
-    let path = resolved.as_ref().ok().cloned().unwrap_or_else(|| location.to_owned());
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let path = resolved
+        .as_ref()
+        .ok()
+        .cloned()
+        .unwrap_or_else(|| location.to_owned());
+    let directory = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let file = stat(&path, directory);
     let writer = resolved.and_then(|path| lock::writer(&path));
     let content = match file {
         Ok(None) => None,
-        _ => Some(content(&path, deep, matches!(writer, Ok(Writer::Nobody))).await.map_err(|error| error.to_string())),
+        _ => Some(
+            content(&path, deep, matches!(writer, Ok(Writer::Nobody)))
+                .await
+                .map_err(|error| error.to_string()),
+        ),
     };
     SqliteFacts {
         writer,
-        free: statvfs(directory).map(|facts| facts.f_bavail.saturating_mul(facts.f_frsize)).map_err(io::Error::from),
+        free: statvfs(directory)
+            .map(|facts| facts.f_bavail.saturating_mul(facts.f_frsize))
+            .map_err(io::Error::from),
         // The kernel's type is signed on some machines; the numbers are 32 bits everywhere.
-        on_network: statfs(directory).is_ok_and(|facts| NETWORK_FILE_SYSTEMS.contains(&(facts.f_type as u32))),
+        on_network: statfs(directory)
+            .is_ok_and(|facts| NETWORK_FILE_SYSTEMS.contains(&(facts.f_type as u32))),
         path,
         file,
         content,
@@ -98,22 +122,41 @@ fn stat(path: &Path, directory: &Path) -> io::Result<Option<FileFacts>> {
     let directory = fs::metadata(directory)?;
     let log = fs::metadata(lock::beside(path, "-wal")).map_or(0, |log| log.len());
     let mode = |metadata: &Metadata| metadata.mode() & 0o7777;
-    Ok(Some(FileFacts { mode: mode(&file), directory_mode: mode(&directory), owner: file.uid(), size: file.len() + log }))
+    Ok(Some(FileFacts {
+        mode: mode(&file),
+        directory_mode: mode(&directory),
+        owner: file.uid(),
+        size: file.len() + log,
+    }))
 }
 
 async fn content(path: &Path, deep: bool, unwritten: bool) -> sqlx::Result<Content> {
     // A daemon looked at the log when it started; beside it the log moves.
     if unwritten && let Some(why) = broken(path).await {
-        return Ok(Content { journal_mode: "wal".into(), damage: Some(vec![why]), ..Content::default() });
+        return Ok(Content {
+            journal_mode: "wal".into(),
+            damage: Some(vec![why]),
+            ..Content::default()
+        });
     }
     let mut connection = reading(path).busy_timeout(BUSY_TIMEOUT).connect().await?;
-    let journal_mode = sqlx::query(statements::JOURNAL_MODE).fetch_one(&mut connection).await?.try_get(0)?;
+    let journal_mode = sqlx::query(statements::JOURNAL_MODE)
+        .fetch_one(&mut connection)
+        .await?
+        .try_get(0)?;
     let schema = schema(&mut connection).await?;
     let (mut rows, mut newest) = (0, None);
-    let is_there = |schema: &SchemaFacts| !schema.differences.iter().any(|object| object.kind == "table" && object.how == How::Missing);
+    let is_there = |schema: &SchemaFacts| {
+        !schema
+            .differences
+            .iter()
+            .any(|object| object.kind == "table" && object.how == How::Missing)
+    };
     if schema.version.is_some()
         && is_there(&schema)
-        && let Some(last) = sqlx::query(statements::NEWEST).fetch_optional(&mut connection).await?
+        && let Some(last) = sqlx::query(statements::NEWEST)
+            .fetch_optional(&mut connection)
+            .await?
     {
         rows = u64::try_from(last.try_get::<i64, _>(0)?).unwrap_or(0);
         newest = Some(Timestamp::from_micros(last.try_get(1)?));
@@ -125,13 +168,25 @@ async fn content(path: &Path, deep: bool, unwritten: bool) -> sqlx::Result<Conte
         false => None,
     };
     connection.close().await?;
-    Ok(Content { journal_mode, schema, rows, newest, damage })
+    Ok(Content {
+        journal_mode,
+        schema,
+        rows,
+        newest,
+        damage,
+    })
 }
 
 /// What a check finds beside `ok`.
-async fn damage(connection: &mut SqliteConnection, check: &'static str) -> sqlx::Result<Vec<String>> {
+async fn damage(
+    connection: &mut SqliteConnection,
+    check: &'static str,
+) -> sqlx::Result<Vec<String>> {
     let lines = sqlx::query(check).fetch_all(connection).await?;
-    let lines = lines.iter().map(|line| line.try_get::<String, _>(0)).collect::<sqlx::Result<Vec<_>>>()?;
+    let lines = lines
+        .iter()
+        .map(|line| line.try_get::<String, _>(0))
+        .collect::<sqlx::Result<Vec<_>>>()?;
     Ok(lines.into_iter().filter(|line| line != "ok").collect())
 }
 
@@ -140,7 +195,10 @@ async fn schema(connection: &mut SqliteConnection) -> sqlx::Result<SchemaFacts> 
         return Ok(SchemaFacts::default());
     }
     let mut applied: BTreeMap<i64, Vec<u8>> = BTreeMap::new();
-    for row in sqlx::query(statements::MIGRATIONS).fetch_all(&mut *connection).await? {
+    for row in sqlx::query(statements::MIGRATIONS)
+        .fetch_all(&mut *connection)
+        .await?
+    {
         applied.insert(row.try_get(0)?, row.try_get(1)?);
     }
     // A table that does not tell it is among the differences.
@@ -149,7 +207,9 @@ async fn schema(connection: &mut SqliteConnection) -> sqlx::Result<SchemaFacts> 
     // Another version's objects are not judged by ours, but for those that ours needs.
     if facts.missing.is_empty() && facts.unknown.is_empty() {
         facts.differences = differences(&as_made().await?, &objects(connection).await?);
-        facts.differences.retain(|difference| facts.later.is_empty() || difference.how == How::Missing);
+        facts
+            .differences
+            .retain(|difference| facts.later.is_empty() || difference.how == How::Missing);
     }
     Ok(facts)
 }
@@ -159,24 +219,42 @@ type Objects = BTreeMap<(String, String), String>;
 
 /// The objects that this program's migrations make, in a database that is only in memory.
 async fn as_made() -> sqlx::Result<Objects> {
-    let mut fresh = SqliteConnectOptions::new().filename(":memory:").disable_statement_logging().connect().await?;
-    SQLITE.run(&mut fresh).await.map_err(|error| sqlx::Error::Migrate(Box::new(error)))?;
+    let mut fresh = SqliteConnectOptions::new()
+        .filename(":memory:")
+        .disable_statement_logging()
+        .connect()
+        .await?;
+    SQLITE
+        .run(&mut fresh)
+        .await
+        .map_err(|error| sqlx::Error::Migrate(Box::new(error)))?;
     objects(&mut fresh).await
 }
 
 async fn objects(connection: &mut SqliteConnection) -> sqlx::Result<Objects> {
-    let rows = sqlx::query(statements::OBJECTS).fetch_all(connection).await?;
-    rows.iter().map(|row| Ok(((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?))).collect()
+    let rows = sqlx::query(statements::OBJECTS)
+        .fetch_all(connection)
+        .await?;
+    rows.iter()
+        .map(|row| Ok(((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?)))
+        .collect()
 }
 
 fn differences(made: &Objects, found: &Objects) -> Vec<Difference> {
-    let difference = |key: &(String, String), how| Difference { kind: key.0.clone(), name: key.1.clone(), how };
+    let difference = |key: &(String, String), how| Difference {
+        kind: key.0.clone(),
+        name: key.1.clone(),
+        how,
+    };
     let of_ours = made.iter().filter_map(|(key, sql)| match found.get(key) {
         None => Some(difference(key, How::Missing)),
         Some(there) if there != sql => Some(difference(key, How::Changed)),
         Some(_) => None,
     });
-    let added = found.keys().filter(|key| !made.contains_key(key)).map(|key| difference(key, How::Added));
+    let added = found
+        .keys()
+        .filter(|key| !made.contains_key(key))
+        .map(|key| difference(key, How::Added));
     of_ours.chain(added).collect()
 }
 
@@ -188,8 +266,17 @@ mod tests {
     async fn facts_after(sql: &'static str) -> SqliteFacts {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ledger.db");
-        Database::writer(&path).await.unwrap().prepare_schema().await.unwrap();
-        let mut outside = SqliteConnectOptions::new().filename(&path).connect().await.unwrap();
+        Database::writer(&path)
+            .await
+            .unwrap()
+            .prepare_schema()
+            .await
+            .unwrap();
+        let mut outside = SqliteConnectOptions::new()
+            .filename(&path)
+            .connect()
+            .await
+            .unwrap();
         sqlx::raw_sql(sql).execute(&mut outside).await.unwrap();
         outside.close().await.unwrap();
         inspect(&path, true).await
@@ -200,27 +287,56 @@ mod tests {
     }
 
     fn only(kind: &str, name: &str, how: How) -> Vec<Difference> {
-        vec![Difference { kind: kind.into(), name: name.into(), how }]
+        vec![Difference {
+            kind: kind.into(),
+            name: name.into(),
+            how,
+        }]
     }
 
     #[tokio::test]
     async fn a_new_ledger_is_as_it_was_made() {
         let facts = facts_after("SELECT 1").await;
         let file = facts.file.unwrap().unwrap();
-        assert_eq!((file.mode, facts.writer.unwrap(), facts.on_network), (0o600, Writer::Nobody, false));
+        assert_eq!(
+            (file.mode, facts.writer.unwrap(), facts.on_network),
+            (0o600, Writer::Nobody, false)
+        );
         let content = facts.content.unwrap().unwrap();
-        assert_eq!((content.journal_mode.as_str(), content.rows, content.newest, content.damage), ("wal", 0, None, Some(Vec::new())));
-        assert_eq!(content.schema, SchemaFacts { version: Some(1), ..SchemaFacts::default() });
+        assert_eq!(
+            (
+                content.journal_mode.as_str(),
+                content.rows,
+                content.newest,
+                content.damage
+            ),
+            ("wal", 0, None, Some(Vec::new()))
+        );
+        assert_eq!(
+            content.schema,
+            SchemaFacts {
+                version: Some(1),
+                ..SchemaFacts::default()
+            }
+        );
     }
 
     #[tokio::test]
     async fn a_trigger_that_was_dropped_changed_or_added_is_told() {
         let dropped = schema_after("DROP TRIGGER event_is_never_deleted").await;
-        assert_eq!(dropped.differences, only("trigger", "event_is_never_deleted", How::Missing));
-        let changed =
-            "DROP TRIGGER event_is_never_updated; CREATE TRIGGER event_is_never_updated BEFORE UPDATE ON event BEGIN SELECT 1; END";
-        assert_eq!(schema_after(changed).await.differences, only("trigger", "event_is_never_updated", How::Changed));
-        let added = schema_after("CREATE TRIGGER other BEFORE INSERT ON event BEGIN SELECT RAISE(IGNORE); END").await;
+        assert_eq!(
+            dropped.differences,
+            only("trigger", "event_is_never_deleted", How::Missing)
+        );
+        let changed = "DROP TRIGGER event_is_never_updated; CREATE TRIGGER event_is_never_updated BEFORE UPDATE ON event BEGIN SELECT 1; END";
+        assert_eq!(
+            schema_after(changed).await.differences,
+            only("trigger", "event_is_never_updated", How::Changed)
+        );
+        let added = schema_after(
+            "CREATE TRIGGER other BEFORE INSERT ON event BEGIN SELECT RAISE(IGNORE); END",
+        )
+        .await;
         assert_eq!(added.differences, only("trigger", "other", How::Added));
     }
 
@@ -229,18 +345,32 @@ mod tests {
         let later = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (9, 'later', 1, x'00', 0); \
                      CREATE INDEX later ON event (time); ";
         let beside = schema_after(later).await;
-        assert_eq!((beside.version, beside.later, beside.unknown, beside.differences), (Some(9), vec![9], vec![], vec![]));
+        assert_eq!(
+            (
+                beside.version,
+                beside.later,
+                beside.unknown,
+                beside.differences
+            ),
+            (Some(9), vec![9], vec![], vec![])
+        );
         let needed = schema_after(
             "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
                                    VALUES (9, 'later', 1, x'00', 0); DROP TRIGGER event_is_never_deleted",
         );
-        assert_eq!(needed.await.differences, only("trigger", "event_is_never_deleted", How::Missing));
+        assert_eq!(
+            needed.await.differences,
+            only("trigger", "event_is_never_deleted", How::Missing)
+        );
         let too_new = schema_after(
             "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
                                     VALUES (9, 'later', 1, x'00', 0); INSERT INTO oldest_writer VALUES (9); DROP TRIGGER event_is_never_deleted",
         );
         let too_new = too_new.await;
-        assert_eq!((too_new.version, too_new.unknown, too_new.differences), (Some(9), vec![9], Vec::new()));
+        assert_eq!(
+            (too_new.version, too_new.unknown, too_new.differences),
+            (Some(9), vec![9], Vec::new())
+        );
     }
 
     #[tokio::test]
@@ -248,9 +378,19 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ledger.db");
         assert!(inspect(&path, false).await.content.is_none());
-        fs::write(&path, "no database at all, but long enough for one: ".repeat(20)).unwrap();
+        fs::write(
+            &path,
+            "no database at all, but long enough for one: ".repeat(20),
+        )
+        .unwrap();
         let facts = inspect(&path, false).await;
-        assert!(facts.content.unwrap().unwrap_err().contains("not a database"));
+        assert!(
+            facts
+                .content
+                .unwrap()
+                .unwrap_err()
+                .contains("not a database")
+        );
         assert!(facts.file.unwrap().is_some());
     }
 }

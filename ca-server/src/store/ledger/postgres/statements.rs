@@ -1,5 +1,6 @@
-//! Every statement on PostgreSQL that is no DDL: those of the daemon, of `audit`, of `doctor` and of `migrate`. Each says what it may read,
-//! and a test holds its plan against that on a ledger with many rows and partitions.
+//! Every statement on PostgreSQL that is no DDL: those of the daemon, of `audit`, of `doctor` and
+//! of `migrate`. Each says what it may read, and a test holds its plan against that on a ledger
+//! with many rows and partitions.
 
 use crate::store::ledger::statement::statements;
 
@@ -10,7 +11,8 @@ macro_rules! rows {
     };
 }
 
-/// The chains that have begun and not ended, the older first. Both sides are read from the indexes of marks.
+/// The chains that have begun and not ended, the older first. Both sides are read from the indexes
+/// of marks.
 macro_rules! unended {
     () => {
         "SELECT started.chain FROM event AS started WHERE started.kind = 'start' \
@@ -19,10 +21,16 @@ macro_rules! unended {
     };
 }
 
-/// Whether the statement runs on the session that was opened, and nobody else has it: behind a pooler it may be any.
+/// Whether the statement runs on the session that was opened, and nobody else has it: behind a
+/// pooler it may be any.
 macro_rules! on_this_session {
     ($session:literal, $token:literal) => {
-        concat!("pg_backend_pid() = ", $session, " AND current_setting('ca_server.session', true) = ", $token)
+        concat!(
+            "pg_backend_pid() = ",
+            $session,
+            " AND current_setting('ca_server.session', true) = ",
+            $token
+        )
     };
 }
 
@@ -32,7 +40,8 @@ pub(in crate::store::ledger) const IN_ORDER_OF_WRITING: &str = rows!("ORDER BY p
 
 statements! {
     TAKES_NO_WRITES(""): Few, "SELECT current_setting('transaction_read_only')";
-    /// Set in any case: from then on a change of the server's own setting does not reach this session.
+    /// Set in any case: from then on a change of the server's own setting does not reach this
+    /// session.
     NEVER_LESS_DURABLE(""): Few,
         "SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' \
          ELSE current_setting('synchronous_commit') END, false)";
@@ -68,7 +77,8 @@ statements! {
              $9::bytea[], $10::bytea[], $11::bytea[], $12::bytea[]) WHERE ",
             on_this_session!("$13::int4", "$14::text")
         );
-    /// Between BEGIN and ROLLBACK. The chain is nobody's, so that no other probe waits for these rows.
+    /// Between BEGIN and ROLLBACK. The chain is nobody's, so that no other probe waits for these
+    /// rows.
     ROOM(""): Few,
         "INSERT INTO event (period, chain, seq, kind, time, hash, body) \
          SELECT 999912, decode(md5(random()::text), 'hex'), number, 'probe', 0, decode(repeat('00', 32), 'hex'), decode(repeat('00', 1000), 'hex') \
@@ -138,8 +148,8 @@ statements! {
         "SELECT rolname::text, pg_has_role(current_user, oid, 'MEMBER') FROM pg_roles \
          WHERE rolname IN (SELECT current_database() || part FROM unnest(ARRAY['_owner', '_application', '_auditor']) AS part)";
     DEFAULT_SIZE(""): Few, "SELECT coalesce(pg_relation_size(to_regclass('event_default')), 0)";
-    /// The newest row of all stands in the newest month. Its chain ended with it, or has not ended; the row of a chain that was declared
-    /// ended is followed by one in the chain that says so.
+    /// The newest row of all stands in the newest month. Its chain ended with it, or has not ended;
+    /// the row of a chain that was declared ended is followed by one in the chain that says so.
     NEWEST(""): Marks,
         concat!(
             "SELECT max(time) FROM (SELECT max(time) AS time FROM event WHERE kind IN ('start', 'end', 'chain_ended') AND kind = 'end' \

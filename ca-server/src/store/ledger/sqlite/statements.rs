@@ -1,5 +1,5 @@
-//! Every statement on SQLite: those of the daemon, of `audit` and of `doctor`. Each says what it may read, and a test holds its plan
-//! against that.
+//! Every statement on SQLite: those of the daemon, of `audit` and of `doctor`. Each says what it
+//! may read, and a test holds its plan against that.
 
 use crate::store::ledger::statement::statements;
 
@@ -14,7 +14,8 @@ macro_rules! rows {
 #[cfg(test)]
 pub(in crate::store::ledger) const IN_ORDER_OF_WRITING: &str = rows!("ORDER BY rowid");
 
-// Where the conditions are a partial index's own, they are repeated word for word: only then is it used.
+// Where the conditions are a partial index's own, they are repeated word for word: only then is it
+// used.
 statements! {
     HAS_TABLE(""): Few, "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?";
     OLDEST_WRITER(""): Few, "SELECT max(version) FROM oldest_writer";
@@ -62,7 +63,8 @@ statements! {
 
     // Doctor.
     JOURNAL_MODE(""): Few, "PRAGMA journal_mode";
-    /// The last in the order of writing: the newest by time would be a search through the whole table.
+    /// The last in the order of writing: the newest by time would be a search through the whole
+    /// table.
     NEWEST(""): Few, "SELECT rowid, time FROM event WHERE rowid = (SELECT max(rowid) FROM event)";
     DAMAGE(""): Much("only `doctor --deep` asks, which says that it reads everything"), "PRAGMA integrity_check(100)";
     QUICK_CHECK(""): Much("only of a small file"), "PRAGMA quick_check(1)";
@@ -70,7 +72,8 @@ statements! {
     LAST_HASH(""): Few, "SELECT rowid, hash FROM event WHERE rowid = (SELECT max(rowid) FROM event)";
     HASH(""): Few, "SELECT hash FROM event WHERE rowid = ?";
     LAST_NUMBER(""): Few, "SELECT max(rowid) FROM event";
-    /// Of the rows between two: how many there are, are found by their places, and follow a row of their chain.
+    /// Of the rows between two: how many there are, are found by their places, and follow a row of
+    /// their chain.
     LINKED(""): Few,
         "SELECT count(*), coalesce(sum(rowid = (SELECT found.rowid FROM event AS found WHERE found.period = event.period \
          AND found.chain = event.chain AND found.seq = event.seq)), 0), \

@@ -19,20 +19,36 @@ struct Life {
 
 impl Life {
     fn new() -> Self {
-        Self { world: World::sqlite(), copies: tempfile::tempdir().unwrap() }
+        Self {
+            world: World::sqlite(),
+            copies: tempfile::tempdir().unwrap(),
+        }
     }
 
-    /// A life of a daemon that ends as by `kill -9`, a copy of which is kept under that name, and one that ends well.
+    /// A life of a daemon that ends as by `kill -9`, a copy of which is kept under that name, and
+    /// one that ends well.
     async fn live(&self, name: &str, issuances: usize) {
         let ledger = self.world.start().await;
         for _ in 0..issuances {
             self.world.issue(&ledger).await;
         }
-        fs::copy(self.world.path(), self.copies.path().join(format!("{name}.db"))).unwrap();
-        fs::copy(log(self.world.path()), self.copies.path().join(format!("{name}.log"))).unwrap();
+        fs::copy(
+            self.world.path(),
+            self.copies.path().join(format!("{name}.db")),
+        )
+        .unwrap();
+        fs::copy(
+            log(self.world.path()),
+            self.copies.path().join(format!("{name}.log")),
+        )
+        .unwrap();
         ledger.shutdown().await;
         assert!(!log(self.world.path()).exists(), "a clean stop leaves none");
-        fs::copy(self.world.path(), self.copies.path().join(format!("{name}-after.db"))).unwrap();
+        fs::copy(
+            self.world.path(),
+            self.copies.path().join(format!("{name}-after.db")),
+        )
+        .unwrap();
     }
 
     /// The ledger of a new world with that file, if any, and that log.
@@ -42,17 +58,28 @@ impl Life {
             fs::copy(self.copies.path().join(format!("{file}.db")), world.path()).unwrap();
         }
         if let Some(log_of) = log_of {
-            fs::copy(self.copies.path().join(format!("{log_of}.log")), log(world.path())).unwrap();
+            fs::copy(
+                self.copies.path().join(format!("{log_of}.log")),
+                log(world.path()),
+            )
+            .unwrap();
         }
         world
     }
 }
 
 async fn damage(world: &World) -> String {
-    let Inspection::Sqlite(facts) = inspect(&world.location, false, &world.hands.clock()).await else { panic!("a file") };
+    let Inspection::Sqlite(facts) = inspect(&world.location, false, &world.hands.clock()).await
+    else {
+        panic!("a file")
+    };
     match facts.content {
         None => String::new(),
-        Some(content) => content.unwrap().damage.expect("a small file is read through").join("; "),
+        Some(content) => content
+            .unwrap()
+            .damage
+            .expect("a small file is read through")
+            .join("; "),
     }
 }
 
@@ -78,7 +105,11 @@ async fn a_log_that_is_not_its_files_own_is_never_applied() {
     }
     let other = Life::new();
     other.live("other", 120).await;
-    fs::copy(other.copies.path().join("other.log"), life.copies.path().join("other.log")).unwrap();
+    fs::copy(
+        other.copies.path().join("other.log"),
+        life.copies.path().join("other.log"),
+    )
+    .unwrap();
     for (file, log_of) in [
         // An older copy beside a newer log, which grew by much or by little.
         (Some("a"), "c"),
@@ -98,15 +129,27 @@ async fn a_log_that_is_not_its_files_own_is_never_applied() {
     ] {
         let world = life.put_back(file, Some(log_of));
         let before = fs::read(world.path()).ok();
-        let said = if file.is_some() { damage(&world).await } else { String::new() };
-        assert!(file.is_none() || said.contains("does not continue it"), "{file:?} beside the log of {log_of}: doctor says {said:?}");
+        let said = if file.is_some() {
+            damage(&world).await
+        } else {
+            String::new()
+        };
+        assert!(
+            file.is_none() || said.contains("does not continue it"),
+            "{file:?} beside the log of {log_of}: doctor says {said:?}"
+        );
         let refused = start(&world.location, &world.ca, &world.hands).await;
-        let names_it = |cause: &str| cause.contains("ledger.db-wal") && cause.contains("remove the log");
+        let names_it =
+            |cause: &str| cause.contains("ledger.db-wal") && cause.contains("remove the log");
         assert!(
             matches!(&refused, Err(LedgerStartError::Corrupt { cause, .. }) if names_it(cause)),
             "{file:?} beside the log of {log_of}: {refused:?}"
         );
-        assert_eq!(fs::read(world.path()).ok(), before, "nothing of it was copied into the file");
+        assert_eq!(
+            fs::read(world.path()).ok(),
+            before,
+            "nothing of it was copied into the file"
+        );
         for suffix in ["-wal", "-shm"] {
             let _ = fs::remove_file(format!("{}{suffix}", world.path().display()));
         }
@@ -131,7 +174,10 @@ async fn a_file_that_is_damaged_is_not_written_and_doctor_says_so() {
     octets[page..page + 4096].fill(0);
     fs::write(world.path(), &octets).unwrap();
     let refused = start(&world.location, &world.ca, &world.hands).await;
-    assert!(matches!(&refused, Err(LedgerStartError::Corrupt { cause, .. }) if cause.contains("damaged")), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(LedgerStartError::Corrupt { cause, .. }) if cause.contains("damaged")),
+        "{refused:?}"
+    );
     assert!(damage(&world).await.contains("damaged"));
     assert!(matches!(world.location, Location::Sqlite(_)));
 }

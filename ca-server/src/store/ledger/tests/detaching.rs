@@ -1,5 +1,5 @@
-//! A month leaves a ledger that is in use: nobody is held up, nothing that was written becomes changeable, and nothing that is still needed
-//! goes.
+//! A month leaves a ledger that is in use: nobody is held up, nothing that was written becomes
+//! changeable, and nothing that is still needed goes.
 
 use sqlx::{Executor, Row as _};
 
@@ -17,10 +17,12 @@ fn november() -> Period {
 }
 
 async fn detached(world: &World, period: Period) -> Result<Detached, String> {
-    detach(&world.location, period, world.hands.now()).await.map_err(|error| match error {
-        MigrationError::Refused(why) => why,
-        other => panic!("{other}"),
-    })
+    detach(&world.location, period, world.hands.now())
+        .await
+        .map_err(|error| match error {
+            MigrationError::Refused(why) => why,
+            other => panic!("{other}"),
+        })
 }
 
 /// A chain of November that has ended, and December.
@@ -40,7 +42,10 @@ async fn a_month_is_detached_beside_a_reader_and_a_daemon_and_no_call_fails() {
     let ledger = world.start().await;
     world.issue(&ledger).await;
     let mut reader = world.superuser().await;
-    reader.execute("BEGIN; SELECT count(*) FROM event").await.unwrap();
+    reader
+        .execute("BEGIN; SELECT count(*) FROM event")
+        .await
+        .unwrap();
     let (location, now) = (world.location.clone(), world.hands.now());
     let detaching = tokio::spawn(async move { detach(&location, november(), now).await });
     let mut watcher = world.superuser().await;
@@ -64,8 +69,16 @@ async fn a_month_is_detached_beside_a_reader_and_a_daemon_and_no_call_fails() {
     let done = detaching.await.unwrap().unwrap();
     world.issue(&ledger).await;
     assert_eq!(done.table, "event_202611");
-    let left: i64 = watcher.fetch_one("SELECT count(*) FROM event WHERE period = 202611").await.unwrap().get(0);
-    let kept: i64 = watcher.fetch_one("SELECT count(*) FROM event_202611").await.unwrap().get(0);
+    let left: i64 = watcher
+        .fetch_one("SELECT count(*) FROM event WHERE period = 202611")
+        .await
+        .unwrap()
+        .get(0);
+    let kept: i64 = watcher
+        .fetch_one("SELECT count(*) FROM event_202611")
+        .await
+        .unwrap()
+        .get(0);
     assert_eq!((left, kept), (0, 8));
     // A later start needs nothing of it, and what is left holds from a time on that is told.
     let second = world.start().await;
@@ -73,8 +86,16 @@ async fn a_month_is_detached_beside_a_reader_and_a_daemon_and_no_call_fails() {
     second.shutdown().await;
     ledger.shutdown().await;
     world.start().await.shutdown().await;
-    assert_eq!(world.findings_from(Begin::Since(done.verifiable_since)).await, [""; 0]);
-    assert!(!world.findings().await.is_empty(), "a whole verification says that the month is missing");
+    assert_eq!(
+        world
+            .findings_from(Begin::Since(done.verifiable_since))
+            .await,
+        [""; 0]
+    );
+    assert!(
+        !world.findings().await.is_empty(),
+        "a whole verification says that the month is missing"
+    );
     assert!(!world.migrate().await.partitions_made.contains(&november()));
 }
 
@@ -89,7 +110,11 @@ async fn a_detached_month_is_as_unchangeable_as_before_and_the_auditors_can_read
         ("owner", "TRUNCATE event_202611", false),
         ("auditor", "SELECT count(*) FROM event_202611", true),
         ("auditor", "DELETE FROM event_202611", false),
-        ("application", "INSERT INTO event_202611 SELECT * FROM event_202611", false),
+        (
+            "application",
+            "INSERT INTO event_202611 SELECT * FROM event_202611",
+            false,
+        ),
     ] {
         let done = world.execute_as(role, sql).await;
         assert_eq!(done.is_ok(), allowed, "{role}: {sql}: {done:?}");
@@ -111,19 +136,31 @@ async fn a_month_that_is_still_needed_is_not_detached() {
     refused(detached(&world, november()).await, "is not over");
     world.hands.set(NOON + MONTH);
     world.issue(&first).await;
-    refused(detached(&world, november()).await, "has not ended; restart that daemon");
+    refused(
+        detached(&world, november()).await,
+        "has not ended; restart that daemon",
+    );
     first.shutdown().await;
     refused(detached(&world, november()).await, "start a daemon");
     let second = world.start().await;
-    refused(detached(&world, november().next().next()).await, "is not over");
+    refused(
+        detached(&world, november().next().next()).await,
+        "is not over",
+    );
     world.hands.set(NOON + 2 * MONTH);
     world.issue(&second).await;
     second.shutdown().await;
     world.start().await.shutdown().await;
-    refused(detached(&world, november().next()).await, "202611 comes before");
+    refused(
+        detached(&world, november().next()).await,
+        "202611 comes before",
+    );
     detached(&world, november()).await.unwrap();
     refused(detached(&world, november()).await, "is detached already");
-    refused(detached(&world, Period::new(202_001).unwrap()).await, "there is no partition");
+    refused(
+        detached(&world, Period::new(202_001).unwrap()).await,
+        "there is no partition",
+    );
     detached(&world, november().next()).await.unwrap();
     let file = World::sqlite();
     refused(detached(&file, november()).await, "one file");
@@ -133,14 +170,26 @@ async fn a_month_that_is_still_needed_is_not_detached() {
 async fn a_dead_chain_of_a_month_keeps_it_until_it_is_settled() {
     let world = World::postgres();
     let mut forged = world.forge(1, Vec::new());
-    let head: RowRef = forged.row(crate::store::ledger::event::Event::Intent(world.make_now().intent()));
+    let head: RowRef = forged.row(crate::store::ledger::event::Event::Intent(
+        world.make_now().intent(),
+    ));
     forged.write().await;
     world.hands.set(NOON + MONTH);
-    assert!(detached(&world, november()).await.unwrap_err().contains(&head.chain.to_string()));
+    assert!(
+        detached(&world, november())
+            .await
+            .unwrap_err()
+            .contains(&head.chain.to_string())
+    );
     world.start().await.shutdown().await;
     let done = detached(&world, november()).await.unwrap();
     world.start().await.shutdown().await;
-    assert_eq!(world.findings_from(Begin::Since(done.verifiable_since)).await, [""; 0]);
+    assert_eq!(
+        world
+            .findings_from(Begin::Since(done.verifiable_since))
+            .await,
+        [""; 0]
+    );
 }
 
 #[tokio::test]
@@ -149,6 +198,12 @@ async fn whoever_may_not_is_told_as_whom_to_run_it() {
     world.start().await.shutdown().await;
     let lesser = world.as_member_of("auditor").await;
     assert!(matches!(&lesser.location, Location::Postgres(_)));
-    let why = detach(&lesser.location, november(), world.hands.now()).await.unwrap_err().to_string();
-    assert!(why.contains("is no member of") && why.contains("migrate"), "{why}");
+    let why = detach(&lesser.location, november(), world.hands.now())
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        why.contains("is no member of") && why.contains("migrate"),
+        "{why}"
+    );
 }

@@ -12,14 +12,26 @@ async fn while_another_process_holds_the_database_calls_are_refused_and_outcomes
     let mut other = world.hold().await;
     let outcome = signed.issue_later();
     let refused = ledger.open_made(world.make(&ledger)).await;
-    assert!(matches!(&refused, Err(NotOpened::Refused(refusal)) if refusal.reason() == Reason::LedgerDown), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(NotOpened::Refused(refusal)) if refusal.reason() == Reason::LedgerDown),
+        "{refused:?}"
+    );
     world.goes_down(&ledger).await;
-    assert!(ledger.accepting(world.hands.now()).is_err(), "known to be down: nobody needs to ask the database");
+    assert!(
+        ledger.accepting(world.hands.now()).is_err(),
+        "known to be down: nobody needs to ask the database"
+    );
     assert!(ledger.open_made(world.make(&ledger)).await.is_err());
-    assert!(!outcome.is_finished(), "a certificate without a durable outcome is withheld");
+    assert!(
+        !outcome.is_finished(),
+        "a certificate without a durable outcome is withheld"
+    );
     other.run("ROLLBACK").await;
     world.recovers(&ledger).await;
-    outcome.await.unwrap().expect("the outcome was kept and recorded");
+    outcome
+        .await
+        .unwrap()
+        .expect("the outcome was kept and recorded");
     world.issue(&ledger).await;
     ledger.shutdown().await;
     let report = world.holds().await;
@@ -31,7 +43,14 @@ async fn a_reload_that_cannot_be_recorded_is_refused_and_leaves_no_row() {
     let world = world();
     let ledger = world.start().await;
     let mut other = world.hold().await;
-    assert_eq!(ledger.reloaded(vec![world.ca.fact()], [9; 32]).await.unwrap_err().reason(), Reason::LedgerDown);
+    assert_eq!(
+        ledger
+            .reloaded(vec![world.ca.fact()], [9; 32])
+            .await
+            .unwrap_err()
+            .reason(),
+        Reason::LedgerDown
+    );
     other.run("ROLLBACK").await;
     world.recovers(&ledger).await;
     ledger.shutdown().await;
@@ -47,10 +66,21 @@ async fn a_ledger_that_went_back_is_never_written_to_again() {
     let waiting = ledger.open_made(world.make(&ledger)).await;
     assert!(waiting.is_err());
     other.drop_triggers().await;
-    other.run("DELETE FROM event WHERE kind = 'issued'; COMMIT").await;
-    world.until("it knows that rows were lost", || ledger.health(world.hands.now()).detail.contains("went back")).await;
+    other
+        .run("DELETE FROM event WHERE kind = 'issued'; COMMIT")
+        .await;
+    world
+        .until("it knows that rows were lost", || {
+            ledger
+                .health(world.hands.now())
+                .detail
+                .contains("went back")
+        })
+        .await;
     let refused = ledger.open_made(world.make(&ledger)).await;
-    assert!(matches!(refused, Err(NotOpened::Refused(refusal)) if refusal.reason() == Reason::LedgerDown));
+    assert!(
+        matches!(refused, Err(NotOpened::Refused(refusal)) if refusal.reason() == Reason::LedgerDown)
+    );
     let rows = world.rows().await.len();
     ledger.shutdown().await;
     assert_eq!(world.rows().await.len(), rows);

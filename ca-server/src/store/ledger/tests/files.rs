@@ -17,7 +17,10 @@ async fn a_ledger_has_one_writer() {
     let world = World::sqlite();
     let ledger = world.start().await;
     let second = start(&world.location, &world.ca, &world.hands).await;
-    assert!(matches!(&second, Err(LedgerStartError::Locked(_))), "{second:?}");
+    assert!(
+        matches!(&second, Err(LedgerStartError::Locked(_))),
+        "{second:?}"
+    );
     ledger.shutdown().await;
     world.start().await.shutdown().await;
     world.holds().await;
@@ -35,18 +38,28 @@ async fn a_lock_file_that_was_removed_is_noticed_at_the_next_commit_and_made_aga
             std::fs::write(&lock, "").unwrap();
         }
         let refused = ledger.open_made(world.make(&ledger)).await;
-        assert!(matches!(&refused, Err(NotOpened::Refused(refusal)) if refusal.detail().contains("lock file")), "{refused:?}");
+        assert!(
+            matches!(&refused, Err(NotOpened::Refused(refusal)) if refusal.detail().contains("lock file")),
+            "{refused:?}"
+        );
         world.recovers(&ledger).await;
         let second = start(&world.location, &world.ca, &world.hands).await;
-        assert!(matches!(&second, Err(LedgerStartError::Locked(_))), "{second:?}");
+        assert!(
+            matches!(&second, Err(LedgerStartError::Locked(_))),
+            "{second:?}"
+        );
         world.issue(&ledger).await;
     }
     ledger.shutdown().await;
-    assert_eq!((world.holds().await.chains, world.holds().await.issued), (1, 3));
+    assert_eq!(
+        (world.holds().await.chains, world.holds().await.issued),
+        (1, 3)
+    );
 }
 
 #[tokio::test]
-async fn whoever_finds_no_lock_file_takes_the_ledger_over_and_the_first_writes_no_more_until_it_is_gone() {
+async fn whoever_finds_no_lock_file_takes_the_ledger_over_and_the_first_writes_no_more_until_it_is_gone()
+ {
     let world = World::sqlite();
     let first = world.start().await;
     let open = world.open(&first).await;
@@ -58,11 +71,18 @@ async fn whoever_finds_no_lock_file_takes_the_ledger_over_and_the_first_writes_n
     assert!(first.open_made(world.make_now()).await.is_err());
     second.shutdown().await;
     world.recovers(&first).await;
-    assert_eq!(outcome.await.unwrap().unwrap_err().reason(), Reason::LedgerDown, "the certificate is withheld");
+    assert_eq!(
+        outcome.await.unwrap().unwrap_err().reason(),
+        Reason::LedgerDown,
+        "the certificate is withheld"
+    );
     world.issue(&first).await;
     first.shutdown().await;
     let report = world.holds().await;
-    assert_eq!((report.chains, report.issued, report.unknown, report.open), (3, 2, 1, 0));
+    assert_eq!(
+        (report.chains, report.issued, report.unknown, report.open),
+        (3, 2, 1, 0)
+    );
 }
 
 #[tokio::test]
@@ -74,7 +94,12 @@ async fn two_spellings_of_a_ledger_share_one_lock() {
     std::fs::create_dir(&far).unwrap();
     std::os::unix::fs::symlink("far/../ledger.db", &linked).unwrap();
     std::os::unix::fs::symlink(directory, far.join("back")).unwrap();
-    let spellings = [world.path().to_owned(), linked, far.join("../ledger.db"), far.join("back/linked.db")];
+    let spellings = [
+        world.path().to_owned(),
+        linked,
+        far.join("../ledger.db"),
+        far.join("back/linked.db"),
+    ];
     for first in &spellings {
         let ledger = start(&at(first), &world.ca, &world.hands).await.unwrap();
         for second in &spellings {
@@ -87,9 +112,16 @@ async fn two_spellings_of_a_ledger_share_one_lock() {
         world.issue(&ledger).await;
         ledger.shutdown().await;
     }
-    let mut names: Vec<_> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let mut names: Vec<_> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     names.sort();
-    assert_eq!(names, ["far", "ledger.db", "ledger.db.lock", "linked.db"], "no other file was made");
+    assert_eq!(
+        names,
+        ["far", "ledger.db", "ledger.db.lock", "linked.db"],
+        "no other file was made"
+    );
     assert_eq!(world.holds().await.issued, 4);
 }
 
@@ -99,7 +131,10 @@ async fn the_files_of_a_ledger_are_their_owners_alone() {
     let ledger = world.start().await;
     world.issue(&ledger).await;
     for suffix in ["", "-wal", "-shm", ".lock"] {
-        let mode = std::fs::metadata(format!("{}{suffix}", world.path().display())).unwrap().permissions().mode();
+        let mode = std::fs::metadata(format!("{}{suffix}", world.path().display()))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600, "ledger.db{suffix}");
     }
     ledger.shutdown().await;
@@ -108,11 +143,28 @@ async fn the_files_of_a_ledger_are_their_owners_alone() {
 #[tokio::test]
 async fn a_file_that_is_no_database_and_a_directory_that_is_missing_are_each_one_sentence() {
     let world = World::sqlite();
-    std::fs::write(world.path(), "this is not a database, and longer than a hundred octets".repeat(20)).unwrap();
-    let junk = start(&world.location, &world.ca, &world.hands).await.unwrap_err().to_string();
+    std::fs::write(
+        world.path(),
+        "this is not a database, and longer than a hundred octets".repeat(20),
+    )
+    .unwrap();
+    let junk = start(&world.location, &world.ca, &world.hands)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(junk.contains("ledger.db") && !junk.contains('\n'), "{junk}");
-    let missing = start(&at(&world.path().join("no/such.db")), &world.ca, &world.hands).await.unwrap_err().to_string();
-    assert!(missing.contains("such.db") && !missing.contains('\n'), "{missing}");
+    let missing = start(
+        &at(&world.path().join("no/such.db")),
+        &world.ca,
+        &world.hands,
+    )
+    .await
+    .unwrap_err()
+    .to_string();
+    assert!(
+        missing.contains("such.db") && !missing.contains('\n'),
+        "{missing}"
+    );
 }
 
 #[tokio::test]
@@ -123,7 +175,14 @@ async fn a_database_file_that_was_taken_away_is_not_made_anew() {
         std::fs::remove_file(format!("{}{suffix}", world.path().display())).unwrap();
     }
     assert!(ledger.open_made(world.make(&ledger)).await.is_err());
-    world.until("it does not find the file", || ledger.health(world.hands.now()).detail.contains("unable to open")).await;
+    world
+        .until("it does not find the file", || {
+            ledger
+                .health(world.hands.now())
+                .detail
+                .contains("unable to open")
+        })
+        .await;
     assert!(!world.path().exists());
 }
 
@@ -132,10 +191,16 @@ async fn a_schema_that_cannot_be_written_is_not_called_a_newer_one() {
     let world = World::sqlite();
     world.start().await.shutdown().await;
     // What a first start leaves that ends before the ledger's own table is made.
-    world.execute("DROP TABLE event; DROP TABLE oldest_writer; DELETE FROM _sqlx_migrations").await.unwrap();
+    world
+        .execute("DROP TABLE event; DROP TABLE oldest_writer; DELETE FROM _sqlx_migrations")
+        .await
+        .unwrap();
     let mut other = world.hold().await;
     let refused = start(&world.location, &world.ca, &world.hands).await;
-    assert!(matches!(&refused, Err(LedgerStartError::Unavailable { .. })), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(LedgerStartError::Unavailable { .. })),
+        "{refused:?}"
+    );
     other.run("ROLLBACK").await;
     world.start().await.shutdown().await;
     world.holds().await;
@@ -144,6 +209,9 @@ async fn a_schema_that_cannot_be_written_is_not_called_a_newer_one() {
 #[tokio::test]
 async fn a_missing_ledger_is_said_to_be_missing_and_is_not_made() {
     let world = World::sqlite();
-    assert!(matches!(LedgerReader::open(&world.location).await, Err(ReadError::Missing(_))));
+    assert!(matches!(
+        LedgerReader::open(&world.location).await,
+        Err(ReadError::Missing(_))
+    ));
     assert!(!world.path().exists());
 }

@@ -1,5 +1,6 @@
-//! What needs a process of its own: one that is killed, and ones whose files may not grow. The same test runs again as a child; there
-//! it finds the path of a ledger in its environment and does the child's part.
+//! What needs a process of its own: one that is killed, and ones whose files may not grow. The same
+//! test runs again as a child; there it finds the path of a ledger in its environment and does the
+//! child's part.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -15,24 +16,37 @@ use crate::store::ledger::open_intent::NotOpened;
 
 const LEDGER: &str = "CA_SERVER_TEST_LEDGER";
 
-/// In a child process, the world that its parent made; its certificates are of an issuer of its own.
+/// In a child process, the world that its parent made; its certificates are of an issuer of its
+/// own.
 fn inherited() -> Option<World> {
     std::env::var(LEDGER).ok().map(|url| World::at_url(&url))
 }
 
-/// Runs the test `name` alone in a process of its own, in which writing too much is an error and no signal.
+/// Runs the test `name` alone in a process of its own, in which writing too much is an error and no
+/// signal.
 fn child(name: &str, world: &World) -> Child {
     let test = format!("{}::{name}", module_path!().split_once("::").unwrap().1);
     let script = "trap '' XFSZ; exec \"$0\" \"$1\" --exact --nocapture --test-threads=1";
     let binary = std::env::current_exe().unwrap();
-    Command::new("sh").args(["-c", script]).arg(binary).arg(test).env(LEDGER, world.url()).stdout(Stdio::piped()).spawn().unwrap()
+    Command::new("sh")
+        .args(["-c", script])
+        .arg(binary)
+        .arg(test)
+        .env(LEDGER, world.url())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
 }
 
 /// Waits for a child that is to do its part to the end.
 fn passes(child: Child) {
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && text.contains("1 passed"), "{}\n{text}", output.status);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{}\n{text}",
+        output.status
+    );
 }
 
 /// From now on no file of this process may grow beyond so many octets.
@@ -47,7 +61,10 @@ fn a_process_killed_between_intent_and_outcome_is_accounted_for_by_the_next() {
         return world.block_on(waits_to_be_killed(&world));
     }
     let world = World::sqlite();
-    let mut child = child("a_process_killed_between_intent_and_outcome_is_accounted_for_by_the_next", &world);
+    let mut child = child(
+        "a_process_killed_between_intent_and_outcome_is_accounted_for_by_the_next",
+        &world,
+    );
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().contains("three are open")));
     child.kill().unwrap();
@@ -62,7 +79,11 @@ fn a_process_killed_between_intent_and_outcome_is_accounted_for_by_the_next() {
 
 async fn waits_to_be_killed(world: &World) {
     let ledger = world.start().await;
-    let _held = (world.open(&ledger).await, world.open(&ledger).await, world.open(&ledger).await);
+    let _held = (
+        world.open(&ledger).await,
+        world.open(&ledger).await,
+        world.open(&ledger).await,
+    );
     world.issue(&ledger).await;
     println!("three are open");
     std::future::pending::<()>().await;
@@ -74,10 +95,16 @@ fn when_nothing_more_can_be_written_calls_are_refused_and_it_resumes_by_itself()
         return world.block_on(meets_a_full_disk(&world));
     }
     let world = World::sqlite();
-    passes(child("when_nothing_more_can_be_written_calls_are_refused_and_it_resumes_by_itself", &world));
+    passes(child(
+        "when_nothing_more_can_be_written_calls_are_refused_and_it_resumes_by_itself",
+        &world,
+    ));
     world.block_on(async {
         let report = world.holds().await;
-        assert_eq!((report.open, report.intents), (0, report.issued + report.failed));
+        assert_eq!(
+            (report.open, report.intents),
+            (0, report.issued + report.failed)
+        );
         assert!(report.issued > 10);
     });
 }
@@ -98,13 +125,17 @@ async fn meets_a_full_disk(world: &World) {
         }
     };
     assert_eq!(refusal.reason(), Reason::LedgerDown);
-    // What did not fit for an intent may still do for an outcome; from here on no write beyond the first page succeeds.
+    // What did not fit for an intent may still do for an outcome; from here on no write beyond the
+    // first page succeeds.
     limit_files(4096);
     let outcome = waiting.issue_later();
     world.goes_down(&ledger).await;
     assert!(!ledger.health(world.hands.now()).ready);
     tokio::time::sleep(Duration::from_millis(700)).await;
-    assert!(!outcome.is_finished() && ledger.accepting(world.hands.now()).is_err(), "it is withheld, and nothing new is begun");
+    assert!(
+        !outcome.is_finished() && ledger.accepting(world.hands.now()).is_err(),
+        "it is withheld, and nothing new is begun"
+    );
     limit_files(u64::MAX);
     world.recovers(&ledger).await;
     outcome.await.unwrap().unwrap();
@@ -118,7 +149,10 @@ fn a_disk_that_is_full_at_the_first_start_is_not_called_a_newer_schema() {
         return world.block_on(begins_on_a_full_disk(&world));
     }
     let world = World::sqlite();
-    passes(child("a_disk_that_is_full_at_the_first_start_is_not_called_a_newer_schema", &world));
+    passes(child(
+        "a_disk_that_is_full_at_the_first_start_is_not_called_a_newer_schema",
+        &world,
+    ));
     world.block_on(async { world.holds().await });
 }
 

@@ -1,4 +1,5 @@
-//! `verify` from a time on, or from where an earlier run stood; and what several processes write at once.
+//! `verify` from a time on, or from where an earlier run stood; and what several processes write at
+//! once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,12 +10,20 @@ use crate::store::ledger::{Begin, Checkpoint, VerifyOptions};
 use crate::timestamp::Timestamp;
 
 fn unknown(intent: RowRef) -> Event {
-    Event::Unknown { intent, why: Why::process_died() }
+    Event::Unknown {
+        intent,
+        why: Why::process_died(),
+    }
 }
 
 /// The checkpoint of a ledger that holds, written and read back.
 async fn checkpoint(world: &World, begin: Begin) -> (u64, Begin) {
-    let (report, checkpoint) = world.verify(&VerifyOptions { begin, ..VerifyOptions::default() }).await;
+    let (report, checkpoint) = world
+        .verify(&VerifyOptions {
+            begin,
+            ..VerifyOptions::default()
+        })
+        .await;
     assert_eq!(report.broken, []);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("checkpoint");
@@ -22,7 +31,11 @@ async fn checkpoint(world: &World, begin: Begin) -> (u64, Begin) {
     checkpoint.write(&path).unwrap();
     let read = Checkpoint::read(&path).unwrap().unwrap();
     assert_eq!(read, checkpoint);
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
+    assert_eq!(
+        std::fs::read_dir(dir.path()).unwrap().count(),
+        1,
+        "nothing is left beside it"
+    );
     (report.rows, Begin::Checkpoint(Box::new(read)))
 }
 
@@ -35,7 +48,8 @@ async fn a_later_run_reads_only_what_came_since() {
     one.write_so_far().await;
     let (rows, begin) = checkpoint(&world, Begin::FirstRow).await;
     assert_eq!(rows, 5);
-    // A chain that stands before the first in the order of reading, one after it, and more of the first, also in another month.
+    // A chain that stands before the first in the order of reading, one after it, and more of the
+    // first, also in another month.
     world.forge(0, Vec::new()).write().await;
     world.forge(2, Vec::new()).write().await;
     one.issue();
@@ -43,13 +57,20 @@ async fn a_later_run_reads_only_what_came_since() {
     one.issue();
     let late = world.make_now();
     let unclosed = one.row(Event::Intent(late.intent()));
-    one.row(Event::Failed { intent: open, why: Why::process_died() });
+    one.row(Event::Failed {
+        intent: open,
+        why: Why::process_died(),
+    });
     one.write_so_far().await;
     let (rows, begin) = checkpoint(&world, begin).await;
     assert_eq!(rows, 2 + 2 + 2 + 1 + 2 + 2);
     let (rows, begin) = checkpoint(&world, begin).await;
     assert_eq!(rows, 0, "nothing is new");
-    one.row(Event::Issued { intent: unclosed, signature: late.signature.clone(), certificate: late.sha256() });
+    one.row(Event::Issued {
+        intent: unclosed,
+        signature: late.signature.clone(),
+        certificate: late.sha256(),
+    });
     one.row(Event::End);
     one.write_so_far().await;
     let (rows, begin) = checkpoint(&world, begin).await;
@@ -57,7 +78,10 @@ async fn a_later_run_reads_only_what_came_since() {
     one.row(Event::Dropped { count: 1 });
     one.write().await;
     let findings = world.findings_from(begin).await;
-    assert!(findings.len() == 1 && findings[0].contains("rows follow the chain's end"), "{findings:?}");
+    assert!(
+        findings.len() == 1 && findings[0].contains("rows follow the chain's end"),
+        "{findings:?}"
+    );
 }
 
 /// What a run says that goes on from a good ledger to which something was done.
@@ -85,16 +109,28 @@ async fn a_chain_that_is_not_what_it_was_at_the_checkpoint_is_found() {
     for (sql, found) in [
         ("DELETE FROM event", "it is missing"),
         ("DELETE FROM event WHERE seq >= 4", "it is missing"),
-        ("UPDATE event SET hash = zeroblob(32) WHERE seq = 5", "not the row that the checkpoint has there"),
-        ("DELETE FROM event WHERE seq = 6", "rows are missing between seq 5"),
+        (
+            "UPDATE event SET hash = zeroblob(32) WHERE seq = 5",
+            "not the row that the checkpoint has there",
+        ),
+        (
+            "DELETE FROM event WHERE seq = 6",
+            "rows are missing between seq 5",
+        ),
         (
             "UPDATE event SET body = CAST(substr(body, 1, length(body) - 1) || x'ff' AS BLOB) WHERE seq = 4",
             "not the intent that the checkpoint",
         ),
-        ("UPDATE event SET body = CAST(substr(body, 1, length(body) - 1) || x'ff' AS BLOB) WHERE seq = 6", "its hash is not"),
+        (
+            "UPDATE event SET body = CAST(substr(body, 1, length(body) - 1) || x'ff' AS BLOB) WHERE seq = 6",
+            "its hash is not",
+        ),
     ] {
         let findings = after(more, sql).await;
-        assert!(findings.iter().any(|finding| finding.contains(found)), "{sql}: {findings:?}");
+        assert!(
+            findings.iter().any(|finding| finding.contains(found)),
+            "{sql}: {findings:?}"
+        );
     }
 }
 
@@ -103,12 +139,22 @@ async fn what_contradicts_earlier_rows_is_found_by_a_run_that_does_not_read_them
     let second_outcome = async |world: &World, forged: &mut Forged<'_>| {
         let rows = world.rows().await;
         let intent = rows.iter().find(|row| row.kind == "intent").unwrap();
-        let place = crate::store::ledger::event::Place { period: world.hands.now().period(), seq: 2 };
+        let place = crate::store::ledger::event::Place {
+            period: world.hands.now().period(),
+            seq: 2,
+        };
         let chain = crate::store::ledger::event::ChainId([1; 16]);
-        forged.row(unknown(RowRef { chain, place, hash: intent.hash.as_slice().try_into().unwrap() }));
+        forged.row(unknown(RowRef {
+            chain,
+            place,
+            hash: intent.hash.as_slice().try_into().unwrap(),
+        }));
     };
     let findings = after(second_outcome, "SELECT 1").await;
-    assert!(findings.len() == 1 && findings[0].contains("two outcomes"), "{findings:?}");
+    assert!(
+        findings.len() == 1 && findings[0].contains("two outcomes"),
+        "{findings:?}"
+    );
 
     let world = world();
     let mut forged = world.forge(1, Vec::new());
@@ -123,7 +169,10 @@ async fn what_contradicts_earlier_rows_is_found_by_a_run_that_does_not_read_them
     forged.write().await;
     for begin in [begin, Begin::FirstRow] {
         let findings = world.findings_from(begin).await;
-        assert!(findings.len() == 1 && findings[0].contains("seq 4: its serial was used before"), "{findings:?}");
+        assert!(
+            findings.len() == 1 && findings[0].contains("seq 4: its serial was used before"),
+            "{findings:?}"
+        );
     }
 }
 
@@ -141,7 +190,11 @@ async fn rows_before_a_time_are_taken_for_granted_and_the_links_from_them_are_no
     let other = one.row(Event::Intent(world.make_now().intent()));
     one.row(unknown(other));
     world.hands.set(NOON + 60);
-    one.row(Event::Issued { intent: open, signature: awaited.signature.clone(), certificate: awaited.sha256() });
+    one.row(Event::Issued {
+        intent: open,
+        signature: awaited.signature.clone(),
+        certificate: awaited.sha256(),
+    });
     one.issue();
     world.forge(2, Vec::new()).write().await;
     one.write().await;
@@ -155,12 +208,22 @@ async fn rows_before_a_time_are_taken_for_granted_and_the_links_from_them_are_no
     // The identity of an early row is believed; a late row's is not.
     world.execute("UPDATE event SET issuer = 'other' WHERE chain = x'01010101010101010101010101010101' AND seq = 4").await.unwrap();
     assert_eq!(world.findings_from(since(1)).await, [""; 0]);
-    world.execute("UPDATE event SET issuer = 'other' WHERE time > 1795348800000000 AND kind = 'intent'").await.unwrap();
+    world
+        .execute(
+            "UPDATE event SET issuer = 'other' WHERE time > 1795348800000000 AND kind = 'intent'",
+        )
+        .await
+        .unwrap();
     assert_eq!(world.findings_from(since(1)).await.len(), 1);
     // The last early row is where the late ones begin.
     world.execute("UPDATE event SET hash = zeroblob(32) WHERE chain = x'01010101010101010101010101010101' AND seq = 6").await.unwrap();
     let findings = world.findings_from(since(1)).await;
-    assert!(findings.iter().any(|found| found.contains("its hash is not that of the row before")), "{findings:?}");
+    assert!(
+        findings
+            .iter()
+            .any(|found| found.contains("its hash is not that of the row before")),
+        "{findings:?}"
+    );
 }
 
 #[tokio::test]
@@ -185,12 +248,22 @@ async fn an_interrupted_run_goes_on_where_it_was() {
     let whole = world.holds().await;
     let (mut rows, mut runs, mut begin) = (0, 0, Begin::FirstRow);
     loop {
-        // Stopped as soon as one page was judged; a few more may have been read ahead by then, and not all of them.
+        // Stopped as soon as one page was judged; a few more may have been read ahead by then, and
+        // not all of them.
         let stop = AtomicBool::new(false);
-        let options = VerifyOptions { begin, threads: std::num::NonZeroUsize::MIN, ..VerifyOptions::default() };
+        let options = VerifyOptions {
+            begin,
+            threads: std::num::NonZeroUsize::MIN,
+            ..VerifyOptions::default()
+        };
         let mut reader = world.reader().await;
-        let verified = reader.verify(&options, &stop, |_, _| stop.store(true, Ordering::Relaxed)).await.unwrap();
-        let (report, Some(checkpoint)) = verified else { panic!("{verified:?}") };
+        let verified = reader
+            .verify(&options, &stop, |_, _| stop.store(true, Ordering::Relaxed))
+            .await
+            .unwrap();
+        let (report, Some(checkpoint)) = verified else {
+            panic!("{verified:?}")
+        };
         (rows, runs) = (rows + report.rows, runs + 1);
         if !report.interrupted {
             assert_eq!((report.chains, report.open), (whole.chains, whole.open));
@@ -211,12 +284,28 @@ async fn signatures_that_were_left_out_are_said_to_be() {
     let intent = forged.row(Event::Intent(made.intent()));
     let signature = world.make_now().signature;
     let der = crate::x509::lint::certificate(&made.to_be_signed, &signature).unwrap();
-    forged.row(Event::Issued { intent, signature, certificate: crate::digest::sha256(&der) });
+    forged.row(Event::Issued {
+        intent,
+        signature,
+        certificate: crate::digest::sha256(&der),
+    });
     forged.write().await;
     let findings = world.findings().await;
-    assert!(findings.len() == 1 && findings[0].contains("the signature is not the issuer's"), "{findings:?}");
-    let (report, checkpoint) = world.verify(&VerifyOptions { signatures: false, ..VerifyOptions::default() }).await;
-    assert!(report.broken.is_empty() && report.signatures_skipped && !checkpoint.unwrap().has_signatures());
+    assert!(
+        findings.len() == 1 && findings[0].contains("the signature is not the issuer's"),
+        "{findings:?}"
+    );
+    let (report, checkpoint) = world
+        .verify(&VerifyOptions {
+            signatures: false,
+            ..VerifyOptions::default()
+        })
+        .await;
+    assert!(
+        report.broken.is_empty()
+            && report.signatures_skipped
+            && !checkpoint.unwrap().has_signatures()
+    );
 }
 
 #[tokio::test]
@@ -224,14 +313,28 @@ async fn a_file_that_is_no_checkpoint_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("checkpoint");
     assert!(Checkpoint::read(&path).unwrap().is_none());
-    for text in ["", "{}", r#"{"version": 2}"#, r#"{"version": 1, "rows": 1}"#] {
+    for text in [
+        "",
+        "{}",
+        r#"{"version": 2}"#,
+        r#"{"version": 1, "rows": 1}"#,
+    ] {
         std::fs::write(&path, text).unwrap();
-        assert!(Checkpoint::read(&path).unwrap_err().to_string().contains("no checkpoint"), "{text}");
+        assert!(
+            Checkpoint::read(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("no checkpoint"),
+            "{text}"
+        );
     }
 }
 
 /// Two chains of which the second succeeds the first; `write` says what else the second does.
-async fn succession(order: (u8, u8), write: impl Fn(&mut Forged<'_>, RowRef, RowRef)) -> Vec<String> {
+async fn succession(
+    order: (u8, u8),
+    write: impl Fn(&mut Forged<'_>, RowRef, RowRef),
+) -> Vec<String> {
     let world = world();
     let mut dead = world.forge(order.0, Vec::new());
     let open = dead.row(Event::Intent(world.make_now().intent()));
@@ -252,35 +355,57 @@ async fn only_who_declares_a_chain_ended_may_file_its_intents_and_only_as_unknow
         });
         assert_eq!(good.await, [""; 0]);
         let failed = succession(order, |chain, open, head| {
-            chain.row(Event::Failed { intent: open, why: Why::process_died() });
+            chain.row(Event::Failed {
+                intent: open,
+                why: Why::process_died(),
+            });
             chain.row(Event::ChainEnded { head });
         });
         let failed = failed.await;
-        assert!(failed.len() == 1 && failed[0].contains("a failure was recorded by another chain"), "{failed:?}");
+        assert!(
+            failed.len() == 1 && failed[0].contains("a failure was recorded by another chain"),
+            "{failed:?}"
+        );
         let undeclared = succession(order, |chain, open, _| {
             chain.row(unknown(open));
         });
         let undeclared = undeclared.await;
-        assert!(undeclared.len() == 1 && undeclared[0].contains("did not declare ended"), "{undeclared:?}");
+        assert!(
+            undeclared.len() == 1 && undeclared[0].contains("did not declare ended"),
+            "{undeclared:?}"
+        );
         let late = succession(order, |chain, open, head| {
             chain.row(Event::ChainEnded { head });
             chain.row(unknown(open));
         });
         let late = late.await;
-        assert!(late.len() == 1 && late[0].contains("did not declare ended after it"), "{late:?}");
+        assert!(
+            late.len() == 1 && late[0].contains("did not declare ended after it"),
+            "{late:?}"
+        );
         let twice = succession(order, |chain, open, head| {
             chain.row(unknown(open));
             chain.row(unknown(open));
             chain.row(Event::ChainEnded { head });
         });
         let twice = twice.await;
-        assert!(twice.len() == 1 && twice[0].contains("two outcomes"), "{twice:?}");
+        assert!(
+            twice.len() == 1 && twice[0].contains("two outcomes"),
+            "{twice:?}"
+        );
     }
 }
 
 #[tokio::test]
 async fn a_chain_is_declared_ended_once_and_its_outcomes_are_not_filed_again() {
-    for order in [[1, 2, 3], [3, 2, 1], [2, 1, 3], [2, 3, 1], [1, 3, 2], [3, 1, 2]] {
+    for order in [
+        [1, 2, 3],
+        [3, 2, 1],
+        [2, 1, 3],
+        [2, 3, 1],
+        [1, 3, 2],
+        [3, 1, 2],
+    ] {
         let world = world();
         let mut dead = world.forge(order[0], Vec::new());
         let open = dead.row(Event::Intent(world.make_now().intent()));
@@ -294,8 +419,18 @@ async fn a_chain_is_declared_ended_once_and_its_outcomes_are_not_filed_again() {
         }
         let findings = world.findings().await;
         assert_eq!(findings.len(), 2, "{findings:?}");
-        assert!(findings.iter().any(|found| found.contains("its intent has two outcomes")), "{findings:?}");
-        assert!(findings.iter().any(|found| found.contains("was declared ended before")), "{findings:?}");
+        assert!(
+            findings
+                .iter()
+                .any(|found| found.contains("its intent has two outcomes")),
+            "{findings:?}"
+        );
+        assert!(
+            findings
+                .iter()
+                .any(|found| found.contains("was declared ended before")),
+            "{findings:?}"
+        );
     }
 }
 
@@ -319,9 +454,18 @@ async fn a_chain_that_is_alive_goes_on_growing_after_it_was_named_and_a_dead_one
         alive.issue();
         alive.write().await;
         let findings = world.findings().await;
-        assert!(findings.len() == 1 && findings[0].contains("rows follow the end that it names"), "{findings:?}");
+        assert!(
+            findings.len() == 1 && findings[0].contains("rows follow the end that it names"),
+            "{findings:?}"
+        );
         let findings = world.findings_from(begin).await;
-        assert!(findings.iter().all(|found| found.contains("rows follow the chain's end")) && !findings.is_empty(), "{findings:?}");
+        assert!(
+            findings
+                .iter()
+                .all(|found| found.contains("rows follow the chain's end"))
+                && !findings.is_empty(),
+            "{findings:?}"
+        );
     }
 }
 
@@ -338,10 +482,17 @@ async fn an_outcome_and_the_intents_own_outcome_are_two() {
         successor.row(Event::ChainEnded { head: intent });
         successor.write().await;
         world.holds().await;
-        paused.row(Event::Issued { intent, signature: made.signature.clone(), certificate: made.sha256() });
+        paused.row(Event::Issued {
+            intent,
+            signature: made.signature.clone(),
+            certificate: made.sha256(),
+        });
         paused.write().await;
         let findings = world.findings().await;
-        assert!(findings.iter().any(|found| found.contains("two outcomes")), "{findings:?}");
+        assert!(
+            findings.iter().any(|found| found.contains("two outcomes")),
+            "{findings:?}"
+        );
     }
 }
 
@@ -353,16 +504,31 @@ async fn a_later_run_looks_up_what_was_issued_before_and_given_out_again_since()
     let (issued, open) = (one.issue(), one.row(Event::Intent(made.intent())));
     one.write_so_far().await;
     let (_, begin) = checkpoint(&world, Begin::FirstRow).await;
-    one.row(Event::Issued { intent: open, signature: made.signature.clone(), certificate: made.sha256() });
+    one.row(Event::Issued {
+        intent: open,
+        signature: made.signature.clone(),
+        certificate: made.sha256(),
+    });
     for intent in [issued, open] {
-        one.row(Event::Repeated { intent, identity: IDENTITY.into(), evidence: Proof::from(&evidence()) });
+        one.row(Event::Repeated {
+            intent,
+            identity: IDENTITY.into(),
+            evidence: Proof::from(&evidence()),
+        });
     }
     one.write_so_far().await;
     let (rows, begin) = checkpoint(&world, begin).await;
     assert_eq!(rows, 3);
     let unissued = one.row(Event::Intent(world.make_now().intent()));
-    one.row(Event::Repeated { intent: unissued, identity: IDENTITY.into(), evidence: Proof::from(&evidence()) });
+    one.row(Event::Repeated {
+        intent: unissued,
+        identity: IDENTITY.into(),
+        evidence: Proof::from(&evidence()),
+    });
     one.write().await;
     let findings = world.findings_from(begin).await;
-    assert!(findings.len() == 1 && findings[0].contains("has not become a certificate"), "{findings:?}");
+    assert!(
+        findings.len() == 1 && findings[0].contains("has not become a certificate"),
+        "{findings:?}"
+    );
 }

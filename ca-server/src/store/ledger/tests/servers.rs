@@ -1,4 +1,5 @@
-//! What holds of a ledger on a server only: several processes write it, roles divide it, partitions hold it.
+//! What holds of a ledger on a server only: several processes write it, roles divide it, partitions
+//! hold it.
 
 use std::time::Duration;
 
@@ -20,24 +21,41 @@ async fn asked(world: &World, sql: &'static str) -> Vec<String> {
     rows.iter().map(|row| row.get::<String, _>(0)).collect()
 }
 
-/// The first chain's session ends, and before it is back another process finds the chain without an owner.
+/// The first chain's session ends, and before it is back another process finds the chain without an
+/// owner.
 async fn take_the_lock(world: &World) -> PgConnection {
     let mut connection = world.superuser().await;
-    let chain = sqlx::query("SELECT chain FROM event LIMIT 1").fetch_one(&mut connection).await.unwrap().get::<Vec<u8>, _>(0);
+    let chain = sqlx::query("SELECT chain FROM event LIMIT 1")
+        .fetch_one(&mut connection)
+        .await
+        .unwrap()
+        .get::<Vec<u8>, _>(0);
     let key = i64::from_be_bytes(chain[..8].try_into().unwrap());
     let end = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' \
          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
     connection.execute(end).await.unwrap();
-    sqlx::query("SELECT pg_advisory_lock($1)").bind(key).execute(&mut connection).await.unwrap();
+    sqlx::query("SELECT pg_advisory_lock($1)")
+        .bind(key)
+        .execute(&mut connection)
+        .await
+        .unwrap();
     connection
 }
 
 #[tokio::test]
 async fn several_processes_write_one_ledger_each_its_own_chain() {
     let world = World::postgres();
-    let (first, second, third) = (world.start().await, world.start().await, world.start().await);
+    let (first, second, third) = (
+        world.start().await,
+        world.start().await,
+        world.start().await,
+    );
     for _ in 0..5 {
-        tokio::join!(world.issue(&first), world.issue(&second), world.issue(&third));
+        tokio::join!(
+            world.issue(&first),
+            world.issue(&second),
+            world.issue(&third)
+        );
     }
     second.shutdown().await;
     world.issue(&first).await;
@@ -57,8 +75,15 @@ async fn a_chain_that_is_alive_is_named_and_not_declared_ended() {
     let open = world.open(&first).await;
     let second = world.start().await;
     let events = world.events().await;
-    assert!(matches!(events.last(), Some(Event::Issuer(_))), "nothing is filed about the first: {events:?}");
-    assert!(events.iter().any(|event| matches!(event, Event::Start { heads, .. } if heads.len() == 1)));
+    assert!(
+        matches!(events.last(), Some(Event::Issuer(_))),
+        "nothing is filed about the first: {events:?}"
+    );
+    assert!(
+        events
+            .iter()
+            .any(|event| matches!(event, Event::Start { heads, .. } if heads.len() == 1))
+    );
     open.issue().await.unwrap();
     first.shutdown().await;
     second.shutdown().await;
@@ -72,8 +97,16 @@ async fn whoever_lost_its_session_to_another_withholds_what_was_open_and_begins_
     let open = world.open(&first).await;
     let connection = take_the_lock(&world).await;
     let outcome = open.issue_later();
-    world.until("it begins a new chain", || first.accepting(world.hands.now()).is_ok()).await;
-    assert_eq!(outcome.await.unwrap().unwrap_err().reason(), Reason::LedgerDown, "the certificate is withheld");
+    world
+        .until("it begins a new chain", || {
+            first.accepting(world.hands.now()).is_ok()
+        })
+        .await;
+    assert_eq!(
+        outcome.await.unwrap().unwrap_err().reason(),
+        Reason::LedgerDown,
+        "the certificate is withheld"
+    );
     drop(connection);
     let second = world.start().await;
     world.issue(&first).await;
@@ -81,7 +114,10 @@ async fn whoever_lost_its_session_to_another_withholds_what_was_open_and_begins_
     first.shutdown().await;
     second.shutdown().await;
     let report = world.holds().await;
-    assert_eq!((report.chains, report.issued, report.unknown, report.open), (3, 2, 1, 0));
+    assert_eq!(
+        (report.chains, report.issued, report.unknown, report.open),
+        (3, 2, 1, 0)
+    );
 }
 
 #[tokio::test]
@@ -92,15 +128,23 @@ async fn a_chain_that_begins_in_the_midst_of_a_life_knows_what_was_reloaded() {
     ledger.reloaded(vec![second.fact()], [9; 32]).await.unwrap();
     let connection = take_the_lock(&world).await;
     drop(ledger.open_made(world.make(&ledger)).await);
-    world.until("it begins a new chain", || ledger.accepting(world.hands.now()).is_ok()).await;
+    world
+        .until("it begins a new chain", || {
+            ledger.accepting(world.hands.now()).is_ok()
+        })
+        .await;
     drop(connection);
     let made = second.make(ledger.period(world.hands.now()), world.hands.now());
     ledger.open_made(made).await.unwrap().issue().await.unwrap();
     world.issue(&ledger).await;
-    let begun = world.events().await.into_iter().filter_map(|event| match event {
-        Event::Start { config, .. } => Some(config),
-        _ => None,
-    });
+    let begun = world
+        .events()
+        .await
+        .into_iter()
+        .filter_map(|event| match event {
+            Event::Start { config, .. } => Some(config),
+            _ => None,
+        });
     assert_eq!(begun.collect::<Vec<_>>(), [[5; 32], [9; 32]]);
     ledger.shutdown().await;
     world.start().await.shutdown().await;
@@ -129,31 +173,49 @@ async fn a_session_that_ends_while_nobody_takes_over_goes_on_with_its_chain() {
 #[tokio::test]
 async fn a_clock_that_is_not_the_databases_records_nothing_until_it_is() {
     let world = World::postgres();
-    let now: i64 = asked(&world, "SELECT extract(epoch FROM now())::bigint::text").await[0].parse().unwrap();
+    let now: i64 = asked(&world, "SELECT extract(epoch FROM now())::bigint::text").await[0]
+        .parse()
+        .unwrap();
     world.hands.set(now + 40);
     world.migrate().await;
     let mut options = options(&world.location, &world.ca);
     options.clock_tolerance = Duration::from_secs(30);
     let ledger = Ledger::start(options, world.hands.clock()).await.unwrap();
     let refused = ledger.open_made(world.make(&ledger)).await;
-    assert!(matches!(&refused, Err(NotOpened::Refused(refusal)) if refusal.reason() == Reason::Clock), "{refused:?}");
-    assert!(world.rows().await.is_empty(), "no row is written with a time that is not so");
+    assert!(
+        matches!(&refused, Err(NotOpened::Refused(refusal)) if refusal.reason() == Reason::Clock),
+        "{refused:?}"
+    );
+    assert!(
+        world.rows().await.is_empty(),
+        "no row is written with a time that is not so"
+    );
     world.hands.set(now + 20);
     world.recovers(&ledger).await;
     let open = world.open(&ledger).await;
     world.hands.set(now + 3600);
     let outcome = open.issue_later();
-    assert!(ledger.accepting(world.hands.now()).is_err() && ledger.open_made(world.make_now()).await.is_err());
+    assert!(
+        ledger.accepting(world.hands.now()).is_err()
+            && ledger.open_made(world.make_now()).await.is_err()
+    );
     assert!(!ledger.health(world.hands.now()).ready);
     world.hands.set(now + 21);
     world.recovers(&ledger).await;
     outcome.await.unwrap().unwrap();
     world.issue(&ledger).await;
     ledger.shutdown().await;
-    assert!(world.rows().await.iter().all(|row| row.time / 1_000_000 <= now + 21));
+    assert!(
+        world
+            .rows()
+            .await
+            .iter()
+            .all(|row| row.time / 1_000_000 <= now + 21)
+    );
 }
 
-/// PgBouncer hands out sessions by the transaction. It takes no settings at a connection's begin, unless it is told to drop them.
+/// PgBouncer hands out sessions by the transaction. It takes no settings at a connection's begin,
+/// unless it is told to drop them.
 #[tokio::test]
 async fn behind_a_pooler_that_shares_sessions_nothing_is_written_and_the_remedy_is_said() {
     for dropped in ["", "options,extra_float_digits"] {
@@ -164,8 +226,13 @@ async fn behind_a_pooler_that_shares_sessions_nothing_is_written_and_the_remedy_
         let pooler = Pooler::start(cluster, dropped);
         let world = World::at_url(&pooler.url(&database));
         let refused = start(&world.location, &world.ca, &world.hands).await;
-        let Err(LedgerStartError::Unavailable { cause, .. }) = &refused else { panic!("{dropped:?}: {refused:?}") };
-        assert!(cause.contains("pooler") && cause.contains("name the server itself"), "{dropped:?}: {cause}");
+        let Err(LedgerStartError::Unavailable { cause, .. }) = &refused else {
+            panic!("{dropped:?}: {refused:?}")
+        };
+        assert!(
+            cause.contains("pooler") && cause.contains("name the server itself"),
+            "{dropped:?}: {cause}"
+        );
         assert!(direct.rows().await.is_empty());
     }
 }
@@ -178,18 +245,37 @@ async fn a_month_without_a_partition_never_stops_issuing() {
     assert!(!ledger.health(world.hands.now()).detail.contains("migrate"));
     world.hands.set(NOON + 24 * MONTH - 20 * 86_400);
     let health = ledger.health(world.hands.now());
-    assert!(health.ready && health.detail.contains("ca-server migrate"), "{health:?}");
+    assert!(
+        health.ready && health.detail.contains("ca-server migrate"),
+        "{health:?}"
+    );
     world.hands.set(NOON + 26 * MONTH);
     world.issue(&ledger).await;
     let migrated = world.migrate().await;
-    assert_eq!(migrated.in_default, [world.hands.now().period()], "they are named and left there");
-    assert!(!migrated.partitions_made.contains(&world.hands.now().period()) && migrated.partitions_made.len() > 20);
+    assert_eq!(
+        migrated.in_default,
+        [world.hands.now().period()],
+        "they are named and left there"
+    );
+    assert!(
+        !migrated
+            .partitions_made
+            .contains(&world.hands.now().period())
+            && migrated.partitions_made.len() > 20
+    );
     world.issue(&ledger).await;
     world.hands.set(NOON + 28 * MONTH);
     world.issue(&ledger).await;
     ledger.shutdown().await;
-    let partitions = asked(&world, "SELECT DISTINCT tableoid::regclass::text FROM event ORDER BY 1").await;
-    assert_eq!(partitions, ["event_202611", "event_202904", "event_default"]);
+    let partitions = asked(
+        &world,
+        "SELECT DISTINCT tableoid::regclass::text FROM event ORDER BY 1",
+    )
+    .await;
+    assert_eq!(
+        partitions,
+        ["event_202611", "event_202904", "event_default"]
+    );
     assert_eq!(world.holds().await.issued, 4);
 }
 
@@ -197,8 +283,14 @@ async fn a_month_without_a_partition_never_stops_issuing() {
 async fn migrating_again_changes_nothing() {
     let world = World::postgres();
     let again = world.migrate().await;
-    assert!(again.partitions_made.is_empty() && again.roles_made.is_empty(), "{again:?}");
-    assert_eq!(again.last_partition.map(|period| period.yyyymm()), Some(202_811));
+    assert!(
+        again.partitions_made.is_empty() && again.roles_made.is_empty(),
+        "{again:?}"
+    );
+    assert_eq!(
+        again.last_partition.map(|period| period.yyyymm()),
+        Some(202_811)
+    );
 }
 
 #[tokio::test]
@@ -215,9 +307,17 @@ async fn the_application_adds_and_reads_and_the_auditor_reads() {
         ("application", "DELETE FROM event", false),
         ("application", "TRUNCATE event", false),
         ("application", "TRUNCATE event_202611", false),
-        ("application", "INSERT INTO event_202611 SELECT * FROM event", false),
+        (
+            "application",
+            "INSERT INTO event_202611 SELECT * FROM event",
+            false,
+        ),
         ("application", "DROP TABLE event", false),
-        ("application", "ALTER TABLE event DISABLE TRIGGER ALL", false),
+        (
+            "application",
+            "ALTER TABLE event DISABLE TRIGGER ALL",
+            false,
+        ),
         ("application", "CREATE TABLE ca_server.other ()", false),
         ("auditor", "SELECT count(*) FROM event", true),
         ("auditor", insert, false),
@@ -239,7 +339,9 @@ async fn the_application_adds_and_reads_and_the_auditor_reads() {
 async fn a_daemon_logs_in_as_less_than_the_owner() {
     let world = World::postgres();
     let lesser = world.as_member_of("application").await;
-    let ledger = start(&lesser.location, &world.ca, &world.hands).await.unwrap();
+    let ledger = start(&lesser.location, &world.ca, &world.hands)
+        .await
+        .unwrap();
     world.issue(&ledger).await;
     ledger.shutdown().await;
     world.holds().await;
@@ -250,8 +352,14 @@ async fn a_daemon_logs_in_as_less_than_the_owner() {
 async fn a_database_without_the_schema_says_what_to_run() {
     let world = World::unmigrated();
     let refused = start(&world.location, &world.ca, &world.hands).await;
-    assert!(matches!(&refused, Err(LedgerStartError::Corrupt { cause, .. }) if cause.contains("ca-server migrate")), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(LedgerStartError::Corrupt { cause, .. }) if cause.contains("ca-server migrate")),
+        "{refused:?}"
+    );
     let missing = World::at_url(&world.url().replace("?host", "_not_there?host"));
     let refused = start(&missing.location, &world.ca, &world.hands).await;
-    assert!(matches!(&refused, Err(LedgerStartError::Unavailable { cause, .. }) if cause.contains("does not exist")), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(LedgerStartError::Unavailable { cause, .. }) if cause.contains("does not exist")),
+        "{refused:?}"
+    );
 }

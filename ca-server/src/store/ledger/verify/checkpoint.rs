@@ -1,5 +1,6 @@
-//! Where a verification stands, as a file: small JSON with a version, from which a later run goes on. Nothing protects it: whoever can
-//! write it can say that rows were checked which never were, so it is kept where the ledger's writers cannot reach.
+//! Where a verification stands, as a file: small JSON with a version, from which a later run goes
+//! on. Nothing protects it: whoever can write it can say that rows were checked which never were,
+//! so it is kept where the ledger's writers cannot reach.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -16,7 +17,8 @@ use crate::timestamp::{Period, Timestamp};
 /// The file's version.
 const VERSION: u32 = 1;
 
-/// Where a verification stands that found nothing broken: the head of every chain, what it left open, the issuers it has named.
+/// Where a verification stands that found nothing broken: the head of every chain, what it left
+/// open, the issuers it has named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
     pub(super) standing: Standing,
@@ -33,7 +35,8 @@ pub enum BadCheckpoint {
     Content(PathBuf, String),
 }
 
-/// Where it goes wrong; the parser's own words may show what stands there, and it may be another file.
+/// Where it goes wrong; the parser's own words may show what stands there, and it may be another
+/// file.
 fn wrong(error: &serde_json::Error) -> String {
     format!("wrong in line {}, column {}", error.line(), error.column())
 }
@@ -46,12 +49,16 @@ impl Checkpoint {
             other => other.map_err(|error| BadCheckpoint::File(path.to_owned(), error))?,
         };
         let content = |why: String| BadCheckpoint::Content(path.to_owned(), why);
-        let versioned: Versioned = serde_json::from_str(&text).map_err(|error| content(wrong(&error)))?;
+        let versioned: Versioned =
+            serde_json::from_str(&text).map_err(|error| content(wrong(&error)))?;
         if versioned.version != VERSION {
             return Err(content(format!("its version is {}", versioned.version)));
         }
-        let written: Written = serde_json::from_str(&text).map_err(|error| content(wrong(&error)))?;
-        let standing = written.standing().ok_or_else(|| content("a value in it is out of its range".into()))?;
+        let written: Written =
+            serde_json::from_str(&text).map_err(|error| content(wrong(&error)))?;
+        let standing = written
+            .standing()
+            .ok_or_else(|| content("a value in it is out of its range".into()))?;
         Ok(Some(Self { standing }))
     }
 
@@ -75,7 +82,8 @@ impl Checkpoint {
         self.standing.rows
     }
 
-    /// Whether the issuers until here were judged by these roots, or all believed if there are none.
+    /// Whether the issuers until here were judged by these roots, or all believed if there are
+    /// none.
     pub fn is_by(&self, roots: Option<&TrustedRoots>) -> bool {
         self.standing.roots == roots.map(TrustedRoots::digest)
     }
@@ -159,14 +167,26 @@ impl TryFrom<String> for Octets {
 impl From<RowRef> for Reference {
     fn from(row: RowRef) -> Self {
         let (period, seq) = (row.place.period.yyyymm(), row.place.seq);
-        Self { chain: Octets(row.chain.0.to_vec()), period, seq, hash: Octets(row.hash.to_vec()) }
+        Self {
+            chain: Octets(row.chain.0.to_vec()),
+            period,
+            seq,
+            hash: Octets(row.hash.to_vec()),
+        }
     }
 }
 
 impl Reference {
     fn row(&self) -> Option<RowRef> {
-        let place = Place { period: Period::new(self.period)?, seq: self.seq };
-        Some(RowRef { chain: chain(&self.chain)?, place, hash: hash(&self.hash)? })
+        let place = Place {
+            period: Period::new(self.period)?,
+            seq: self.seq,
+        };
+        Some(RowRef {
+            chain: chain(&self.chain)?,
+            place,
+            hash: hash(&self.hash)?,
+        })
     }
 }
 
@@ -198,10 +218,18 @@ impl From<&Standing> for Written {
                 ended: chain.ended,
                 declared: chain.declared,
                 issuers: named,
-                open: chain.open.iter().map(|(place, hash)| (place.period.yyyymm(), place.seq, Octets(hash.to_vec()))).collect(),
+                open: chain
+                    .open
+                    .iter()
+                    .map(|(place, hash)| (place.period.yyyymm(), place.seq, Octets(hash.to_vec())))
+                    .collect(),
             });
         }
-        let head = |named: &NamedHead| WrittenHead { head: named.head.into(), is_last: named.is_last, by: named.by.into() };
+        let head = |named: &NamedHead| WrittenHead {
+            head: named.head.into(),
+            is_last: named.is_last,
+            by: named.by.into(),
+        };
         Self {
             version: VERSION,
             rows: standing.rows,
@@ -210,9 +238,17 @@ impl From<&Standing> for Written {
             signatures: !standing.signatures_skipped,
             issuers,
             chains,
-            early: standing.early.iter().map(|(intent, outcome)| ((*intent).into(), (*outcome).into())).collect(),
+            early: standing
+                .early
+                .iter()
+                .map(|(intent, outcome)| ((*intent).into(), (*outcome).into()))
+                .collect(),
             named: standing.named.iter().map(head).collect(),
-            undeclared: standing.undeclared.iter().map(|(chain, outcome)| (Octets(chain.0.to_vec()), (*outcome).into())).collect(),
+            undeclared: standing
+                .undeclared
+                .iter()
+                .map(|(chain, outcome)| (Octets(chain.0.to_vec()), (*outcome).into()))
+                .collect(),
         }
     }
 }
@@ -222,9 +258,18 @@ impl Written {
         let mut chains = BTreeMap::new();
         for written in &self.chains {
             let head = written.head.row()?;
-            let issuer = |(id, number): &(String, usize)| Some((id.clone(), self.issuers.get(*number)?.0.clone()));
-            let open =
-                |(period, seq, octets): &(u32, u64, Octets)| Some((Place { period: Period::new(*period)?, seq: *seq }, hash(octets)?));
+            let issuer = |(id, number): &(String, usize)| {
+                Some((id.clone(), self.issuers.get(*number)?.0.clone()))
+            };
+            let open = |(period, seq, octets): &(u32, u64, Octets)| {
+                Some((
+                    Place {
+                        period: Period::new(*period)?,
+                        seq: *seq,
+                    },
+                    hash(octets)?,
+                ))
+            };
             let standing = ChainStanding {
                 head,
                 time: Timestamp::from_micros(written.time),
@@ -235,7 +280,13 @@ impl Written {
             };
             chains.insert(head.chain, standing);
         }
-        let head = |named: &WrittenHead| Some(NamedHead { head: named.head.row()?, is_last: named.is_last, by: named.by.row()? });
+        let head = |named: &WrittenHead| {
+            Some(NamedHead {
+                head: named.head.row()?,
+                is_last: named.is_last,
+                by: named.by.row()?,
+            })
+        };
         Some(Standing {
             rows: self.rows,
             since: self.since.map(Timestamp::from_micros),
@@ -245,9 +296,17 @@ impl Written {
             },
             signatures_skipped: !self.signatures,
             chains,
-            early: self.early.iter().map(|(intent, outcome)| Some((intent.row()?, outcome.row()?))).collect::<Option<_>>()?,
+            early: self
+                .early
+                .iter()
+                .map(|(intent, outcome)| Some((intent.row()?, outcome.row()?)))
+                .collect::<Option<_>>()?,
             named: self.named.iter().map(head).collect::<Option<_>>()?,
-            undeclared: self.undeclared.iter().map(|(id, outcome)| Some((chain(id)?, outcome.row()?))).collect::<Option<_>>()?,
+            undeclared: self
+                .undeclared
+                .iter()
+                .map(|(id, outcome)| Some((chain(id)?, outcome.row()?)))
+                .collect::<Option<_>>()?,
         })
     }
 }

@@ -1,4 +1,5 @@
-//! The threads that judge rows. Each job's answer comes by a channel of its own, so that answers can be taken in the order of the jobs.
+//! The threads that judge rows. Each job's answer comes by a channel of its own, so that answers
+//! can be taken in the order of the jobs.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -24,11 +25,18 @@ impl Crew {
     pub(super) fn start(threads: NonZeroUsize, checks: &Checks) -> std::io::Result<Self> {
         let (jobs, waiting) = mpsc::channel();
         let waiting = Arc::new(Mutex::new(waiting));
-        let mut crew = Self { jobs: Some(jobs), threads: Vec::with_capacity(threads.get()) };
+        let mut crew = Self {
+            jobs: Some(jobs),
+            threads: Vec::with_capacity(threads.get()),
+        };
         for number in 0..threads.get() {
             let (waiting, checks) = (waiting.clone(), checks.clone());
             let work = move || while work(&waiting, &checks) {};
-            crew.threads.push(thread::Builder::new().name(format!("verify-{number}")).spawn(work)?);
+            crew.threads.push(
+                thread::Builder::new()
+                    .name(format!("verify-{number}"))
+                    .spawn(work)?,
+            );
         }
         Ok(crew)
     }
@@ -53,7 +61,10 @@ impl Crew {
 
 /// Does one job; false when there will be none.
 fn work(waiting: &Mutex<mpsc::Receiver<Job>>, checks: &Checks) -> bool {
-    let job = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
+    let job = waiting
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .recv();
     match job {
         Ok(Job::Page(page, answer)) => drop(answer.send(judge::page(page, checks))),
         Ok(Job::Pairs(pairs, answer)) => drop(answer.send(judge::pairs(pairs, checks.signatures))),

@@ -27,20 +27,32 @@ pub(super) struct At {
 
 impl From<&StoredRow> for At {
     fn from(row: &StoredRow) -> Self {
-        Self { period: row.period, chain: row.chain.clone(), seq: row.seq }
+        Self {
+            period: row.period,
+            chain: row.chain.clone(),
+            seq: row.seq,
+        }
     }
 }
 
 impl From<RowRef> for At {
     fn from(row: RowRef) -> Self {
         let seq = i64::try_from(row.place.seq).unwrap_or(i64::MAX);
-        Self { period: row.place.period.yyyymm().into(), chain: row.chain.0.to_vec(), seq }
+        Self {
+            period: row.place.period.yyyymm().into(),
+            chain: row.chain.0.to_vec(),
+            seq,
+        }
     }
 }
 
 impl At {
     /// What is wrong with no row that anybody could name.
-    const LEDGER: Self = Self { period: i64::MAX, chain: Vec::new(), seq: i64::MAX };
+    const LEDGER: Self = Self {
+        period: i64::MAX,
+        chain: Vec::new(),
+        seq: i64::MAX,
+    };
 }
 
 impl fmt::Display for At {
@@ -48,7 +60,13 @@ impl fmt::Display for At {
         if *self == Self::LEDGER {
             return f.write_str("the ledger");
         }
-        write!(f, "period {} chain {} seq {}", self.period, hex::encode(&self.chain), self.seq)
+        write!(
+            f,
+            "period {} chain {} seq {}",
+            self.period,
+            hex::encode(&self.chain),
+            self.seq
+        )
     }
 }
 
@@ -61,11 +79,17 @@ pub(super) struct Finding {
 impl Finding {
     /// Of rows that nobody can name.
     pub(super) fn of_ledger(what: impl Into<String>) -> Self {
-        Self { row: At::LEDGER, what: what.into() }
+        Self {
+            row: At::LEDGER,
+            what: what.into(),
+        }
     }
 
     pub(super) fn new(row: impl Into<At>, what: impl Into<String>) -> Self {
-        Self { row: row.into(), what: what.into() }
+        Self {
+            row: row.into(),
+            what: what.into(),
+        }
     }
 }
 
@@ -90,6 +114,12 @@ impl Findings {
     }
 
     pub(super) fn into_listed(self) -> Vec<Broken> {
-        self.listed.into_iter().map(|((row, _), what)| Broken { row: row.to_string(), what }).collect()
+        self.listed
+            .into_iter()
+            .map(|((row, _), what)| Broken {
+                row: row.to_string(),
+                what,
+            })
+            .collect()
     }
 }

@@ -1,5 +1,6 @@
-//! What can be said of rows by themselves, the row before and the issuers that their chain has named: everything that costs. Pure, so
-//! that workers do it side by side. What is left, the state of all chains, is `pass`.
+//! What can be said of rows by themselves, the row before and the issuers that their chain has
+//! named: everything that costs. Pure, so that workers do it side by side. What is left, the state
+//! of all chains, is `pass`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -111,7 +112,12 @@ pub(super) fn page(stretches: Vec<Stretch>, checks: &Checks) -> Judged {
 
 /// Holds outcomes against their intents.
 pub(super) fn pairs(pairs: Vec<Pair>, signatures: bool) -> Vec<Finding> {
-    let finding = |pair: Pair| Some(Finding::new(pair.outcome, pair.drafted.became(&pair.signature, signatures).err()?));
+    let finding = |pair: Pair| {
+        Some(Finding::new(
+            pair.outcome,
+            pair.drafted.became(&pair.signature, signatures).err()?,
+        ))
+    };
     pairs.into_iter().filter_map(finding).collect()
 }
 
@@ -119,25 +125,37 @@ impl Judged {
     fn stretch(&mut self, stretch: Stretch, checks: &Checks) {
         self.count += stretch.rows.len() as u64;
         let mut before = stretch.before.unwrap_or(GENESIS);
-        // Where the intents of this stretch stand in `rows`, as long as no outcome was held against them.
+        // Where the intents of this stretch stand in `rows`, as long as no outcome was held against
+        // them.
         let mut open: HashMap<Place, usize> = HashMap::new();
         for stored in &stretch.rows {
-            let Some(row) = self.reference(stored) else { continue };
+            let Some(row) = self.reference(stored) else {
+                continue;
+            };
             let is_bound = link(&before, &stored.body) == row.hash;
             before = row.hash;
             let read = self.read(stored).map(|(header, event)| {
                 let (time, oldest_open) = (header.time, header.oldest_open);
                 let meaning = self.meaning(row, &header, event, &stretch.issuers, checks);
-                Read { time, oldest_open, meaning }
+                Read {
+                    time,
+                    oldest_open,
+                    meaning,
+                }
             });
-            self.rows.push(JudgedRow { row, is_bound, read });
+            self.rows.push(JudgedRow {
+                row,
+                is_bound,
+                read,
+            });
             self.pair(&mut open, checks.signatures);
         }
     }
 
     fn reference(&mut self, row: &StoredRow) -> Option<RowRef> {
         let Ok(hash) = Hash::try_from(row.hash.as_slice()) else {
-            self.findings.push(Finding::new(row, "the hash is not of 32 octets"));
+            self.findings
+                .push(Finding::new(row, "the hash is not of 32 octets"));
             return None;
         };
         let place = row.place();
@@ -149,23 +167,37 @@ impl Judged {
 
     fn read(&mut self, row: &StoredRow) -> Option<(Header, Event)> {
         if !is_deterministic(&row.body) {
-            self.findings.push(Finding::new(row, "the body is not deterministic CBOR"));
+            self.findings
+                .push(Finding::new(row, "the body is not deterministic CBOR"));
         }
         match decode(&row.body) {
             Ok((header, event)) => {
                 if let Some(column) = differing_column(row, &header, &event) {
-                    self.findings.push(Finding::new(row, format!("the column {column} is not what the body says")));
+                    self.findings.push(Finding::new(
+                        row,
+                        format!("the column {column} is not what the body says"),
+                    ));
                 }
                 Some((header, event))
             }
             Err(cause) => {
-                self.findings.push(Finding::new(row, format!("the body cannot be read: {cause}")));
+                self.findings.push(Finding::new(
+                    row,
+                    format!("the body cannot be read: {cause}"),
+                ));
                 None
             }
         }
     }
 
-    fn meaning(&mut self, row: RowRef, header: &Header, event: Event, issuers: &Issuers, checks: &Checks) -> Meaning {
+    fn meaning(
+        &mut self,
+        row: RowRef,
+        header: &Header,
+        event: Event,
+        issuers: &Issuers,
+        checks: &Checks,
+    ) -> Meaning {
         match event {
             Event::Start { heads, .. } => Meaning::Start { heads },
             Event::Period { previous } => Meaning::Period { previous },
@@ -174,38 +206,70 @@ impl Judged {
             Event::Issuer(facts) => {
                 if let Err(what) = certificate_of(&facts).and_then(Named::read) {
                     self.findings.push(Finding::new(row, what));
-                } else if let Some(Err(what)) = checks.roots.as_ref().map(|roots| roots.lead_to(&facts)) {
+                } else if let Some(Err(what)) =
+                    checks.roots.as_ref().map(|roots| roots.lead_to(&facts))
+                {
                     self.findings.push(Finding::new(row, what));
                 }
                 Meaning::Statement
             }
             Event::Intent(intent) => {
                 let (serial, identity) = (intent.serial.clone(), intent.identity.clone());
-                // A serial that begins with its row's period can be used again in that period alone, where it is looked for.
+                // A serial that begins with its row's period can be used again in that period
+                // alone, where it is looked for.
                 if leading_period(&serial) != Some(row.place.period.yyyymm()) {
-                    self.findings.push(Finding::new(row, "its serial does not begin with its period"));
+                    self.findings.push(Finding::new(
+                        row,
+                        "its serial does not begin with its period",
+                    ));
                 }
                 let (drafted, objection) = drafted(intent, issuers, header);
-                self.findings.extend(objection.map(|what| Finding::new(row, what)));
-                Meaning::Intent { serial, identity, drafted: Some(Box::new(drafted)) }
+                self.findings
+                    .extend(objection.map(|what| Finding::new(row, what)));
+                Meaning::Intent {
+                    serial,
+                    identity,
+                    drafted: Some(Box::new(drafted)),
+                }
             }
-            Event::Issued { intent, signature, certificate } => {
-                Meaning::Issued { intent, signature: Some(Signature { signature, certificate }) }
-            }
+            Event::Issued {
+                intent,
+                signature,
+                certificate,
+            } => Meaning::Issued {
+                intent,
+                signature: Some(Signature {
+                    signature,
+                    certificate,
+                }),
+            },
             Event::Failed { intent, .. } => Meaning::Failed { intent },
             Event::Unknown { intent, .. } => Meaning::Unknown { intent },
-            Event::Repeated { intent, identity, evidence } => {
-                self.findings.extend(proven(Some(&identity), &evidence).err().map(|what| Finding::new(row, what)));
+            Event::Repeated {
+                intent,
+                identity,
+                evidence,
+            } => {
+                self.findings.extend(
+                    proven(Some(&identity), &evidence)
+                        .err()
+                        .map(|what| Finding::new(row, what)),
+                );
                 Meaning::Repeated { intent, identity }
             }
-            Event::Refused { .. } | Event::RefusedGroup(_) | Event::Dropped { .. } => Meaning::Refusal,
-            Event::Ceremony { .. } | Event::Reload { .. } | Event::Clock { .. } | Event::Device(_) | Event::Other { .. } => {
-                Meaning::Statement
+            Event::Refused { .. } | Event::RefusedGroup(_) | Event::Dropped { .. } => {
+                Meaning::Refusal
             }
+            Event::Ceremony { .. }
+            | Event::Reload { .. }
+            | Event::Clock { .. }
+            | Event::Device(_)
+            | Event::Other { .. } => Meaning::Statement,
         }
     }
 
-    /// Holds the last row, if it is an outcome, against its intent, if that stands in the same stretch.
+    /// Holds the last row, if it is an outcome, against its intent, if that stands in the same
+    /// stretch.
     fn pair(&mut self, open: &mut HashMap<Place, usize>, signatures: bool) {
         let (last, earlier) = self.rows.split_last_mut().expect("a row was just added");
         let outcome = last.row;
@@ -222,8 +286,16 @@ impl Judged {
         if named.chain != outcome.chain {
             return;
         }
-        let Some(intent) = open.get(&named.place).map(|at| &mut earlier[*at]) else { return };
-        let Some(Read { meaning: Meaning::Intent { drafted, .. }, .. }) = &mut intent.read else { return };
+        let Some(intent) = open.get(&named.place).map(|at| &mut earlier[*at]) else {
+            return;
+        };
+        let Some(Read {
+            meaning: Meaning::Intent { drafted, .. },
+            ..
+        }) = &mut intent.read
+        else {
+            return;
+        };
         if intent.row.hash != named.hash {
             return;
         }
@@ -247,16 +319,39 @@ fn differing_column(row: &StoredRow, header: &Header, event: &Event) -> Option<&
     // A later version's kind may project what this one does not know.
     let known = !matches!(event, Event::Other { .. });
     [
-        ("period", row.period == i64::from(header.place.period.yyyymm())),
+        (
+            "period",
+            row.period == i64::from(header.place.period.yyyymm()),
+        ),
         ("chain", row.chain == header.chain.0),
         ("seq", u64::try_from(row.seq) == Ok(header.place.seq)),
         ("kind", row.kind == event.kind()),
         ("time", row.time == header.time.micros()),
-        ("serial", !known || row.serial.as_deref() == projection.serial),
-        ("identity", !known || row.identity.as_deref() == projection.identity),
-        ("issuer", !known || row.issuer.as_deref() == projection.issuer),
-        ("ended", !known || row.ended.as_deref() == event.ends(header.chain).as_ref().map(|chain| chain.0.as_slice())),
-        ("profile", !known || row.profile.as_deref() == projection.profile),
+        (
+            "serial",
+            !known || row.serial.as_deref() == projection.serial,
+        ),
+        (
+            "identity",
+            !known || row.identity.as_deref() == projection.identity,
+        ),
+        (
+            "issuer",
+            !known || row.issuer.as_deref() == projection.issuer,
+        ),
+        (
+            "ended",
+            !known
+                || row.ended.as_deref()
+                    == event
+                        .ends(header.chain)
+                        .as_ref()
+                        .map(|chain| chain.0.as_slice()),
+        ),
+        (
+            "profile",
+            !known || row.profile.as_deref() == projection.profile,
+        ),
     ]
     .into_iter()
     .find_map(|(column, same)| (!same).then_some(column))

@@ -1,4 +1,5 @@
-//! Who signs, as the ledger itself says: for an auditor to compare with the certificates that he knows.
+//! Who signs, as the ledger itself says: for an auditor to compare with the certificates that he
+//! knows.
 
 use super::super::event::Hash;
 

@@ -1,5 +1,6 @@
-//! The one thing that cannot be done side by side: following the chains, row after row. Each keeps its head and its open intents; what one
-//! chain says of another is noted until the other's rows have come. Memory holds open intents and the serials of one period.
+//! The one thing that cannot be done side by side: following the chains, row after row. Each keeps
+//! its head and its open intents; what one chain says of another is noted until the other's rows
+//! have come. Memory holds open intents and the serials of one period.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -13,7 +14,8 @@ use super::standing::NamedHead;
 use crate::timestamp::{Period, Timestamp};
 use crate::x509::Serial;
 
-/// Outcomes without an open intent whose intents are looked up in the end; there are none in a ledger that holds.
+/// Outcomes without an open intent whose intents are looked up in the end; there are none in a
+/// ledger that holds.
 const UNEXPLAINED: usize = 10_000;
 
 /// Serials that are remembered as found twice, so that they are not found again.
@@ -48,7 +50,8 @@ pub(super) struct Pass {
     pub(super) report: Report,
     pub(super) findings: Findings,
     pub(super) chains: HashMap<ChainId, Chain>,
-    /// Outcomes, by other chains, of intents that are still to come: the intent's hash, and the outcome.
+    /// Outcomes, by other chains, of intents that are still to come: the intent's hash, and the
+    /// outcome.
     pub(super) early: HashMap<(ChainId, Place), (Hash, RowRef)>,
     pub(super) named: Vec<NamedHead>,
     /// Outcomes by (their chain, their intents' chain), until the first declares the second ended.
@@ -65,10 +68,13 @@ impl Pass {
         self.findings.add(Finding::new(row, what));
     }
 
-    /// Takes in the next page. Returns the outcomes that are still to be held against their intents.
+    /// Takes in the next page. Returns the outcomes that are still to be held against their
+    /// intents.
     pub(super) fn page(&mut self, page: Judged) -> Vec<Pair> {
         self.report.rows += page.count;
-        page.findings.into_iter().for_each(|finding| self.findings.add(finding));
+        page.findings
+            .into_iter()
+            .for_each(|finding| self.findings.add(finding));
         for row in page.rows {
             self.linked(&row);
             if let Some(read) = row.read {
@@ -90,7 +96,9 @@ impl Pass {
         let mut follows = true;
         match chain.head {
             None if place.seq != 0 => {
-                wrong.push("the rows before it are missing: the chain does not begin here".to_owned());
+                wrong.push(
+                    "the rows before it are missing: the chain does not begin here".to_owned(),
+                );
                 follows = false;
             }
             None => {
@@ -103,16 +111,26 @@ impl Pass {
                     wrong.push("its time is before that of the row before".to_owned());
                 }
                 let begins_period = place.period != head.place.period;
-                follows = if begins_period { place.seq == 0 } else { place.seq == head.place.seq + 1 };
+                follows = if begins_period {
+                    place.seq == 0
+                } else {
+                    place.seq == head.place.seq + 1
+                };
                 let names_head = match meaning {
                     Some(Meaning::Period { previous }) => *previous == head,
                     Some(_) => false,
                     None => true,
                 };
                 if !follows {
-                    wrong.push(format!("rows are missing between seq {} of period {} and it", head.place.seq, head.place.period));
+                    wrong.push(format!(
+                        "rows are missing between seq {} of period {} and it",
+                        head.place.seq, head.place.period
+                    ));
                 } else if begins_period && !names_head {
-                    wrong.push("it begins a period and does not name the last row of the one before".to_owned());
+                    wrong.push(
+                        "it begins a period and does not name the last row of the one before"
+                            .to_owned(),
+                    );
                 } else if !begins_period && matches!(meaning, Some(Meaning::Period { .. })) {
                     wrong.push("a period row stands within a period".to_owned());
                 } else if matches!(meaning, Some(Meaning::Start { .. })) {
@@ -123,10 +141,18 @@ impl Pass {
         if follows && !row.is_bound {
             wrong.push("its hash is not that of the row before and its body".to_owned());
         }
-        if row.read.as_ref().is_some_and(|read| read.time.period() != place.period) {
+        if row
+            .read
+            .as_ref()
+            .is_some_and(|read| read.time.period() != place.period)
+        {
             wrong.push("its time is not of its period".to_owned());
         }
-        let time = row.read.as_ref().map(|read| read.time).or(chain.head.map(|(_, time)| time));
+        let time = row
+            .read
+            .as_ref()
+            .map(|read| read.time)
+            .or(chain.head.map(|(_, time)| time));
         chain.head = Some((row.row, time.unwrap_or(Timestamp::from_micros(0))));
         chain.ended |= matches!(meaning, Some(Meaning::End));
         for what in wrong {
@@ -137,11 +163,21 @@ impl Pass {
     fn row(&mut self, row: RowRef, read: Read) {
         match read.meaning {
             Meaning::Start { heads } => {
-                self.named.extend(heads.into_iter().map(|head| NamedHead { head, is_last: false, by: row }));
+                self.named.extend(heads.into_iter().map(|head| NamedHead {
+                    head,
+                    is_last: false,
+                    by: row,
+                }));
             }
             Meaning::ChainEnded { head } => self.declared(row, head),
-            Meaning::Intent { serial, identity, drafted } => self.intent(row, serial, identity, drafted),
-            Meaning::Issued { intent, signature } => self.closed(row, intent, Outcome::Issued(signature)),
+            Meaning::Intent {
+                serial,
+                identity,
+                drafted,
+            } => self.intent(row, serial, identity, drafted),
+            Meaning::Issued { intent, signature } => {
+                self.closed(row, intent, Outcome::Issued(signature))
+            }
             Meaning::Failed { intent } => self.closed(row, intent, Outcome::Failed),
             Meaning::Unknown { intent } => self.closed(row, intent, Outcome::Unknown),
             Meaning::Repeated { intent, identity } => {
@@ -156,17 +192,31 @@ impl Pass {
         self.oldest_open(row, read.oldest_open);
     }
 
-    /// A chain declares another ended, once and for all, after it has filed what that one left open.
+    /// A chain declares another ended, once and for all, after it has filed what that one left
+    /// open.
     fn declared(&mut self, row: RowRef, head: RowRef) {
         self.undeclared.remove(&(row.chain, head.chain));
         let chain = self.chains.entry(head.chain).or_default();
         if std::mem::replace(&mut chain.declared, true) {
-            self.broken(row, format!("the chain of the row that it names was declared ended before: {head}"));
+            self.broken(
+                row,
+                format!("the chain of the row that it names was declared ended before: {head}"),
+            );
         }
-        self.named.push(NamedHead { head, is_last: true, by: row });
+        self.named.push(NamedHead {
+            head,
+            is_last: true,
+            by: row,
+        });
     }
 
-    fn intent(&mut self, row: RowRef, serial: Vec<u8>, identity: Option<String>, drafted: Option<Box<Drafted>>) {
+    fn intent(
+        &mut self,
+        row: RowRef,
+        serial: Vec<u8>,
+        identity: Option<String>,
+        drafted: Option<Box<Drafted>>,
+    ) {
         self.report.intents += 1;
         if !self.serials.is_new(row.place.period, serial) {
             self.broken(row, "its serial was used before");
@@ -176,12 +226,20 @@ impl Pass {
             Some((_, outcome)) => self.broken(outcome, "the intent that it names has another hash"),
             None => {
                 let chain = self.chains.entry(row.chain).or_default();
-                chain.open.insert(row.place, Open { hash: row.hash, identity, drafted });
+                chain.open.insert(
+                    row.place,
+                    Open {
+                        hash: row.hash,
+                        identity,
+                        drafted,
+                    },
+                );
             }
         }
     }
 
-    /// Invariant 2, and one outcome for each intent: in its own chain, or `unknown` in the one that declares that chain ended.
+    /// Invariant 2, and one outcome for each intent: in its own chain, or `unknown` in the one that
+    /// declares that chain ended.
     fn closed(&mut self, row: RowRef, intent: RowRef, outcome: Outcome) {
         let own = intent.chain == row.chain;
         match outcome {
@@ -191,9 +249,19 @@ impl Pass {
         }
         match outcome {
             _ if own => {}
-            Outcome::Issued(_) => self.broken(row, "a certificate was recorded by another chain than its intent"),
-            Outcome::Failed => self.broken(row, "a failure was recorded by another chain than its intent"),
-            Outcome::Unknown => self.undeclared.entry((row.chain, intent.chain)).or_default().push(row),
+            Outcome::Issued(_) => self.broken(
+                row,
+                "a certificate was recorded by another chain than its intent",
+            ),
+            Outcome::Failed => self.broken(
+                row,
+                "a failure was recorded by another chain than its intent",
+            ),
+            Outcome::Unknown => self
+                .undeclared
+                .entry((row.chain, intent.chain))
+                .or_default()
+                .push(row),
         }
         let chain = self.chains.get_mut(&intent.chain);
         if let Some(open) = chain.and_then(|chain| chain.open.remove(&intent.place)) {
@@ -205,7 +273,11 @@ impl Pass {
             }
             if let Outcome::Issued(Some(signature)) = outcome {
                 match open.drafted {
-                    Some(drafted) => self.pairs.push(Pair { outcome: row, drafted, signature }),
+                    Some(drafted) => self.pairs.push(Pair {
+                        outcome: row,
+                        drafted,
+                        signature,
+                    }),
                     None => self.broken(row, "its intent has two outcomes"),
                 }
             }
@@ -216,20 +288,37 @@ impl Pass {
             if self.unexplained.len() < UNEXPLAINED {
                 self.unexplained.push((row, intent));
             } else {
-                self.broken(row, "the intent that it names does not exist or has another outcome");
+                self.broken(
+                    row,
+                    "the intent that it names does not exist or has another outcome",
+                );
             }
         } else if own {
             self.broken(row, "it stands before the intent that it names");
-        } else if self.early.insert((intent.chain, intent.place), (intent.hash, row)).is_some() {
+        } else if self
+            .early
+            .insert((intent.chain, intent.place), (intent.hash, row))
+            .is_some()
+        {
             self.broken(row, "its intent has two outcomes");
         }
     }
 
-    /// A row must not claim that fewer intents are open than are: whoever searches for orphans begins where it says.
+    /// A row must not claim that fewer intents are open than are: whoever searches for orphans
+    /// begins where it says.
     fn oldest_open(&mut self, row: RowRef, claimed: Option<Place>) {
-        let Some((lowest, _)) = self.chains.get(&row.chain).and_then(|chain| chain.open.first_key_value()) else { return };
+        let Some((lowest, _)) = self
+            .chains
+            .get(&row.chain)
+            .and_then(|chain| chain.open.first_key_value())
+        else {
+            return;
+        };
         if claimed.is_none_or(|claimed| claimed > *lowest) {
-            self.broken(row, "it claims that an intent had its outcome which has none yet");
+            self.broken(
+                row,
+                "it claims that an intent had its outcome which has none yet",
+            );
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Reading pages of rows for the workers. Whatever a worker needs of earlier rows, which is little, is kept here: for each chain its last
-//! hash and the issuers that it has named.
+//! Reading pages of rows for the workers. Whatever a worker needs of earlier rows, which is little,
+//! is kept here: for each chain its last hash and the issuers that it has named.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -34,10 +34,22 @@ struct Known {
 
 impl Reading {
     /// Of what comes after `standing`. The snapshot must have begun.
-    pub(super) async fn after(standing: &Standing, database: &mut Database) -> Result<Self, DatabaseError> {
-        let heads = standing.chains.iter().map(|(id, chain)| (*id, chain.head.place)).collect();
+    pub(super) async fn after(
+        standing: &Standing,
+        database: &mut Database,
+    ) -> Result<Self, DatabaseError> {
+        let heads = standing
+            .chains
+            .iter()
+            .map(|(id, chain)| (*id, chain.head.place))
+            .collect();
         let cursor = Cursor::after(database, heads).await?;
-        let mut reading = Self { cursor, chains: HashMap::new(), certificates: HashMap::new(), named: BTreeSet::new() };
+        let mut reading = Self {
+            cursor,
+            chains: HashMap::new(),
+            certificates: HashMap::new(),
+            named: BTreeSet::new(),
+        };
         for (id, chain) in &standing.chains {
             let mut issuers = Issuers::default();
             for (name, certificate) in &chain.issuers {
@@ -45,14 +57,23 @@ impl Reading {
                     issuers.add(name, &named);
                 }
             }
-            reading.chains.insert(*id, Known { last: Some(chain.head.hash), issuers: Arc::new(issuers) });
+            reading.chains.insert(
+                *id,
+                Known {
+                    last: Some(chain.head.hash),
+                    issuers: Arc::new(issuers),
+                },
+            );
         }
         Ok(reading)
     }
 
     /// The issuers that a chain has named so far.
     pub(super) fn issuers(&self, chain: &ChainId) -> Arc<Issuers> {
-        self.chains.get(chain).map(|known| known.issuers.clone()).unwrap_or_default()
+        self.chains
+            .get(chain)
+            .map(|known| known.issuers.clone())
+            .unwrap_or_default()
     }
 
     /// The issuers that were named in what was read.
@@ -61,7 +82,10 @@ impl Reading {
     }
 
     /// The next page; none at the end.
-    pub(super) async fn next(&mut self, database: &mut Database) -> Result<Option<Vec<Stretch>>, DatabaseError> {
+    pub(super) async fn next(
+        &mut self,
+        database: &mut Database,
+    ) -> Result<Option<Vec<Stretch>>, DatabaseError> {
         let rows = self.cursor.next(database).await?;
         Ok((!rows.is_empty()).then(|| self.stretches(rows)))
     }
@@ -71,9 +95,20 @@ impl Reading {
         let mut whole = true;
         for row in rows {
             let place = row.place();
-            if whole || stretches.last().and_then(|stretch| stretch.rows.last()).is_none_or(|last| last.chain != row.chain) {
-                let known = place.and_then(|(chain, _)| self.chains.get(&chain).cloned()).unwrap_or_default();
-                stretches.push(Stretch { issuers: known.issuers, before: known.last, rows: Vec::new() });
+            if whole
+                || stretches
+                    .last()
+                    .and_then(|stretch| stretch.rows.last())
+                    .is_none_or(|last| last.chain != row.chain)
+            {
+                let known = place
+                    .and_then(|(chain, _)| self.chains.get(&chain).cloned())
+                    .unwrap_or_default();
+                stretches.push(Stretch {
+                    issuers: known.issuers,
+                    before: known.last,
+                    rows: Vec::new(),
+                });
             }
             // By the body, which is the truth: the column may be wrong.
             whole = kind_of(&row.body) == Some("issuer");
@@ -85,18 +120,28 @@ impl Reading {
                     Arc::make_mut(&mut known.issuers).add(&id, &named);
                 }
             }
-            stretches.last_mut().expect("the first row begins one").rows.push(row);
+            stretches
+                .last_mut()
+                .expect("the first row begins one")
+                .rows
+                .push(row);
         }
         stretches
     }
 
     /// The issuer that a row names. One that cannot be read is a finding of whoever judges the row.
     fn issuer(&mut self, row: &StoredRow) -> Option<(String, Arc<Named>)> {
-        let Ok((_, Event::Issuer(facts))) = decode(&row.body) else { return None };
+        let Ok((_, Event::Issuer(facts))) = decode(&row.body) else {
+            return None;
+        };
         let certificate = certificate_of(&facts).ok()?;
         if self.named.len() < NAMED {
             let roots = facts.roots.iter().map(|root| sha256(root)).collect();
-            self.named.insert(NamedIssuer { id: facts.id.clone(), certificate: sha256(certificate), roots });
+            self.named.insert(NamedIssuer {
+                id: facts.id.clone(),
+                certificate: sha256(certificate),
+                roots,
+            });
         }
         let named = self.named(certificate)?;
         Some((facts.id, named))
@@ -108,7 +153,8 @@ impl Reading {
             return Some(known.clone());
         }
         let named = Named::read(certificate).ok()?;
-        self.certificates.insert(certificate.to_owned(), named.clone());
+        self.certificates
+            .insert(certificate.to_owned(), named.clone());
         Some(named)
     }
 }

@@ -1,5 +1,6 @@
-//! Rows that say that a certificate was given out again: it must have been issued before, to the identity that asked again. Certificates go
-//! out again within a minute or so, therefore the newest of the chain that is being read are kept; the others are looked up in the end.
+//! Rows that say that a certificate was given out again: it must have been issued before, to the
+//! identity that asked again. Certificates go out again within a minute or so, therefore the newest
+//! of the chain that is being read are kept; the others are looked up in the end.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -10,7 +11,8 @@ use super::super::query::{Entry, ReadError, outcome_in_own_chain};
 /// Certificates of one chain that are kept: more than a daemon gives out again.
 const RECENT: usize = 65_536;
 
-/// Intents that are looked up in the end: those of chains that their daemon has lost, and of rows that were not read.
+/// Intents that are looked up in the end: those of chains that their daemon has lost, and of rows
+/// that were not read.
 const ELSEWHERE: usize = 100_000;
 
 const NOT_ISSUED: &str = "the intent that it names has not become a certificate";
@@ -40,21 +42,38 @@ impl Certificates {
 
     /// What is still to be looked up: intent, identity, and the row that names them.
     pub(super) fn take_elsewhere(&mut self) -> Vec<(RowRef, String, RowRef)> {
-        std::mem::take(&mut self.elsewhere).into_iter().map(|((intent, identity), row)| (intent, identity, row)).collect()
+        std::mem::take(&mut self.elsewhere)
+            .into_iter()
+            .map(|((intent, identity), row)| (intent, identity, row))
+            .collect()
     }
 
-    /// What is wrong with a row that gives the certificate of `intent` to `identity` again, as far as that can be said now.
-    pub(super) fn repeated(&mut self, row: RowRef, intent: RowRef, identity: String) -> Result<(), &'static str> {
-        let kept = if self.chain == Some(intent.chain) && row.chain == intent.chain { self.recent.get(&intent.place) } else { None };
+    /// What is wrong with a row that gives the certificate of `intent` to `identity` again, as far
+    /// as that can be said now.
+    pub(super) fn repeated(
+        &mut self,
+        row: RowRef,
+        intent: RowRef,
+        identity: String,
+    ) -> Result<(), &'static str> {
+        let kept = if self.chain == Some(intent.chain) && row.chain == intent.chain {
+            self.recent.get(&intent.place)
+        } else {
+            None
+        };
         match kept {
-            Some((hash, _)) if *hash != intent.hash => Err("the intent that it names has another hash"),
+            Some((hash, _)) if *hash != intent.hash => {
+                Err("the intent that it names has another hash")
+            }
             Some((_, issued_to)) if issued_to.as_ref() != Some(&identity) => Err(OTHER_IDENTITY),
             Some(_) => Ok(()),
             None if self.elsewhere.len() < ELSEWHERE => {
                 self.elsewhere.entry((intent, identity)).or_insert(row);
                 Ok(())
             }
-            None => Err("so many rows give out certificates that were not issued just before that they cannot be looked up"),
+            None => Err(
+                "so many rows give out certificates that were not issued just before that they cannot be looked up",
+            ),
         }
     }
 }
@@ -70,12 +89,18 @@ pub(super) async fn looked_up(
     let Some(stored) = stored.filter(|stored| stored.hash == intent.hash) else {
         return Ok(Some("the intent that it names does not exist"));
     };
-    let Event::Intent(drafted) = Entry::try_from(&stored)?.event else { return Ok(Some("what it names is no intent")) };
+    let Event::Intent(drafted) = Entry::try_from(&stored)?.event else {
+        return Ok(Some("what it names is no intent"));
+    };
     if drafted.identity.as_deref() != Some(identity) {
         return Ok(Some(OTHER_IDENTITY));
     }
-    let issued = outcome_in_own_chain(database, intent).await?.filter(|outcome| matches!(outcome.event, Event::Issued { .. }));
-    let Some(issued) = issued.map(|outcome| outcome.reference()) else { return Ok(Some(NOT_ISSUED)) };
+    let issued = outcome_in_own_chain(database, intent)
+        .await?
+        .filter(|outcome| matches!(outcome.event, Event::Issued { .. }));
+    let Some(issued) = issued.map(|outcome| outcome.reference()) else {
+        return Ok(Some(NOT_ISSUED));
+    };
     let later = issued.chain == row.chain && issued.place > row.place;
     Ok(later.then_some("it stands before the certificate that it gives out again"))
 }

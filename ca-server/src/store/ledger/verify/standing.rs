@@ -1,4 +1,5 @@
-//! Where a verification stands: what it must know of the rows that it has read to go on with those that come later.
+//! Where a verification stands: what it must know of the rows that it has read to go on with those
+//! that come later.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +22,8 @@ pub(super) struct Standing {
     pub(super) early: Vec<(RowRef, RowRef)>,
     /// What was not held against the named chains yet.
     pub(super) named: Vec<NamedHead>,
-    /// Outcomes in other chains than their intents', whose chain has not declared that chain ended yet: intent's chain, outcome.
+    /// Outcomes in other chains than their intents', whose chain has not declared that chain ended
+    /// yet: intent's chain, outcome.
     pub(super) undeclared: Vec<(ChainId, RowRef)>,
 }
 
@@ -34,7 +36,8 @@ pub(super) struct ChainStanding {
     pub(super) ended: bool,
     /// Another chain has declared it ended.
     pub(super) declared: bool,
-    /// Id and certificate of every issuer that it has named, those of one id in the order in which they were named.
+    /// Id and certificate of every issuer that it has named, those of one id in the order in which
+    /// they were named.
     pub(super) issuers: Vec<(String, Vec<u8>)>,
     /// Its intents without an outcome.
     pub(super) open: Vec<(Place, Hash)>,
