@@ -174,11 +174,17 @@ impl Pkcs11Device {
             };
         }
         let signature = self.sign(PROBE);
-        // Another key that signs says nothing against the library.
-        self.session.member().probed(signature.is_ok());
-        if self.public_key.verify(PROBE, &signature?) {
+        let is_it = signature
+            .as_ref()
+            .map(|octets| self.public_key.verify(PROBE, octets));
+        // Another key that signs says nothing of the library: it may work, or sign wrongly.
+        if !matches!(is_it, Ok(false)) {
+            self.session.member().probed(is_it.is_ok());
+        }
+        if is_it.is_ok_and(|is_it| is_it) {
             return Ok(());
         }
+        signature?;
         Err(SignError::WrongKey(format!(
             "{} is another key than expected: the token tells no public key of it, and what it signs is not of the key {}",
             self.name,

@@ -231,9 +231,10 @@ impl Token {
             answer => answer?,
         };
         login.may = MayTry::Carefully;
-        login.was_tried = true;
+        let mut was_tried = login.was_tried;
         let answer = match &login.anchor {
             Some(anchor) => anchor.get().and_then(|session| {
+                was_tried = true;
                 tell(tried_at, LoginEvent::Begun);
                 session.login(UserType::User, Some(&pin))
             }),
@@ -244,6 +245,7 @@ impl Token {
                 )));
             }
         };
+        login.was_tried = was_tried;
         let refused = matches!(&answer, Err(Error::Pkcs11(rv, _)) if may_have_cost_a_try(*rv));
         if let Some(mark) = mark {
             if refused {

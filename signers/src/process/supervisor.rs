@@ -51,8 +51,9 @@ const TRIES: u32 = 5;
 const TRIES_HUNG: u32 = 2;
 
 /// Processes that die inside C_Login, one after the other, before nobody tries the PIN again
-/// without an order: the first may have been an accident. One that is killed because its device
-/// does not answer does not count, or an outage of a device would wait for an operator.
+/// without an order: the first may have been an accident. Once one has served, one that is killed
+/// because its device does not answer does not count, or an outage of a device would wait for an
+/// operator; before, nobody has seen the PIN accepted, and one is enough.
 const DEATHS_INSIDE_LOGIN: u32 = 2;
 
 /// How long a process may take to end by itself: it gives its threads two seconds.
@@ -592,8 +593,6 @@ impl Supervisor {
                     }
                 }
             };
-            // Where it took too long, its process goes with it.
-            drop(attempt);
             let error = match opened {
                 Ok(Ok((link, replies, troubles))) => {
                     (self.pause, self.died_logging_in, self.came_through) =

@@ -19,8 +19,8 @@ use super::sqlite;
 use super::sqlite::whole::broken;
 use crate::timestamp::{Period, Timestamp};
 
-/// Somebody else who makes the same roles is not waited for without end; what writers wait for sets
-/// a limit of its own.
+/// Of `migrate` and `detach`: nobody else's lock is waited for without end; what writers wait for
+/// has a shorter limit of its own.
 pub(super) const SESSION: Session = Session {
     name: "ca-server migrate",
     settings: &[("search_path", SCHEMA), ("lock_timeout", "10s")],
