@@ -1,7 +1,8 @@
 //! What the documents say of the sources is true: each test that a table of a document names
-//! exists, each message that docs/signers.md explains is said, and the other way round. What
-//! sources and documents cite exists too: the cases and sections of docs/istio-contract.md, the
-//! invariants of docs/invariants.md, and the file and heading to which a link leads.
+//! exists, and each function and type that docs/guide/follow-one-csr.md names behind a link; each
+//! message that docs/signers.md explains is said, and the other way round. What sources and
+//! documents cite exists too: the cases and sections of docs/istio-contract.md, the invariants of
+//! docs/invariants.md, and the file and heading to which a link leads.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -552,4 +553,51 @@ fn every_document_that_a_file_names_exists() {
         "documents that are not there: {missing:#?}"
     );
     assert!(looked_at > 50, "{looked_at} names were found");
+}
+
+/// Whether a source declares a function or a type of this name.
+fn declares(source: &str, name: &str) -> bool {
+    source
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .any(|line| {
+            let words: Vec<&str> = line
+                .split(|sign: char| !sign.is_alphanumeric() && sign != '_')
+                .collect();
+            words.windows(2).any(|pair| {
+                ["fn", "struct", "enum", "trait", "type"].contains(&pair[0]) && pair[1] == name
+            })
+        })
+}
+
+#[test]
+fn what_the_path_of_a_csr_names_behind_a_link_to_a_source_is_declared_there() {
+    let page = Path::new(ROOT).join("docs/guide/follow-one-csr.md");
+    let text = std::fs::read_to_string(&page).expect("text");
+    let (mut looked_at, mut gone) = (0, Vec::<String>::new());
+    for link in text.split("](").skip(1) {
+        let Some((path, mut rest)) = link
+            .split_once(')')
+            .filter(|(path, _)| path.ends_with(".rs"))
+        else {
+            continue;
+        };
+        let source = page.parent().expect("a directory").join(path);
+        let source = std::fs::read_to_string(source).expect("a source");
+        // One name or several: `a`, `b`.
+        while let Some((name, behind)) = rest
+            .trim_start_matches([' ', '\n', ','])
+            .strip_prefix('`')
+            .and_then(|rest| rest.split_once('`'))
+        {
+            looked_at += 1;
+            gone.extend((!declares(&source, name)).then(|| format!("{path}: {name}")));
+            rest = behind;
+        }
+    }
+    assert!(
+        gone.is_empty(),
+        "names that are not declared there: {gone:#?}"
+    );
+    assert!(looked_at >= 12, "{looked_at} names were found");
 }
