@@ -724,6 +724,8 @@ fn registered<C: prometheus::core::Collector + Clone + 'static>(
     registry: &Registry,
     collector: C,
 ) -> C {
+    #[cfg(test)]
+    tests::note(&collector);
     registry.register(Box::new(collector.clone())).expect(LEGAL);
     collector
 }
@@ -767,4 +769,58 @@ fn histograms(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> H
         )
         .expect(LEGAL),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::BTreeMap;
+
+    use prometheus::core::Collector;
+
+    use super::*;
+
+    thread_local! {
+        /// A line of the reference page for each family: the library gathers none without series.
+        static FAMILIES: RefCell<BTreeMap<String, String>> = RefCell::default();
+    }
+
+    /// Remembers what is registered by this thread.
+    pub(super) fn note(collector: &impl Collector) {
+        let described = collector.desc();
+        for (family, described) in collector.collect().iter().zip(described) {
+            let kind = format!("{:?}", family.get_field_type()).to_lowercase();
+            let labels: Vec<String> = described
+                .variable_labels
+                .iter()
+                .map(|label| format!("`{label}`"))
+                .collect();
+            let name = described.fq_name.clone();
+            let line = format!(
+                "| `{name}` | {kind} | {} | {} |",
+                labels.join(", "),
+                described.help
+            );
+            FAMILIES.with_borrow_mut(|families| families.insert(name, line));
+        }
+    }
+
+    #[test]
+    fn the_reference_page_lists_every_family_with_its_help_text() {
+        drop(Metrics::new());
+        let lines = FAMILIES.take();
+        assert!(lines.len() > 30, "{lines:#?}");
+        let table: Vec<&str> = lines.values().map(String::as_str).collect();
+        let page = include_str!("../../docs/reference/metrics.md");
+        let listed: Vec<&str> = page
+            .lines()
+            .filter(|line| line.starts_with("| `c") && line.matches(" | ").count() == 3)
+            .collect();
+        assert_eq!(
+            listed,
+            table,
+            "docs/reference/metrics.md should have\n{}\n",
+            table.join("\n")
+        );
+    }
 }
