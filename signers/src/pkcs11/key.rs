@@ -173,18 +173,16 @@ impl Pkcs11Device {
                 Proof::Signature => self.prove_it_signs(),
             };
         }
-        let signature = self.sign(PROBE);
-        let is_it = signature
-            .as_ref()
-            .map(|octets| self.public_key.verify(PROBE, octets));
+        let is_it = self
+            .sign(PROBE)
+            .map(|signature| self.public_key.verify(PROBE, &signature));
         // Another key that signs says nothing of the library: it may work, or sign wrongly.
         if !matches!(is_it, Ok(false)) {
             self.session.member().probed(is_it.is_ok());
         }
-        if is_it.is_ok_and(|is_it| is_it) {
+        if is_it? {
             return Ok(());
         }
-        signature?;
         Err(SignError::WrongKey(format!(
             "{} is another key than expected: the token tells no public key of it, and what it signs is not of the key {}",
             self.name,
