@@ -310,33 +310,24 @@ fn every_section_that_is_cited_says_of_what_and_the_contract_has_its_own() {
 /// Every sentence, of at least three words, in the string literals of the sources under
 /// `directory`, `…` for each value in it.
 fn sentences(directory: &str, but: &[&str]) -> BTreeSet<String> {
+    let directory = Path::new(ROOT).join(directory);
     let mut found = BTreeSet::new();
-    let mut open = vec![Path::new(ROOT).join(directory)];
-    while let Some(path) = open.pop() {
-        let name = path
-            .file_name()
-            .expect("named")
-            .to_string_lossy()
-            .into_owned();
-        if path.is_dir() {
-            open.extend(
-                std::fs::read_dir(path)
-                    .expect("readable")
-                    .map(|entry| entry.expect("readable").path()),
-            );
-        } else if name.ends_with(".rs") && name != "tests.rs" && !but.contains(&name.as_str()) {
-            let text = std::fs::read_to_string(&path).expect("text");
-            let code = &text[..text.find("#[cfg(test)]\nmod tests {").unwrap_or(text.len())];
-            let lines: Vec<&str> = code
-                .lines()
-                .map(|line| line.split("//").next().unwrap_or_default())
-                .collect();
-            found.extend(
-                literals(&lines.join("\n"))
-                    .map(|literal| plain(&literal))
-                    .filter(|said| said.split_whitespace().count() >= 3),
-            );
+    for path in files(&["rs"]) {
+        let passed_by = path.ends_with("tests.rs") || but.iter().any(|name| path.ends_with(name));
+        if passed_by || !path.starts_with(&directory) {
+            continue;
         }
+        let text = std::fs::read_to_string(&path).expect("text");
+        let code = &text[..text.find("#[cfg(test)]\nmod tests {").unwrap_or(text.len())];
+        let lines: Vec<&str> = code
+            .lines()
+            .map(|line| line.split("//").next().unwrap_or_default())
+            .collect();
+        found.extend(
+            literals(&lines.join("\n"))
+                .map(|literal| plain(&literal))
+                .filter(|said| said.split_whitespace().count() >= 3),
+        );
     }
     found
 }
